@@ -1,0 +1,36 @@
+"""Everything that can be wrong with a user's input, as one family of exceptions.
+
+Each message says what is wrong, what was expected, and what to do next, in one line.
+"""
+
+
+class RtdetrError(Exception):
+    """Base of every error that this project raises for a user's input."""
+
+
+class OptionError(RtdetrError, ValueError):
+    """An option or argument is outside its allowed values."""
+
+
+class CheckpointError(RtdetrError):
+    """A file is no checkpoint of an RT-DETR model."""
+
+
+class ArtifactError(RtdetrError):
+    """A file is no model that can be run here."""
+
+
+class ImageError(RtdetrError):
+    """An image can't be read or has no usable content."""
+
+
+class OutputError(RtdetrError):
+    """A result can't be written."""
+
+
+class ExportError(RtdetrError):
+    """A model can't be exported, or the exported file disagrees with it."""
+
+
+class MissingPackageError(RtdetrError, ImportError):
+    """An optional package is needed for what was asked."""

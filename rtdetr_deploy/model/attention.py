@@ -1,0 +1,42 @@
+"""Multi-head attention with the parameter names of the released checkpoints.
+
+    query, key_value content   (B, N, D)
+    position                   (B, N, D) or (1, N, D), added to query and key, never to the value
+    output                     (B, N, D)
+
+Written as plain matrix products, so that the exported graph holds two MatMuls and one Softmax.
+Formula: softmax(Q K^T / sqrt(D / heads)) V (arXiv 1706.03762, equation 1).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class SelfAttention(nn.Module):
+    """Attention of a set of tokens to itself; `in_proj_weight` stacks the projections of query, key and value."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, content: Tensor, position: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`mask` (N, N) is added to the attention scores: 0 where a query may see a key, -inf where it may not."""
+        width = content.shape[-1]
+        dim = width // self.heads
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        query_key = functional.linear(content + position, weight[: 2 * width], bias[: 2 * width])
+        value = functional.linear(content, weight[2 * width :], bias[2 * width :])
+        query, key = query_key.unflatten(-1, (2, self.heads, dim)).unbind(-3)  # (B, N, heads, dim)
+        value = value.unflatten(-1, (self.heads, dim))
+        scores = (query * dim**-0.5).transpose(1, 2) @ key.permute(0, 2, 3, 1)  # (B, heads, N, N)
+        if mask is not None:
+            scores = scores + mask
+        mixed = torch.softmax(scores, dim=-1) @ value.transpose(1, 2)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

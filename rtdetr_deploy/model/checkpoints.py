@@ -1,0 +1,228 @@
+"""Loading of trained weights: released files, fine-tuned ones, bare state dicts, safetensors.
+
+A released file is `{"ema": {"module": state}, "model": state, ...}`. Nothing in a file is ever executed: pickles are
+read with `weights_only=True`. The architecture is read off the shapes (see `describe`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rtdetr_deploy.classes import check_class_names, default_class_names
+from rtdetr_deploy.errors import CheckpointError, OptionError
+from rtdetr_deploy.model.describe import describe, expected_shapes, nearest_variant
+from rtdetr_deploy.model.rtdetr import RTDETR
+from rtdetr_deploy.model.variants import Variant, find_variant
+
+State = dict[str, Tensor]
+
+# RT-DETR (v1) called some modules by position that RT-DETRv2 calls by name.
+_RENAMED = (
+    (re.compile(r"^(encoder\.input_proj\.\d+)\.0\."), r"\1.conv."),
+    (re.compile(r"^(encoder\.input_proj\.\d+)\.1\."), r"\1.norm."),
+    (re.compile(r"^decoder\.enc_output\.0\."), "decoder.enc_output.proj."),
+    (re.compile(r"^decoder\.enc_output\.1\."), "decoder.enc_output.norm."),
+)
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
+_DERIVED = re.compile(r"(^decoder\.(anchors|valid_mask)|\.num_points_scale|\.num_batches_tracked)$")
+_TRAINING_ONLY = "decoder.denoising_class_embed."
+_CLASS_NAME_KEYS = ("class_names", "classes", "names")
+_NAMED_KEYS = 3
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model in eval mode and what is known about it; `digest` is the file's SHA-256 in hex."""
+
+    model: RTDETR
+    class_names: tuple[str, ...]
+    digest: str
+
+    @property
+    def variant(self) -> Variant:
+        """The architecture that was read off the file."""
+        return self.model.variant
+
+
+def load_checkpoint(
+    path: str | Path,
+    *,
+    variant: str | None = None,
+    decoder_layers: int | None = None,
+    queries: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Checkpoint:
+    """Load a `.pth`, `.pt` or `.safetensors` file into a model that runs the first `decoder_layers` layers.
+
+    Exponential moving averages are preferred where the file has them. `variant` says what shapes can't tell: the
+    number of layers that run by default, and discrete sampling (`r18-dsp`). Class names come from `class_names`,
+    else from the file, else they are COCO's for 80 classes or `class 0`, `class 1`, ...
+
+    Raises `CheckpointError` when the file is no such checkpoint, `OptionError` for arguments that don't fit it.
+    """
+    path = Path(path)
+    content, stored_names = _read(path)
+    tensors = _canonical(_find_state(content, path))
+    architecture = _decide_variant(tensors, variant, path)
+    if queries is not None:
+        if not 1 <= queries <= architecture.queries:
+            raise OptionError(f"{queries} queries asked for; choose 1 to {architecture.queries}")
+        architecture = replace(architecture, queries=queries)
+    model = RTDETR(architecture, decoder_layers)
+    _fill(model, tensors)
+    names = _decide_names(class_names, stored_names, architecture.classes, path)
+    return Checkpoint(model.eval(), names, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _read(path: Path) -> tuple[Any, Any]:
+    """Return the content of the file and the class names stored beside the weights (None where there are none)."""
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; name the checkpoint file in it")
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    if path.suffix == ".onnx":
+        raise CheckpointError(f"{path} is an exported model already; --weights takes a .pth, .pt or .safetensors file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)|Unsupported (?:class|global)\W+(\S+)", str(error))
+        if wanted:
+            raise CheckpointError(
+                f"{path} holds more than tensors ({wanted[1] or wanted[2]}) and is not opened, because unpickling it "
+                f"could run code; save the state dict alone: torch.save({{'model': model.state_dict()}}, ...)"
+            ) from error
+        raise CheckpointError(f"{path} is not a checkpoint: expected a file written by torch.save") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # torch reports damaged files with many types
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint (damaged or incomplete?): expected a file written by torch.save"
+        ) from error
+    names = next((content[key] for key in _CLASS_NAME_KEYS if key in content), None) if _is_map(content) else None
+    return content, names
+
+
+def _read_safetensors(path: Path) -> tuple[Any, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no iteration of its own)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+    stored = next((metadata[key] for key in _CLASS_NAME_KEYS if key in metadata), None)
+    if stored is None:
+        return state, None
+    try:
+        return state, json.loads(stored)
+    except ValueError:
+        return state, stored.split(",")
+
+
+def _is_map(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _find_state(content: Any, path: Path) -> State:
+    """Return the state dict inside a released layout or the file itself."""
+    if _is_map(content):
+        ema = content.get("ema")
+        candidates = (ema.get("module") if _is_map(ema) else None, content.get("model"), content)
+        for candidate in candidates:
+            if _is_map(candidate):
+                state = {str(key): value for key, value in candidate.items() if isinstance(value, Tensor)}
+                if state:
+                    return state
+    raise CheckpointError(
+        f"{path} holds no weights: expected {{'ema': {{'module': ...}}}}, {{'model': ...}} or a plain state dict"
+    )
+
+
+def _canonical(state: State) -> State:
+    """Strip wrappers, use RT-DETRv2's names, keep learned tensors only, as float32 (half-precision files too)."""
+    result = {}
+    for key, value in state.items():
+        name = _WRAPPERS.sub("", key)
+        for pattern, replacement in _RENAMED:
+            name = pattern.sub(replacement, name)
+        if not _DERIVED.search(name):
+            result[name] = value.float()
+        elif name.endswith(".num_points_scale"):
+            result[name] = value
+    return result
+
+
+def _decide_variant(tensors: State, asked: str | None, path: Path) -> Variant:
+    scales = {key: value for key, value in tensors.items() if key.endswith(".num_points_scale")}
+    for key in scales:
+        del tensors[key]
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    if not any(key.startswith("decoder.") for key in shapes):
+        raise CheckpointError(
+            f"{path} has no detection head (no key starts with 'decoder.'; the first is {next(iter(shapes), None)!r}): "
+            f"is it a backbone or another model?"
+        )
+    wanted = find_variant(asked) if asked is not None else None
+    points_scale = next(iter(scales.values()), None)
+    found = describe(shapes, points_scale.flatten().tolist() if points_scale is not None else None)
+    if found is None or (problems := _compare(shapes, expected_shapes(found))):
+        nearest = wanted or nearest_variant(shapes)
+        problems = _compare(shapes, expected_shapes(nearest if found is None else found))
+        name = nearest.name if found is None else found.name
+        raise CheckpointError(f"{path} is no RT-DETR checkpoint that is known here; nearest is {name}: {problems}")
+    if wanted is None:
+        return found
+    if (wanted.backbone, wanted.width, wanted.expansion) != (found.backbone, found.width, found.expansion):
+        raise CheckpointError(f"{path} holds {found.name}, not {wanted.name}; leave --variant out")
+    return replace(
+        found, name=wanted.name, layers=min(wanted.layers, found.built_layers), sampling=wanted.sampling
+    )
+
+
+def _compare(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
+    """Say in one line how two parameter lists differ; empty where they agree."""
+    missing = [key for key in expected if key not in found and not key.startswith(_TRAINING_ONLY)]
+    unexpected = [key for key in found if key not in expected]
+    other = [
+        f"{key} {found[key]} instead of {shape}"
+        for key, shape in expected.items()
+        if key in found and found[key] != shape
+    ]
+    parts = []
+    for title, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", other)):
+        if keys:
+            more = ", ..." if len(keys) > _NAMED_KEYS else ""
+            parts.append(f"{len(keys)} {title} ({', '.join(keys[:_NAMED_KEYS])}{more})")
+    return "; ".join(parts)
+
+
+def _fill(model: RTDETR, tensors: State) -> None:
+    """Load with strict=True; what the file leaves out by design keeps the model's own values."""
+    own = model.state_dict()
+    state = {key: tensors.get(key, own[key]) for key in own}
+    model.load_state_dict(state, strict=True)
+
+
+def _decide_names(given: Sequence[str] | None, stored: Any, count: int, path: Path) -> tuple[str, ...]:
+    if given is not None:
+        return check_class_names(given, count, "the list of classes")
+    if stored is None:
+        return default_class_names(count)
+    if isinstance(stored, Mapping):
+        stored = [stored[key] for key in sorted(stored, key=int)]
+    if isinstance(stored, Sequence) and not isinstance(stored, str):
+        return check_class_names([str(name) for name in stored], count, f"{path} (override with --classes)")
+    raise CheckpointError(f"{path} stores class names that are no list: {type(stored).__name__}; pass --classes")

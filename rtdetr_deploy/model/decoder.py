@@ -1,0 +1,147 @@
+"""Decoder: query selection, then layers that each refine Q boxes and have class and box heads of their own.
+
+    input    3 maps (B, D_encoder, H/s, W/s)   s = 8, 16, 32
+    output   per layer: class logits (B, Q, K) and boxes (B, Q, 4) as cxcywh in [0, 1]
+
+Because every layer has its own heads, the first k layers are a complete model without retraining (arXiv 2304.08069,
+section 5.4). Parameter names follow the released checkpoints (strict=True).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rtdetr_deploy.model.attention import SelfAttention
+from rtdetr_deploy.model.conv_norm import ConvNorm
+from rtdetr_deploy.model.deformable_attention import DeformableAttention, Shapes
+from rtdetr_deploy.model.query_selection import Selection, select_queries
+from rtdetr_deploy.model.variants import DECODER_WIDTH, HEADS, Variant
+
+FEEDFORWARD = 1024
+LOGIT_LIMIT = 11.512925
+"""logit(1 - 1e-5): the released code clamps boxes to [1e-5, 1 - 1e-5] before taking their logit. Clamping the logit
+itself is the same function and needs no 1 - 1e-5, which half precision can't hold."""
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    """One entry per layer that ran: logits (B, Q, K) and boxes (B, Q, 4); and the encoder's selection."""
+
+    logits: list[Tensor]
+    boxes: list[Tensor]
+    selection: Selection
+
+
+class Mlp(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, width_in: int, hidden: int, width_out: int, count: int) -> None:
+        super().__init__()
+        widths = [width_in, *([hidden] * (count - 1)), width_out]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = functional.relu(layer(x))
+        return last(x)  # type: ignore[no-any-return]
+
+
+class SelectionProjection(nn.Module):
+    """Linear and LayerNorm before the selection's heads; invalid tokens enter as zeros. `(B, T, D) -> (B, T, D)`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, memory: Tensor) -> Tensor:
+        return self.norm(self.proj(memory))  # type: ignore[no-any-return]
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, deformable cross-attention, feed-forward; each added and normalized (post-norm)."""
+
+    def __init__(self, variant: Variant, width: int = DECODER_WIDTH) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(width, HEADS)
+        self.norm1 = nn.LayerNorm(width)
+        self.cross_attn = DeformableAttention(variant.points, variant.sampling)
+        self.norm2 = nn.LayerNorm(width)
+        self.linear1 = nn.Linear(width, FEEDFORWARD)
+        self.linear2 = nn.Linear(FEEDFORWARD, width)
+        self.norm3 = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        content: Tensor,
+        position: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        shapes: Shapes,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        content = self.norm1(content + self.self_attn(content, position, mask))
+        content = self.norm2(content + self.cross_attn(content + position, reference, memory, shapes))
+        return self.norm3(content + self.linear2(functional.relu(self.linear1(content))))  # type: ignore[no-any-return]
+
+
+class DecoderLayers(nn.Module):
+    """Holds the layers under the name that released checkpoints use (`decoder.decoder.layers`)."""
+
+    def __init__(self, variant: Variant, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(variant) for _ in range(count))
+
+
+class Decoder(nn.Module):
+    """Query selection and the first `layers` decoder layers."""
+
+    def __init__(self, variant: Variant, layers: int) -> None:
+        super().__init__()
+        width, classes = DECODER_WIDTH, variant.classes
+        self.queries = variant.queries
+        self.input_proj = nn.ModuleList(ConvNorm(variant.width, width, 1) for _ in range(3))
+        self.decoder = DecoderLayers(variant, layers)
+        self.denoising_class_embed = nn.Embedding(classes + 1, width, padding_idx=classes)
+        self.query_pos_head = Mlp(4, 2 * width, width, 2)
+        self.enc_output = SelectionProjection(width)
+        self.enc_score_head = nn.Linear(width, classes)
+        self.enc_bbox_head = Mlp(width, width, 4, 3)
+        self.dec_score_head = nn.ModuleList(nn.Linear(width, classes) for _ in range(layers))
+        self.dec_bbox_head = nn.ModuleList(Mlp(width, width, 4, 3) for _ in range(layers))
+
+    def forward(self, maps: list[Tensor]) -> DecoderOutput:
+        shapes = [(int(x.shape[2]), int(x.shape[3])) for x in maps]
+        levels = [project(x).flatten(2).transpose(1, 2) for project, x in zip(self.input_proj, maps, strict=True)]
+        memory = torch.cat(levels, dim=1)
+        selection = select_queries(
+            memory,
+            shapes,
+            self.queries,
+            project=self.enc_output,
+            score=self.enc_score_head,
+            box=self.enc_bbox_head,
+        )
+        logits, boxes = self.refine(selection.content, selection.reference, memory, shapes)
+        return DecoderOutput(logits, boxes, selection)
+
+    def refine(
+        self, content: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes, mask: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Run the layers from `content` (B, Q, D) and box logits `reference` (B, Q, 4); one output per layer."""
+        logits, boxes = [], []
+        box = torch.sigmoid(reference)
+        for layer, score_head, box_head in zip(
+            self.decoder.layers, self.dec_score_head, self.dec_bbox_head, strict=True
+        ):
+            content = layer(content, self.query_pos_head(box), box, memory, shapes, mask)
+            reference = box_head(content) + reference.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+            box = torch.sigmoid(reference)
+            logits.append(score_head(content))
+            boxes.append(box)
+        return logits, boxes

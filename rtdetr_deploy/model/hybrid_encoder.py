@@ -1,0 +1,129 @@
+"""Hybrid encoder: attention inside the coarsest level (AIFI), convolution across levels (CCFF).
+
+    input    3 maps  (B, C_l, H/s, W/s)   s = 8, 16, 32   C_l = backbone channels
+    output   3 maps  (B, D,   H/s, W/s)   same strides    D   = variant.width
+
+Paper: arXiv 2304.08069, section 4.2. Parameter names follow the released checkpoints (strict=True).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rtdetr_deploy.model.attention import SelfAttention
+from rtdetr_deploy.model.conv_norm import ConvNorm
+from rtdetr_deploy.model.variants import HEADS, Variant
+
+REPVGG_BLOCKS = 3
+
+
+@lru_cache(maxsize=32)
+def position_embedding(height: int, width: int, channels: int) -> Tensor:
+    """Return the sine-cosine embedding `(1, height * width, channels)`, float32 in [-1, 1].
+
+    Channels are [sin x, cos x, sin y, cos y] with `channels / 4` frequencies 1 / 10000^(i / (channels / 4)).
+    Rows are x-major although the tokens are y-major: the released models were trained that way.
+    """
+    quarter = channels // 4
+    frequency = 1.0 / 10000.0 ** (np.arange(quarter) / quarter)
+    x, y = np.meshgrid(np.arange(width), np.arange(height), indexing="ij")
+    angle_x = x.reshape(-1, 1) * frequency
+    angle_y = y.reshape(-1, 1) * frequency
+    table = np.concatenate([np.sin(angle_x), np.cos(angle_x), np.sin(angle_y), np.cos(angle_y)], axis=1)
+    return torch.from_numpy(table[None].astype(np.float32))
+
+
+class AifiLayer(nn.Module):
+    """Post-norm transformer layer with GELU. `(B, N, D) -> (B, N, D)`."""
+
+    def __init__(self, width: int, feedforward: int) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(width, HEADS)
+        self.linear1 = nn.Linear(width, feedforward)
+        self.linear2 = nn.Linear(feedforward, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
+        tokens = self.norm1(tokens + self.self_attn(tokens, position))
+        return self.norm2(tokens + self.linear2(functional.gelu(self.linear1(tokens))))  # type: ignore[no-any-return]
+
+
+class Aifi(nn.Module):
+    """Attention-based intra-scale feature interaction on S5. `(B, D, h, w) -> (B, D, h, w)`."""
+
+    def __init__(self, width: int, feedforward: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([AifiLayer(width, feedforward)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels, height, width = int(x.shape[1]), int(x.shape[2]), int(x.shape[3])
+        position = position_embedding(height, width, channels).to(x)
+        tokens = x.flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            tokens = layer(tokens, position)
+        return tokens.transpose(1, 2).reshape(-1, channels, height, width)
+
+
+class RepVggBlock(nn.Module):
+    """SiLU(BN(conv 3x3) + BN(conv 1x1)), no identity branch (arXiv 2101.03697)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(channels, channels, 3)
+        self.conv2 = ConvNorm(channels, channels, 1)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv1(x) + self.conv2(x))  # type: ignore[no-any-return]
+
+
+class FusionBlock(nn.Module):
+    """CSP block: two 1x1 branches, one through RepVGG blocks, added; a closing 1x1 where the width changes."""
+
+    def __init__(self, channels_in: int, channels_out: int, expansion: float) -> None:
+        super().__init__()
+        hidden = int(channels_out * expansion)
+        self.conv1 = ConvNorm(channels_in, hidden, 1, 1, nn.SiLU())
+        self.conv2 = ConvNorm(channels_in, hidden, 1, 1, nn.SiLU())
+        self.bottlenecks = nn.Sequential(*(RepVggBlock(hidden) for _ in range(REPVGG_BLOCKS)))
+        self.conv3 = ConvNorm(hidden, channels_out, 1, 1, nn.SiLU()) if hidden != channels_out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv3(self.bottlenecks(self.conv1(x)) + self.conv2(x))  # type: ignore[no-any-return]
+
+
+class HybridEncoder(nn.Module):
+    """Projection to D channels, AIFI on S5, then CCFF: top-down and bottom-up fusion."""
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__()
+        width, expansion = variant.width, variant.expansion
+        self.input_proj = nn.ModuleList(ConvNorm(channels, width, 1) for channels in variant.backbone.channels)
+        self.encoder = nn.ModuleList([Aifi(width, variant.feedforward)])
+        self.lateral_convs = nn.ModuleList(ConvNorm(width, width, 1, 1, nn.SiLU()) for _ in range(2))
+        self.fpn_blocks = nn.ModuleList(FusionBlock(2 * width, width, expansion) for _ in range(2))
+        self.downsample_convs = nn.ModuleList(ConvNorm(width, width, 3, 2, nn.SiLU()) for _ in range(2))
+        self.pan_blocks = nn.ModuleList(FusionBlock(2 * width, width, expansion) for _ in range(2))
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        s3, s4, s5 = (project(x) for project, x in zip(self.input_proj, maps, strict=True))
+        f5 = self.lateral_convs[0](self.encoder[0](s5))
+        f4 = self.lateral_convs[1](self._merge(self.fpn_blocks[0], _double(f5), s4))
+        p3 = self._merge(self.fpn_blocks[1], _double(f4), s3)
+        p4 = self._merge(self.pan_blocks[0], self.downsample_convs[0](p3), f4)
+        p5 = self._merge(self.pan_blocks[1], self.downsample_convs[1](p4), f5)
+        return [p3, p4, p5]
+
+    @staticmethod
+    def _merge(block: nn.Module, coming: Tensor, waiting: Tensor) -> Tensor:
+        return block(torch.cat((coming, waiting), dim=1))  # type: ignore[no-any-return]
+
+
+def _double(x: Tensor) -> Tensor:
+    return functional.interpolate(x, scale_factor=2.0, mode="nearest")

@@ -1,0 +1,82 @@
+"""Uncertainty-minimal query selection: the Q best encoder tokens become the decoder's queries.
+
+    memory      (B, T, D)   tokens of all levels
+    content     (B, Q, D)   output_memory at the selected tokens
+    reference   (B, Q, 4)   logit of cxcywh boxes
+    T = sum over levels of h * w; 8400 at 640x640
+
+Paper: arXiv 2304.08069, section 4.3. Selecting first and computing boxes for the selected tokens only is the same
+function as the released code's and cheaper.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rtdetr_deploy.model.deformable_attention import Shapes
+
+BASE_SIZE = 0.05
+MARGIN = 0.01
+
+OUTSIDE = 1.0e4
+"""Logit of an invalid anchor: its sigmoid is exactly 1, as for the infinity of the released code, and it is finite in
+half precision too."""
+
+
+class Selection(NamedTuple):
+    """Result of `select_queries`; `scores` (B, Q, K) are the class logits of the selected tokens."""
+
+    tokens: Tensor
+    content: Tensor
+    reference: Tensor
+    scores: Tensor
+
+
+@lru_cache(maxsize=32)
+def make_anchors(shapes: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
+    """Return anchors `(T, 4)` as logits of cxcywh, and their validity `(T, 1)` as 0.0 or 1.0; both float32.
+
+    Centres ((x + 0.5) / w, (y + 0.5) / h), size 0.05 * 2^level; valid where all four lie within (0.01, 0.99).
+    """
+    levels = []
+    for level, (height, width) in enumerate(shapes):
+        y, x = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+        size = np.full(height * width, BASE_SIZE * 2**level)
+        levels.append(np.stack([(x.ravel() + 0.5) / width, (y.ravel() + 0.5) / height, size, size], axis=1))
+    anchors = np.concatenate(levels)
+    valid = ((anchors > MARGIN) & (anchors < 1.0 - MARGIN)).all(axis=1, keepdims=True)
+    logits = np.where(valid, np.log(anchors / (1.0 - anchors)), OUTSIDE)
+    return torch.from_numpy(logits.astype(np.float32)), torch.from_numpy(valid.astype(np.float32))
+
+
+def select_queries(
+    memory: Tensor,
+    shapes: Shapes,
+    queries: int,
+    *,
+    project: nn.Module,
+    score: nn.Module,
+    box: nn.Module,
+) -> Selection:
+    """Select the `queries` tokens with the largest class score (all of them where there are fewer)."""
+    anchors, valid = (constant.to(memory) for constant in make_anchors(tuple(shapes)))
+    output_memory = project(memory * valid)
+    scores = score(output_memory)
+    count = min(queries, len(anchors))
+    tokens = scores.amax(dim=-1).topk(count, dim=1).indices  # (B, Q)
+    content = gather_rows(output_memory, tokens)
+    reference = box(content) + anchors.index_select(0, tokens.reshape(-1)).reshape(-1, count, 4)
+    return Selection(tokens, content, reference, gather_rows(scores, tokens))
+
+
+def gather_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """Return `table[b, rows[b, q]]`: `(B, T, D)` and `(B, Q)` -> `(B, Q, D)`, as one flat row gather."""
+    length, width = int(table.shape[1]), int(table.shape[2])
+    batch = torch.arange(table.shape[0], dtype=rows.dtype, device=rows.device)[:, None]
+    flat = (batch * length + rows).reshape(-1)
+    return table.reshape(-1, width).index_select(0, flat).reshape(-1, int(rows.shape[1]), width)

@@ -1,0 +1,78 @@
+"""RT-DETR and RT-DETRv2, all variants.
+
+    images   (B, 3, H, W)   RGB in [0, 1], plainly resized, no mean or standard deviation; H, W multiples of 32
+    logits   (B, Q, K)      one sigmoid per class, no background class
+    boxes    (B, Q, 4)      cxcywh in [0, 1] of the input image
+
+Papers: arXiv 2304.08069 and 2407.17140. Parameter names follow the released checkpoints (strict=True).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from rtdetr_deploy.errors import OptionError
+from rtdetr_deploy.model.decoder import Decoder, DecoderLayer, DecoderOutput
+from rtdetr_deploy.model.deformable_attention import SAMPLERS
+from rtdetr_deploy.model.hgnetv2 import HgNetV2Backbone
+from rtdetr_deploy.model.hybrid_encoder import HybridEncoder
+from rtdetr_deploy.model.resnet_vd import ResNetVdBackbone
+from rtdetr_deploy.model.variants import ResNetVd, Variant
+
+
+class RawOutput(NamedTuple):
+    """What the model computes: logits (B, Q, K) and boxes (B, Q, 4) cxcywh in [0, 1]."""
+
+    logits: Tensor
+    boxes: Tensor
+
+
+class RTDETR(nn.Module):
+    """The whole detector; `decoder_layers` keeps the first layers only (default: as many as the variant runs)."""
+
+    def __init__(self, variant: Variant, decoder_layers: int | None = None) -> None:
+        super().__init__()
+        layers = check_layers(variant, decoder_layers)
+        self.variant = variant
+        self.backbone: nn.Module = (
+            ResNetVdBackbone(variant.backbone)
+            if isinstance(variant.backbone, ResNetVd)
+            else HgNetV2Backbone(variant.backbone)
+        )
+        self.encoder = HybridEncoder(variant)
+        self.decoder = Decoder(variant, layers)
+
+    @property
+    def decoder_layers(self) -> int:
+        """Number of decoder layers that this model holds and runs."""
+        return len(self.decoder.decoder.layers)
+
+    def forward(self, images: Tensor) -> RawOutput:
+        """Return the last layer's output."""
+        output = self.forward_layers(images)
+        return RawOutput(output.logits[-1], output.boxes[-1])
+
+    def forward_layers(self, images: Tensor) -> DecoderOutput:
+        """Return the output of every decoder layer and of the query selection."""
+        return self.decoder(self.encoder(self.backbone(images)))  # type: ignore[no-any-return]
+
+    def use_sampler(self, name: str) -> None:
+        """Sample in deformable attention with `grid`, `gather` (the same function) or `discrete`."""
+        if name not in SAMPLERS:
+            raise OptionError(f"unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
+        for layer in self.decoder.decoder.layers:
+            assert isinstance(layer, DecoderLayer)
+            layer.cross_attn.sampler = SAMPLERS[name]
+
+
+def check_layers(variant: Variant, decoder_layers: int | None) -> int:
+    """Return the number of decoder layers to build; `OptionError` unless it is 1 .. `variant.built_layers`."""
+    layers = variant.layers if decoder_layers is None else decoder_layers
+    if not 1 <= layers <= variant.built_layers:
+        raise OptionError(
+            f"{layers} decoder layers asked for, but {variant.name} has {variant.built_layers}: "
+            f"choose 1 to {variant.built_layers}"
+        )
+    return layers
