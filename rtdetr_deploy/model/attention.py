@@ -28,15 +28,16 @@ class SelfAttention(nn.Module):
 
     def forward(self, content: Tensor, position: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask` (N, N) is added to the attention scores: 0 where a query may see a key, -inf where it may not."""
-        width = content.shape[-1]
+        count, width = int(content.shape[1]), int(content.shape[2])
         dim = width // self.heads
         weight, bias = self.in_proj_weight, self.in_proj_bias
         query_key = functional.linear(content + position, weight[: 2 * width], bias[: 2 * width])
         value = functional.linear(content, weight[2 * width :], bias[2 * width :])
-        query, key = query_key.unflatten(-1, (2, self.heads, dim)).unbind(-3)  # (B, N, heads, dim)
-        value = value.unflatten(-1, (self.heads, dim))
-        scores = (query * dim**-0.5).transpose(1, 2) @ key.permute(0, 2, 3, 1)  # (B, heads, N, N)
+        query, key, value = (
+            x.reshape(-1, count, self.heads, dim).transpose(1, 2) for x in (*query_key.chunk(2, dim=-1), value)
+        )
+        scores = (query * dim**-0.5) @ key.transpose(2, 3)  # (B, heads, N, N)
         if mask is not None:
             scores = scores + mask
-        mixed = torch.softmax(scores, dim=-1) @ value.transpose(1, 2)
-        return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        mixed = torch.softmax(scores, dim=-1) @ value
+        return self.out_proj(mixed.transpose(1, 2).reshape(-1, count, width))  # type: ignore[no-any-return]

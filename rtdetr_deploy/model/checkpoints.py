@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -110,15 +110,15 @@ def _read(path: Path) -> tuple[Any, Any]:
         raise CheckpointError(
             f"{path} is not a readable checkpoint (damaged or incomplete?): expected a file written by torch.save"
         ) from error
-    names = next((content[key] for key in _CLASS_NAME_KEYS if key in content), None) if _is_map(content) else None
-    return content, names
+    stored = content if _is_map(content) else {}
+    return content, next((stored[key] for key in _CLASS_NAME_KEYS if key in stored), None)
 
 
 def _read_safetensors(path: Path) -> tuple[Any, Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no iteration of its own)
     except (SafetensorError, OSError) as error:
@@ -132,20 +132,19 @@ def _read_safetensors(path: Path) -> tuple[Any, Any]:
         return state, stored.split(",")
 
 
-def _is_map(value: Any) -> bool:
+def _is_map(value: Any) -> TypeGuard[Mapping[Any, Any]]:
     return isinstance(value, Mapping)
 
 
 def _find_state(content: Any, path: Path) -> State:
     """Return the state dict inside a released layout or the file itself."""
-    if _is_map(content):
-        ema = content.get("ema")
-        candidates = (ema.get("module") if _is_map(ema) else None, content.get("model"), content)
-        for candidate in candidates:
-            if _is_map(candidate):
-                state = {str(key): value for key, value in candidate.items() if isinstance(value, Tensor)}
-                if state:
-                    return state
+    layers = content if _is_map(content) else {}
+    ema = layers.get("ema")
+    for candidate in (ema.get("module") if _is_map(ema) else None, layers.get("model"), layers):
+        if _is_map(candidate):
+            state = {str(key): value for key, value in candidate.items() if isinstance(value, Tensor)}
+            if state:
+                return state
     raise CheckpointError(
         f"{path} holds no weights: expected {{'ema': {{'module': ...}}}}, {{'model': ...}} or a plain state dict"
     )
@@ -187,9 +186,7 @@ def _decide_variant(tensors: State, asked: str | None, path: Path) -> Variant:
         return found
     if (wanted.backbone, wanted.width, wanted.expansion) != (found.backbone, found.width, found.expansion):
         raise CheckpointError(f"{path} holds {found.name}, not {wanted.name}; leave --variant out")
-    return replace(
-        found, name=wanted.name, layers=min(wanted.layers, found.built_layers), sampling=wanted.sampling
-    )
+    return replace(found, name=wanted.name, layers=min(wanted.layers, found.built_layers), sampling=wanted.sampling)
 
 
 def _compare(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:

@@ -10,6 +10,7 @@ section 5.4). Parameter names follow the released checkpoints (strict=True).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.nn import functional
 from rtdetr_deploy.model.attention import SelfAttention
 from rtdetr_deploy.model.conv_norm import ConvNorm
 from rtdetr_deploy.model.deformable_attention import DeformableAttention, Shapes
+from rtdetr_deploy.model.hybrid_encoder import flatten_map
 from rtdetr_deploy.model.query_selection import Selection, select_queries
 from rtdetr_deploy.model.variants import DECODER_WIDTH, HEADS, Variant
 
@@ -42,7 +44,7 @@ class Mlp(nn.Module):
     def __init__(self, width_in: int, hidden: int, width_out: int, count: int) -> None:
         super().__init__()
         widths = [width_in, *([hidden] * (count - 1)), width_out]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         *hidden, last = self.layers
@@ -116,9 +118,7 @@ class Decoder(nn.Module):
         self.dec_bbox_head = nn.ModuleList(Mlp(width, width, 4, 3) for _ in range(layers))
 
     def forward(self, maps: list[Tensor]) -> DecoderOutput:
-        shapes = [(int(x.shape[2]), int(x.shape[3])) for x in maps]
-        levels = [project(x).flatten(2).transpose(1, 2) for project, x in zip(self.input_proj, maps, strict=True)]
-        memory = torch.cat(levels, dim=1)
+        memory, shapes = self.flatten(maps)
         selection = select_queries(
             memory,
             shapes,
@@ -129,6 +129,12 @@ class Decoder(nn.Module):
         )
         logits, boxes = self.refine(selection.content, selection.reference, memory, shapes)
         return DecoderOutput(logits, boxes, selection)
+
+    def flatten(self, maps: list[Tensor]) -> tuple[Tensor, Shapes]:
+        """Project the maps and return them as tokens, memory (B, T, D), and the height and width of each level."""
+        shapes = [(int(x.shape[2]), int(x.shape[3])) for x in maps]
+        levels = [flatten_map(project(x)) for project, x in zip(self.input_proj, maps, strict=True)]
+        return torch.cat(levels, dim=1), shapes
 
     def refine(
         self, content: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes, mask: Tensor | None = None

@@ -32,30 +32,31 @@ def sample_grid(value: Tensor, locations: Tensor, weights: Tensor, shapes: Shape
     """Bilinear sampling by `grid_sample`, one call per level: the definition, and GridSample in ONNX."""
     heads, dim = int(value.shape[2]), int(value.shape[3])
     queries = int(locations.shape[1])
-    maps = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B * heads, d, T)
-    grids = (2.0 * locations - 1.0).transpose(1, 2).flatten(0, 1)  # (B * heads, Q, S, 2)
+    tokens, total = int(value.shape[1]), sum(points)
+    maps = value.permute(0, 2, 3, 1).reshape(-1, dim, tokens)  # (B * heads, d, T)
+    grids = (2.0 * locations - 1.0).transpose(1, 2).reshape(-1, queries, total, 2)  # (B * heads, Q, S, 2)
     samples = []
     for image, grid, (height, width) in zip(
-        maps.split([height * width for height, width in shapes], dim=2),
-        grids.split(list(points), dim=2),
+        torch.split(maps, [height * width for height, width in shapes], dim=2),
+        torch.split(grids, list(points), dim=2),
         shapes,
         strict=True,
     ):
         image = image.reshape(-1, dim, height, width)
         samples.append(functional.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
-    weights = weights.transpose(1, 2).reshape(-1, 1, queries, sum(points))
+    weights = weights.transpose(1, 2).reshape(-1, 1, queries, total)
     mixed = (torch.cat(samples, dim=3) * weights).sum(dim=3)  # (B * heads, d, Q)
     return mixed.reshape(-1, heads * dim, queries).transpose(1, 2)
 
 
 def sample_gather(value: Tensor, locations: Tensor, weights: Tensor, shapes: Shapes, points: Sequence[int]) -> Tensor:
-    """The same bilinear sampling as one gather of rows and one matrix product, without GridSample.
+    """Sample bilinearly too, but as one gather of rows and one matrix product, without GridSample.
 
     The four neighbours of every point are fetched with clamped integer indices; a neighbour outside the map has
     weight zero. Bilinear and attention weights are multiplied first, so that `(1, 4 S) @ (4 S, d)` finishes the sum.
     """
     sizes, starts = _point_constants(shapes, points, locations)
-    size = sizes.to(locations.dtype)
+    size, count = sizes.to(locations.dtype), sum(points)
     # Beyond one pixel outside the map all four neighbours weigh zero, so clamping changes nothing and keeps
     # far locations within the integer range.
     position = torch.minimum((locations * size - 0.5).clamp(min=-1.0), size)
@@ -65,12 +66,13 @@ def sample_gather(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sha
     share = torch.stack((1.0 - fraction, fraction), dim=-1)
     limit = size.unsqueeze(-1) - 1.0
     inside = torch.minimum(corner.clamp(min=0.0), limit)
-    share = torch.where(inside == corner, share, torch.zeros_like(share))
+    share = torch.where(inside == corner, share, 0.0)
     index = inside.to(torch.int32)
     x, y = index[..., 0, :], index[..., 1, :]
     rows = y.unsqueeze(-1) * sizes[:, :1, None] + x.unsqueeze(-2) + starts[:, None, None]
     mix = share[..., 1, :].unsqueeze(-1) * share[..., 0, :].unsqueeze(-2) * weights[..., None, None]
-    return _weighted_rows(value, rows.flatten(3), mix.flatten(3))
+    fetched = (-1, int(rows.shape[1]), int(rows.shape[2]), count * 4)
+    return _weighted_rows(value, rows.reshape(fetched), mix.reshape(fetched))
 
 
 def sample_discrete(value: Tensor, locations: Tensor, weights: Tensor, shapes: Shapes, points: Sequence[int]) -> Tensor:
@@ -126,11 +128,12 @@ class DeformableAttention(nn.Module):
         self.output_proj = nn.Linear(width, width)
 
     def forward(self, query: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes) -> Tensor:
-        total = sum(self.points)
-        value = self.value_proj(memory).unflatten(-1, (HEADS, -1))
-        offsets = self.sampling_offsets(query).unflatten(-1, (HEADS, total, 2))
-        weights = self.attention_weights(query).unflatten(-1, (HEADS, total)).softmax(dim=-1)
-        per_point = torch.tensor([0.5 / n for n in self.points for _ in range(n)], device=query.device)
-        reach = reference[:, :, None, None, 2:] * per_point.to(query)[:, None]
-        locations = reference[:, :, None, None, :2] + offsets * reach
+        total, queries = sum(self.points), int(query.shape[1])
+        tokens, width = int(memory.shape[1]), int(memory.shape[2])
+        value = self.value_proj(memory).reshape(-1, tokens, HEADS, width // HEADS)
+        offsets = self.sampling_offsets(query).reshape(-1, queries, HEADS, total, 2)
+        weights = self.attention_weights(query).reshape(-1, queries, HEADS, total).softmax(dim=-1)
+        per_point = torch.tensor([[0.5 / n] for n in self.points for _ in range(n)], device=query.device)
+        centre, size = reference.reshape(-1, queries, 1, 1, 4).chunk(2, dim=-1)
+        locations = centre + offsets * (size * per_point.to(query))
         return self.output_proj(self.sampler(value, locations, weights, shapes, self.points))  # type: ignore[no-any-return]

@@ -114,7 +114,7 @@ def expected_shapes(variant: Variant) -> dict[str, tuple[int, ...]]:
 
 
 def nearest_variant(shapes: Shapes) -> Variant:
-    """The released model that shares the most parameters (name and shape) with `shapes`."""
+    """Return the released model that shares the most parameters (name and shape) with `shapes`."""
 
     def shared(variant: Variant) -> int:
         return sum(shapes.get(key) == shape for key, shape in expected_shapes(variant).items())

@@ -64,7 +64,7 @@ class Aifi(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         channels, height, width = int(x.shape[1]), int(x.shape[2]), int(x.shape[3])
         position = position_embedding(height, width, channels).to(x)
-        tokens = x.flatten(2).transpose(1, 2)
+        tokens = flatten_map(x)
         for layer in self.layers:
             tokens = layer(tokens, position)
         return tokens.transpose(1, 2).reshape(-1, channels, height, width)
@@ -123,6 +123,11 @@ class HybridEncoder(nn.Module):
     @staticmethod
     def _merge(block: nn.Module, coming: Tensor, waiting: Tensor) -> Tensor:
         return block(torch.cat((coming, waiting), dim=1))  # type: ignore[no-any-return]
+
+
+def flatten_map(x: Tensor) -> Tensor:
+    """Turn a map into tokens, row-major: `(B, D, h, w) -> (B, h * w, D)`."""
+    return x.reshape(-1, int(x.shape[1]), int(x.shape[2]) * int(x.shape[3])).transpose(1, 2)
 
 
 def _double(x: Tensor) -> Tensor:

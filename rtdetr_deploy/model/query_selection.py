@@ -64,14 +64,20 @@ def select_queries(
     box: nn.Module,
 ) -> Selection:
     """Select the `queries` tokens with the largest class score (all of them where there are fewer)."""
-    anchors, valid = (constant.to(memory) for constant in make_anchors(tuple(shapes)))
-    output_memory = project(memory * valid)
-    scores = score(output_memory)
+    anchors = make_anchors(tuple(shapes))[0].to(memory)
+    output_memory, scores = score_tokens(memory, shapes, project=project, score=score)
     count = min(queries, len(anchors))
     tokens = scores.amax(dim=-1).topk(count, dim=1).indices  # (B, Q)
     content = gather_rows(output_memory, tokens)
     reference = box(content) + anchors.index_select(0, tokens.reshape(-1)).reshape(-1, count, 4)
     return Selection(tokens, content, reference, gather_rows(scores, tokens))
+
+
+def score_tokens(memory: Tensor, shapes: Shapes, *, project: nn.Module, score: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return output_memory `(B, T, D)` and the class logits `(B, T, K)` of all tokens; invalid ones enter as zeros."""
+    valid = make_anchors(tuple(shapes))[1].to(memory)
+    output_memory = project(memory * valid)
+    return output_memory, score(output_memory)
 
 
 def gather_rows(table: Tensor, rows: Tensor) -> Tensor:

@@ -56,7 +56,8 @@ def _fold(block: nn.Module) -> nn.Module | None:
 def _fold_repvgg(block: RepVggBlock) -> nn.Module:
     wide = fuse_conv_norm(block.conv1.conv, block.conv1.norm)
     narrow = fuse_conv_norm(block.conv2.conv, block.conv2.norm)
-    assert wide.bias is not None and narrow.bias is not None
+    assert wide.bias is not None
+    assert narrow.bias is not None
     with torch.no_grad():
         wide.weight += functional.pad(narrow.weight, (1, 1, 1, 1))
         wide.bias += narrow.bias

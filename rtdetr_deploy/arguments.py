@@ -1,0 +1,21 @@
+"""Values as people type them on a command line."""
+
+from __future__ import annotations
+
+from rtdetr_deploy.errors import OptionError
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return (height, width) of "640" or "480x800" (height first). Raises `OptionError`."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise OptionError(f"size {text!r} is not understood; write 640 or HEIGHTxWIDTH, e.g. 480x800")
+    return int(parts[0]), int(parts[-1])
+
+
+def parse_classes(text: str) -> list[int | str]:
+    """Return the class names and indices of "person,car,7"."""
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not items:
+        raise OptionError("--classes is empty; name classes or indices, comma-separated")
+    return [int(item) if item.isascii() and item.isdigit() else item for item in items]

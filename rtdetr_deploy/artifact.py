@@ -1,0 +1,89 @@
+"""What travels with every exported file, so that it can be run without its checkpoint.
+
+An ONNX file carries it as JSON in one metadata entry, `METADATA_KEY`; engine files carry it in a file beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, cast
+
+from rtdetr_deploy.errors import ArtifactError
+
+METADATA_KEY = "rtdetr_deploy"
+FORMAT = 1
+"""Version of the layout below; a reader refuses newer ones."""
+
+OutputKind = Literal["detections", "raw"]
+
+
+@dataclass(frozen=True)
+class ArtifactInfo:
+    """Facts about an exported model.
+
+    `class_names` in the order of the labels; `height` and `width` of the input in pixels; `batch` None where it is
+    dynamic; `layers` decoder layers in the file; `precision` of the weights ("fp32", ...); `sampler` of deformable
+    attention; `outputs` "detections" (labels, boxes, scores) or "raw" (logits, boxes); `raw_input` True where the
+    input is uint8 NHWC; `max_detections` rows of the output; `source_digest` SHA-256 of the checkpoint;
+    `verified` False where the parity report was skipped; `version` of this package that wrote it.
+    """
+
+    class_names: tuple[str, ...]
+    height: int
+    width: int
+    batch: int | None
+    variant: str
+    layers: int
+    queries: int
+    max_detections: int
+    precision: str
+    sampler: str
+    outputs: OutputKind
+    raw_input: bool
+    opset: int
+    source: str
+    source_digest: str
+    verified: bool
+    version: str
+
+    def __post_init__(self) -> None:
+        if not self.class_names:
+            raise ArtifactError("a model must have at least one class")
+        if min(self.height, self.width) < 1 or (self.batch is not None and self.batch < 1):
+            raise ArtifactError(f"input {self.height}x{self.width}, batch {self.batch} is not a size")
+
+    def to_json(self) -> str:
+        """Return the JSON text that is stored, with sorted keys."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True, ensure_ascii=False)
+
+
+def read_metadata(metadata: Mapping[str, str], name: str) -> ArtifactInfo | None:
+    """Return the stored facts of the file called `name`, or None when it is not one of ours.
+
+    Raises `ArtifactError` when the entry is damaged or was written by a newer version.
+    """
+    text = metadata.get(METADATA_KEY)
+    if text is None:
+        return None
+    try:
+        stored = json.loads(text)
+        written = int(stored.pop("format"))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ArtifactError(f"{name} has a damaged {METADATA_KEY} metadata entry; export it again") from error
+    if written > FORMAT:
+        raise ArtifactError(
+            f"{name} was written in format {written}, this version reads up to {FORMAT}; update rtdetr-deploy"
+        )
+    return _from_stored(stored, name)
+
+
+def _from_stored(stored: dict[str, Any], name: str) -> ArtifactInfo:
+    known = {field.name for field in fields(ArtifactInfo)}
+    missing = sorted(known - stored.keys())
+    if missing:
+        raise ArtifactError(f"{name} lacks {', '.join(missing)} in its metadata; export it again")
+    stored = {key: value for key, value in stored.items() if key in known}
+    stored["class_names"] = tuple(cast("list[str]", stored["class_names"]))
+    return ArtifactInfo(**stored)

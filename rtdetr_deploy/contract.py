@@ -1,0 +1,101 @@
+"""What a model file takes and returns, recognised from its inputs and outputs.
+
+Three kinds of file open:
+
+- ours: `images` -> `labels, boxes, scores`, boxes xyxy in [0, 1];
+- the released exporter's: `images, orig_target_sizes` -> `labels, boxes, scores`, boxes xyxy scaled by the sizes;
+  fed with sizes of 1, such a file returns boxes in [0, 1] too, whatever order of width and height it expects;
+- raw: `images` -> `logits, boxes`, boxes cxcywh in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rtdetr_deploy.artifact import ArtifactInfo, OutputKind, read_metadata
+from rtdetr_deploy.errors import ArtifactError
+from rtdetr_deploy.runtimes import Runtime, TensorSpec
+
+EXPECTED = "expected images -> labels, boxes, scores (or logits, boxes), optionally with orig_target_sizes"
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Names and sizes that the Predictor works with.
+
+    `batch` is None where it is dynamic. `sizes` is the name of the `orig_target_sizes` input, if there is one.
+    `roles` maps "labels", "boxes", "scores" or "logits", "boxes" to output names.
+    """
+
+    images: TensorSpec
+    sizes: TensorSpec | None
+    height: int
+    width: int
+    batch: int | None
+    raw_input: bool
+    kind: OutputKind
+    roles: dict[str, str]
+    info: ArtifactInfo | None
+
+
+def recognize(runtime: Runtime, name: str, size: tuple[int, int] | None = None) -> Contract:
+    """Return the contract of a loaded model; `size` (height, width) is needed where the file leaves it open.
+
+    Raises `ArtifactError` when the inputs or outputs are not a detector's.
+    """
+    info = read_metadata(runtime.metadata, name)
+    images, sizes = _find_inputs(runtime.inputs, name)
+    kind, roles = _find_outputs(runtime.outputs, name)
+    raw_input = images.dtype == np.uint8
+    height, width = (images.shape[1], images.shape[2]) if raw_input else (images.shape[2], images.shape[3])
+    if size is not None:
+        if (height or size[0], width or size[1]) != tuple(size):
+            raise ArtifactError(f"{name} takes {height}x{width} images; size={size[0]}x{size[1]} doesn't fit")
+        height, width = size
+    if height is None or width is None:
+        raise ArtifactError(f"{name} leaves its image size open; say which to use: Predictor(..., size=(640, 640))")
+    batch = images.shape[0]
+    return Contract(images, sizes, height, width, batch, raw_input, kind, roles, info)
+
+
+def _find_inputs(specs: Sequence[TensorSpec], name: str) -> tuple[TensorSpec, TensorSpec | None]:
+    images = [spec for spec in specs if len(spec.shape) == 4 and spec.dtype.kind in "fu" and _is_image(spec)]
+    sizes = [spec for spec in specs if len(spec.shape) == 2 and spec.dtype.kind in "if" and spec.shape[1] in (2, None)]
+    if len(images) != 1 or len(images) + len(sizes) != len(specs) or len(sizes) > 1:
+        found = ", ".join(f"{spec.name} {_shape(spec)}" for spec in specs) or "none"
+        raise ArtifactError(f"{name} is no RT-DETR detector: its inputs are {found}; {EXPECTED}")
+    return images[0], sizes[0] if sizes else None
+
+
+def _is_image(spec: TensorSpec) -> bool:
+    channels = spec.shape[3] if spec.dtype == np.uint8 else spec.shape[1]
+    return channels in (3, None)
+
+
+def _find_outputs(specs: Sequence[TensorSpec], name: str) -> tuple[OutputKind, dict[str, str]]:
+    def find(word: str, rank: int) -> str | None:
+        return next((spec.name for spec in specs if word in spec.name.lower() and len(spec.shape) == rank), None)
+
+    roles = {
+        "labels": find("label", 2),
+        "boxes": find("box", 3),
+        "scores": find("score", 2),
+        "logits": find("logit", 3),
+    }
+    kinds: tuple[tuple[OutputKind, tuple[str, ...]], ...] = (
+        ("detections", ("labels", "boxes", "scores")),
+        ("raw", ("logits", "boxes")),
+    )
+    for kind, needed in kinds:
+        chosen = {role: output for role in needed if (output := roles[role]) is not None}
+        if len(chosen) == len(needed):
+            return kind, chosen
+    found = ", ".join(f"{spec.name} {_shape(spec)}" for spec in specs)
+    raise ArtifactError(f"{name} is no RT-DETR detector: its outputs are {found}; {EXPECTED}")
+
+
+def _shape(spec: TensorSpec) -> str:
+    return f"{spec.dtype}[{', '.join('?' if axis is None else str(axis) for axis in spec.shape)}]"

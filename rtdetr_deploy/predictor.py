@@ -1,0 +1,255 @@
+"""From an image to detections: prepare, infer, decode.
+
+from rtdetr_deploy import Predictor
+
+detections = Predictor("r50-l6-640x640-fp32.onnx").detect("street.jpg")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rtdetr_deploy.artifact import ArtifactInfo
+from rtdetr_deploy.classes import check_class_names, default_class_names, read_class_names
+from rtdetr_deploy.contract import recognize
+from rtdetr_deploy.detections import Detections, check_threshold
+from rtdetr_deploy.errors import OptionError
+from rtdetr_deploy.postprocess import check_finite, decode_raw, to_pixels
+from rtdetr_deploy.preprocess import RESIZERS, Resizer, prepare_batch
+from rtdetr_deploy.runtimes import Array, open_runtime
+from rtdetr_deploy.sources import MAX_PIXELS, Color, Frame, ImageLike, load_frame
+
+MAX_DETECTIONS = 300
+"""Detections kept of raw outputs, as the released models do."""
+
+MAX_BATCH = 8
+"""Images that go through a model of dynamic batch at once."""
+
+Classes = Collection[int | str] | int | str
+
+
+class Predictor:
+    """A loaded model. Several threads may call it at once.
+
+    `engine` is the model file; `threshold` the smallest score that is kept unless a call says otherwise.
+    `class_names` (a list, or a file with one name per line) replaces the names stored in the file. `resizer` is
+    "opencv" or "pillow" (see `preprocess`). `threads` limits the engine's threads. `size` (height, width) is needed
+    for files of others that leave it open. `max_pixels` is the largest image that is decoded.
+
+    Raises `ArtifactError` when the file can't be run, `OptionError` for other arguments.
+    """
+
+    def __init__(
+        self,
+        engine: str | Path,
+        threshold: float = 0.5,
+        *,
+        class_names: Sequence[str] | str | Path | None = None,
+        resizer: Resizer = "opencv",
+        threads: int | None = None,
+        size: tuple[int, int] | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.threshold = check_threshold(threshold)
+        if resizer not in RESIZERS:
+            raise OptionError(f"unknown resizer {resizer!r}; choose one of {', '.join(RESIZERS)}")
+        if threads is not None and threads < 1:
+            raise OptionError(f"threads is {threads}, expected at least 1")
+        self._name = Path(engine).name
+        self._resizer: Resizer = resizer
+        self._max_pixels = max_pixels
+        self._runtime = open_runtime(engine, threads=threads)
+        self._contract = recognize(self._runtime, self._name, size)
+        self._names = self._decide_names(class_names)
+
+    @property
+    def info(self) -> ArtifactInfo | None:
+        """What is stored with the file; None for files of others."""
+        return self._contract.info
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each label; empty where a file of others doesn't tell."""
+        return self._names
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width in pixels to which images are resized."""
+        return self._contract.height, self._contract.width
+
+    @property
+    def batch(self) -> int | None:
+        """Number of images that the model takes at once; None where any number will do."""
+        return self._contract.batch
+
+    @property
+    def runtime(self) -> str:
+        """The engine that runs the model, and its version."""
+        return self._runtime.name
+
+    def detect(
+        self,
+        image: ImageLike,
+        *,
+        threshold: float | None = None,
+        classes: Classes | None = None,
+        color: Color = "bgr",
+    ) -> Detections:
+        """Return the objects in one image, best first.
+
+        `image` is a path, encoded bytes, a PIL image, or an array (h, w[, 1 | 3 | 4]) uint8 or uint16 with its
+        channels in the order `color` ("bgr" as OpenCV gives them, or "rgb"). `threshold` replaces the Predictor's;
+        `classes` keeps these class names or indices only.
+
+        Raises `ImageError` for an unusable image, `OptionError` for a bad threshold or an unknown class.
+        """
+        return self.detect_batch([image], threshold=threshold, classes=classes, color=color)[0]
+
+    def detect_batch(
+        self,
+        images: Sequence[ImageLike],
+        *,
+        threshold: float | None = None,
+        classes: Classes | None = None,
+        color: Color = "bgr",
+    ) -> list[Detections]:
+        """Return one `Detections` per image; the images may differ in size. Arguments are those of `detect`."""
+        check_threshold(self.threshold if threshold is None else threshold)
+        self.labels_of(classes)
+        results: list[Detections] = []
+        step = self.batch or MAX_BATCH
+        for start in range(0, len(images), step):
+            frames = self.load(images[start : start + step], color=color)
+            outputs = self.infer(self.prepare(frames))
+            results += self.decode(outputs, [f.size for f in frames], threshold=threshold, classes=classes)
+        return results
+
+    def load(self, images: Sequence[ImageLike], *, color: Color = "bgr") -> list[Frame]:
+        """Return the pixels of each image (step 1 of 4)."""
+        if isinstance(images, (str, Path, bytes)):
+            raise OptionError("expected a list of images; for a single one call detect")
+        return [load_frame(image, color=color, max_pixels=self._max_pixels) for image in images]
+
+    def prepare(self, frames: Sequence[Frame]) -> Array:
+        """Return the frames as the model's input (step 2 of 4); unused rows of a fixed batch are zero."""
+        contract = self._contract
+        batch = prepare_batch(frames, contract.height, contract.width, resizer=self._resizer, raw=contract.raw_input)
+        missing = (contract.batch or 0) - len(frames)
+        if missing > 0:
+            batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), batch.dtype)])
+        return batch.astype(contract.images.dtype, copy=False)
+
+    def infer(self, batch: Array) -> dict[str, Array]:
+        """Run the model on a prepared batch (step 3 of 4) and return its outputs by role, e.g. "boxes"."""
+        contract = self._contract
+        feed = {contract.images.name: batch}
+        if contract.sizes is not None:
+            feed[contract.sizes.name] = np.ones((len(batch), 2), contract.sizes.dtype)
+        outputs = self._runtime.run(feed)
+        return {role: outputs[name] for role, name in contract.roles.items()}
+
+    def decode(
+        self,
+        outputs: Mapping[str, Array],
+        sizes: Sequence[tuple[int, int]],
+        *,
+        threshold: float | None = None,
+        classes: Classes | None = None,
+    ) -> list[Detections]:
+        """Turn outputs into detections for images of `sizes` (height, width) (step 4 of 4)."""
+        limit = check_threshold(self.threshold if threshold is None else threshold)
+        labels = self.labels_of(classes)
+        return [self._decode_one(outputs, row, size, limit, labels) for row, size in enumerate(sizes)]
+
+    def warmup(self, runs: int = 2) -> None:
+        """Run the model on black images, so that the first real call is as fast as the next."""
+        batch = self.prepare([Frame(np.zeros((*self.input_size, 3), np.uint8), rgb=True)])
+        for _ in range(runs):
+            self.infer(batch)
+
+    def close(self) -> None:
+        """Free the model; later calls raise `ArtifactError`."""
+        self._runtime.close()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _decode_one(
+        self,
+        outputs: Mapping[str, Array],
+        row: int,
+        size: tuple[int, int],
+        threshold: float,
+        wanted: frozenset[int] | None,
+    ) -> Detections:
+        if self._contract.kind == "raw":
+            check_finite(outputs["boxes"][row], outputs["logits"][row], self._name)
+            limit = self.info.max_detections if self.info else MAX_DETECTIONS
+            logits, raw_boxes = (outputs[role][row].astype(np.float32, copy=False) for role in ("logits", "boxes"))
+            labels, boxes, scores = decode_raw(logits, raw_boxes, limit)
+        else:
+            labels, boxes, scores = (outputs[role][row] for role in ("labels", "boxes", "scores"))
+            check_finite(boxes, scores, self._name)
+        keep: NDArray[np.bool_] = scores >= threshold
+        if wanted is not None:
+            keep &= np.isin(labels, list(wanted))
+        order = np.flatnonzero(keep)
+        order = order[np.argsort(-scores[order], kind="stable")]
+        chosen = labels[order].astype(np.int64)
+        return Detections(
+            boxes=to_pixels(boxes[order], *size),
+            scores=scores[order].astype(np.float32),
+            labels=chosen,
+            names=tuple(self._name_of(int(label)) for label in chosen),
+        )
+
+    def _name_of(self, label: int) -> str:
+        return self._names[label] if 0 <= label < len(self._names) else f"class {label}"
+
+    def labels_of(self, classes: Classes | None) -> frozenset[int] | None:
+        """Return the class indices that `classes` (names, indices, or one of them) stands for; None for all.
+
+        Raises `OptionError` for a class that the model doesn't have.
+        """
+        if classes is None:
+            return None
+        wanted = [classes] if isinstance(classes, (int, str)) else list(classes)
+        labels = set()
+        for item in wanted:
+            if isinstance(item, str):
+                if item not in self._names:
+                    known = ", ".join(self._names[:8]) + (", ..." if len(self._names) > 8 else "")
+                    raise OptionError(f"the model has no class {item!r}; it knows {known or 'no class names'}")
+                labels.add(self._names.index(item))
+            elif item < 0 or (self._names and item >= len(self._names)):
+                raise OptionError(f"class index {item} is outside 0 .. {len(self._names) - 1}")
+            else:
+                labels.add(int(item))
+        return frozenset(labels)
+
+    def _decide_names(self, given: Sequence[str] | str | Path | None) -> tuple[str, ...]:
+        names = read_class_names(given) if isinstance(given, (str, Path)) else given
+        count = self._count_classes()
+        if names is not None:
+            return tuple(names) if count is None else check_class_names(names, count, "class_names")
+        if self.info is not None:
+            return self.info.class_names
+        return () if count is None else default_class_names(count)
+
+    def _count_classes(self) -> int | None:
+        if self.info is not None:
+            return len(self.info.class_names)
+        if self._contract.kind == "raw":
+            name = self._contract.roles["logits"]
+            return next(spec.shape[-1] for spec in self._runtime.outputs if spec.name == name)
+        return None

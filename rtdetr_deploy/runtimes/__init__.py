@@ -1,0 +1,82 @@
+"""What runs a model file: one protocol, one module per engine, chosen by the file's suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rtdetr_deploy.errors import ArtifactError
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, NumPy dtype and shape of one input or output; None marks a dynamic axis."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+
+
+class Runtime(Protocol):
+    """A loaded model. `run` may be called from several threads at once."""
+
+    @property
+    def name(self) -> str:
+        """The engine and its version, for people."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What `run` takes."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What `run` returns."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Text entries stored with the model."""
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Return every output by name. The caller owns the arrays."""
+
+    def close(self) -> None:
+        """Free the model; calling it twice is harmless."""
+
+
+_MODULES = {".onnx": "onnx_runtime"}
+_HINTS = dict.fromkeys(
+    (".pth", ".pt", ".safetensors"), "export it first: rtdetr-export --weights {name} writes an .onnx file"
+)
+
+
+def open_runtime(path: str | Path, *, threads: int | None = None) -> Runtime:
+    """Open the model file `path` with the engine that its suffix names; `threads` None leaves their number to it.
+
+    Raises `ArtifactError` when the file is missing, is no model, or has an unknown suffix, and
+    `MissingPackageError` when the engine's package is not installed.
+    """
+    path = Path(path)
+    module = _MODULES.get(path.suffix.lower())
+    if module is None:
+        hint = _HINTS.get(path.suffix.lower(), "expected one of: {known}")
+        known = ", ".join(_MODULES)
+        raise ArtifactError(
+            f"can't run {path.name}: {path.suffix or 'no suffix'} is no model format known here; "
+            + hint.format(name=path.name, known=known)
+        )
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a folder; name the model file in it")
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist")
+    if path.stat().st_size == 0:
+        raise ArtifactError(f"{path} is empty; export the model again")
+    engine = import_module(f"{__name__}.{module}")
+    return cast("Runtime", engine.open_model(path, threads))

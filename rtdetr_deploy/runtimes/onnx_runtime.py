@@ -1,0 +1,79 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rtdetr_deploy.errors import ArtifactError, MissingPackageError
+from rtdetr_deploy.runtimes import Array, TensorSpec
+
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+}
+
+
+class OnnxRuntime:
+    """One inference session; ONNX Runtime allocates the outputs of each call and hands them over."""
+
+    def __init__(self, session: Any, version: str, name: str) -> None:
+        self._session: Any = session
+        self._file = name
+        self.name = f"ONNX Runtime {version} (CPU)"
+        self.inputs = tuple(_spec(node, name) for node in session.get_inputs())
+        self.outputs = tuple(_spec(node, name) for node in session.get_outputs())
+        self.metadata: Mapping[str, str] = dict(session.get_modelmeta().custom_metadata_map)
+        self._output_names = [spec.name for spec in self.outputs]
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """See `Runtime.run`; raises `ArtifactError` after `close` or when the model refuses the arrays."""
+        session = self._session
+        if session is None:
+            raise ArtifactError(f"{self._file} is closed; open it again with Predictor or open_runtime")
+        try:
+            results = session.run(self._output_names, dict(feed))
+        except Exception as error:  # ONNX Runtime's exception types share no public base
+            raise ArtifactError(f"{self._file} failed while running: {_first_line(error)}") from error
+        return dict(zip(self._output_names, results, strict=True))
+
+    def close(self) -> None:
+        """See `Runtime.close`."""
+        self._session = None
+
+
+def open_model(path: Path, threads: int | None) -> OnnxRuntime:
+    """Open an `.onnx` file for the CPU. Raises `ArtifactError` when ONNX Runtime can't load it."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingPackageError("running .onnx files needs ONNX Runtime: pip install 'rtdetr-deploy[cpu]'") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exception types share no public base
+        raise ArtifactError(f"{path.name} is not a loadable ONNX model: {_first_line(error)}") from error
+    return OnnxRuntime(session, onnxruntime.__version__, path.name)
+
+
+def _spec(node: Any, name: str) -> TensorSpec:
+    dtype = _DTYPES.get(node.type)
+    if dtype is None:
+        raise ArtifactError(f"{name} has {node.name} of type {node.type}, which is not supported")
+    shape = tuple(axis if isinstance(axis, int) and axis > 0 else None for axis in node.shape)
+    return TensorSpec(node.name, np.dtype(dtype), shape)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
