@@ -65,7 +65,9 @@ class Detections:
         if isinstance(index, (int, np.integer)):
             x1, y1, x2, y2 = (float(value) for value in self.boxes[index])
             return Detection((x1, y1, x2, y2), float(self.scores[index]), int(self.labels[index]), self.names[index])
-        rows = np.arange(len(self))[np.asarray(index, dtype=np.int64) if index == [] else index]
+        if isinstance(index, list) and not index:  # NumPy takes an empty list for floats
+            index = slice(0)
+        rows = np.arange(len(self))[index]
         names = tuple(self.names[row] for row in rows)
         return Detections(self.boxes[rows], self.scores[rows], self.labels[rows], names)
 

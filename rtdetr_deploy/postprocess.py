@@ -23,7 +23,7 @@ def decode_raw(logits: Floats, boxes: Floats, max_detections: int) -> tuple[Labe
     best = np.argpartition(-flat, count - 1)[:count]
     best = best[np.argsort(-flat[best], kind="stable")]
     queries, labels = np.divmod(best, classes)
-    with np.errstate(over="ignore"):  # exp of a large negative logit: the score is 0
+    with np.errstate(over="ignore", under="ignore"):  # exp of a logit far from 0: the score is 0 or 1
         scores = 1.0 / (1.0 + np.exp(-flat[best]))
     chosen = boxes[queries]
     half = chosen[:, 2:] * np.float32(0.5)

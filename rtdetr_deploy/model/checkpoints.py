@@ -10,6 +10,7 @@ import hashlib
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,12 +96,14 @@ def _read(path: Path) -> tuple[Any, Any]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of foreign pickles before it refuses them
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)|Unsupported (?:class|global)\W+(\S+)", str(error))
+        wanted = re.search(r"Unsupported (?:global|class)\W+(?:GLOBAL )?(\S+)", str(error))
         if wanted:
             raise CheckpointError(
-                f"{path} holds more than tensors ({wanted[1] or wanted[2]}) and is not opened, because unpickling it "
+                f"{path} holds more than tensors ({wanted[1]}) and is not opened, because unpickling it "
                 f"could run code; save the state dict alone: torch.save({{'model': model.state_dict()}}, ...)"
             ) from error
         raise CheckpointError(f"{path} is not a checkpoint: expected a file written by torch.save") from error

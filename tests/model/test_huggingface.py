@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -13,11 +12,14 @@ transformers = pytest.importorskip("transformers")
 
 from rtdetr_deploy.model.describe import describe  # noqa: E402
 from rtdetr_deploy.model.huggingface import from_huggingface  # noqa: E402
+from rtdetr_deploy.model.random_weights import fill_randomly  # noqa: E402
 from rtdetr_deploy.model.rtdetr import RTDETR  # noqa: E402
 from rtdetr_export.probes import structured_image  # noqa: E402
-from rtdetr_export.verify import to_input  # noqa: E402
+from rtdetr_export.verify import MIN_GAP, selection_gap, to_input  # noqa: E402
 
 TOLERANCE = 1e-4
+SIZE = 128
+"""Square: for other shapes transformers orders the position embedding in another way than the released models do."""
 
 
 def _backbone(layer_type: str) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def _backbone(layer_type: str) -> dict[str, Any]:
     return {"backbone_config": config, "encoder_in_channels": widths[1:]}
 
 
-R18 = {"decoder_layers": 3, "num_queries": 80, "hidden_expansion": 0.5, "num_labels": 80} | _backbone("basic")
+R18 = {"decoder_layers": 3, "hidden_expansion": 0.5, "num_labels": 80} | _backbone("basic")
 CASES = {
     "v1-r18": ("RTDetr", R18),
     "v2-r18": ("RTDetrV2", R18),
@@ -40,20 +42,6 @@ CASES = {
         {**R18, "encoder_hidden_dim": 384, "encoder_ffn_dim": 2048, "hidden_expansion": 1.0, "num_queries": 60, "decoder_in_channels": [384] * 3},
     ),
 }
-
-
-def _randomize(model: Any) -> None:
-    """Give norms and biases values that matter; a fresh model's are zeros and ones."""
-    generator = torch.Generator().manual_seed(3)
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if name.endswith("running_var"):
-            value.data.uniform_(0.8, 1.25, generator=generator)
-        elif name.endswith(("running_mean", "bias")):
-            value.data.normal_(0.0, 0.1, generator=generator)
-        elif value.ndim == 1 and name.endswith("weight"):
-            value.data.uniform_(0.8, 1.2, generator=generator)
-        elif name.endswith(("class_embed.0.weight", "enc_score_head.weight")):
-            value.data.normal_(0.0, 0.2, generator=generator)
 
 
 def _old_names(state: dict[str, Any]) -> dict[str, Any]:
@@ -71,12 +59,12 @@ def test_outputs_match_transformers_within_1e_4(case: str) -> None:
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(**options)
     theirs = getattr(transformers, f"{family}ForObjectDetection")(config).eval()
-    _randomize(theirs)
+    fill_randomly(theirs, seed=3)
     state = from_huggingface(theirs.state_dict())
     assert state.keys() == from_huggingface(_old_names(theirs.state_dict())).keys()
 
     ours = _build(state, config.num_queries)
-    images = torch.from_numpy(to_input(np.stack([structured_image(128, 160, seed) for seed in (1, 2)])))
+    images = _decided_images(ours, count=2)
     with torch.no_grad():
         expected = theirs(pixel_values=images)
         found = ours.forward_layers(images)
@@ -102,6 +90,20 @@ def _build(state: dict[str, Any], queries: int) -> RTDETR:
     assert not unexpected
     assert all(key.endswith("num_batches_tracked") for key in missing)
     return model
+
+
+def _decided_images(model: RTDETR, count: int) -> Any:
+    """Return images on which rounding can't swap the last selected token for the first rejected one."""
+    chosen = []
+    for seed in range(100):
+        image = torch.from_numpy(to_input(structured_image(SIZE, SIZE, seed)[None]))
+        with torch.no_grad():
+            gap = selection_gap(model, model.encoder(model.backbone(image)))
+        if gap > MIN_GAP:
+            chosen.append(image)
+        if len(chosen) == count:
+            return torch.cat(chosen)
+    raise AssertionError("no image with a clear selection")
 
 
 def _compare(logits: Any, boxes: Any, expected_logits: Any, expected_boxes: Any) -> None:

@@ -1,0 +1,185 @@
+"""The Predictor on a real exported file."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from rtdetr_deploy import ArtifactError, ImageError, OptionError, Predictor
+
+NAMES = ("red", "white", "platelet")
+
+
+@pytest.fixture(scope="module")
+def predictor(small_onnx: Path) -> Predictor:
+    return Predictor(small_onnx, threshold=0.0)
+
+
+def test_detections_are_sorted_inside_the_image_and_named(predictor: Predictor, picture: NDArray[np.uint8]) -> None:
+    found = predictor.detect(picture)
+    assert len(found) == 300
+    assert (np.diff(found.scores) <= 0).all()
+    assert (found.boxes >= 0).all()
+    assert (found.boxes <= [120, 90, 120, 90]).all()
+    assert (found.boxes[:, 2:] >= found.boxes[:, :2]).all()
+    assert found.names == tuple(NAMES[label] for label in found.labels)
+    assert found.labels.dtype == np.int64
+
+
+def test_every_kind_of_image_gives_the_same_result(
+    predictor: Predictor, picture: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    rgb = np.ascontiguousarray(picture[:, :, ::-1])
+    path = tmp_path / "picture.png"
+    Image.fromarray(rgb).save(path)
+    expected = predictor.detect(picture)
+    for image in (str(path), path, path.read_bytes(), Image.fromarray(rgb)):
+        assert np.array_equal(predictor.detect(image).boxes, expected.boxes)
+    assert np.array_equal(predictor.detect(rgb, color="rgb").scores, expected.scores)
+
+
+def test_boxes_scale_with_the_original_image(predictor: Predictor, picture: NDArray[np.uint8]) -> None:
+    once = predictor.detect(picture)
+    doubled = predictor.detect(picture.repeat(2, axis=0).repeat(2, axis=1))
+    assert doubled.boxes.max() > 1.5 * once.boxes.max()
+
+
+def test_threshold_and_classes_of_a_call_replace_the_defaults(
+    predictor: Predictor, picture: NDArray[np.uint8]
+) -> None:
+    everything = predictor.detect(picture)
+    middle = float(np.median(everything.scores))
+    strict = predictor.detect(picture, threshold=middle)
+    assert 0 < len(strict) < len(everything)
+    assert (strict.scores >= np.float32(middle)).all()
+    for classes in ("white", 1, ["white"], [1]):
+        only = predictor.detect(picture, classes=classes)
+        assert set(only.names) == {"white"}
+        assert len(only) == everything.names.count("white")
+    assert len(predictor.detect(picture, classes=[])) == 0
+
+
+def test_batches_of_different_sizes_equal_single_calls(
+    dynamic_onnx: Path, small_onnx: Path, picture: NDArray[np.uint8]
+) -> None:
+    images = [picture, picture[:50, :70].copy(), picture[::-1].copy()]
+    with Predictor(dynamic_onnx, 0.0) as dynamic, Predictor(small_onnx, 0.0) as single:
+        assert dynamic.batch is None
+        together = dynamic.detect_batch(images * 4)
+        assert len(together) == 12
+        for found, image in zip(together, images * 4, strict=True):
+            alone = single.detect(image)
+            assert np.abs(found.scores - alone.scores).max() < 1e-4
+        assert dynamic.detect_batch([]) == []
+
+
+def test_fixed_batches_are_filled_up(small_options: Any, picture: NDArray[np.uint8], small_onnx: Path) -> None:
+    from rtdetr_export import export_onnx
+
+    path = export_onnx(small_options("four.onnx", batch=4)).path
+    with Predictor(path, 0.0) as four, Predictor(small_onnx, 0.0) as one:
+        found = four.detect_batch([picture] * 6)
+        assert len(found) == 6
+        assert np.abs(found[5].scores - one.detect(picture).scores).max() < 1e-4
+
+
+def test_uint8_and_float_input_agree(dynamic_onnx: Path, predictor: Predictor, picture: NDArray[np.uint8]) -> None:
+    with Predictor(dynamic_onnx, 0.0) as raw:
+        assert np.abs(raw.detect(picture).scores - predictor.detect(picture).scores).max() < 1e-4
+
+
+def test_several_threads_may_call_at_once(predictor: Predictor, picture: NDArray[np.uint8]) -> None:
+    images = [np.roll(picture, 7 * shift, axis=1) for shift in range(8)]
+    expected = [predictor.detect(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(predictor.detect, images * 3))
+    for got, wanted in zip(found, expected * 3, strict=True):
+        assert np.array_equal(got.boxes, wanted.boxes)
+
+
+def test_info_tells_what_is_in_the_file(predictor: Predictor) -> None:
+    info = predictor.info
+    assert info is not None
+    assert (info.variant, info.layers, info.height, info.width, info.batch) == ("r18", 2, 128, 160, 1)
+    assert info.class_names == predictor.class_names == NAMES
+    assert info.verified
+    assert predictor.input_size == (128, 160)
+    assert predictor.runtime.startswith("ONNX Runtime")
+
+
+def test_class_names_can_be_replaced(small_onnx: Path, tmp_path: Path, picture: NDArray[np.uint8]) -> None:
+    file = tmp_path / "names.txt"
+    file.write_text("rot\nweiß\nPlättchen\n\n", encoding="utf-8")
+    with Predictor(small_onnx, 0.0, class_names=file) as german:
+        assert set(german.detect(picture).names) <= {"rot", "weiß", "Plättchen"}
+    with pytest.raises(OptionError, match="class_names names 2 classes, but the model has 3"):
+        Predictor(small_onnx, class_names=["a", "b"])
+    with pytest.raises(OptionError, match="can't read class names"):
+        Predictor(small_onnx, class_names=tmp_path / "none.txt")
+    file.write_text("a\n\nb\n")
+    with pytest.raises(OptionError, match="one class name per line"):
+        Predictor(small_onnx, class_names=file)
+
+
+def test_resizers_are_both_available(small_onnx: Path, picture: NDArray[np.uint8]) -> None:
+    with Predictor(small_onnx, 0.0, resizer="pillow") as pillow:
+        assert len(pillow.detect(picture)) == 300
+    with pytest.raises(OptionError, match="unknown resizer 'nearest'; choose one of opencv, pillow"):
+        Predictor(small_onnx, resizer="nearest")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.01, float("nan")])
+def test_thresholds_outside_0_to_1_are_refused(
+    threshold: float, small_onnx: Path, predictor: Predictor, picture: NDArray[np.uint8]
+) -> None:
+    with pytest.raises(OptionError, match="expected a number from 0 to 1"):
+        Predictor(small_onnx, threshold)
+    with pytest.raises(OptionError, match="expected a number from 0 to 1"):
+        predictor.detect(picture, threshold=threshold)
+
+
+def test_unknown_classes_are_refused(predictor: Predictor, picture: NDArray[np.uint8]) -> None:
+    with pytest.raises(OptionError, match="no class 'blue'; it knows red, white, platelet"):
+        predictor.detect(picture, classes=["blue"])
+    with pytest.raises(OptionError, match=r"class index 3 is outside 0 .. 2"):
+        predictor.detect(picture, classes=3)
+
+
+def test_a_path_instead_of_a_list_is_refused(predictor: Predictor) -> None:
+    with pytest.raises(OptionError, match="expected a list of images; for a single one call detect"):
+        predictor.detect_batch("a.jpg")  # type: ignore[arg-type]
+
+
+def test_one_bad_image_names_itself(predictor: Predictor, picture: NDArray[np.uint8], tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="none.png"):
+        predictor.detect_batch([picture, tmp_path / "none.png"])
+
+
+def test_a_closed_predictor_says_so(small_onnx: Path, picture: NDArray[np.uint8]) -> None:
+    with Predictor(small_onnx) as once:
+        once.warmup()
+    once.close()
+    with pytest.raises(ArtifactError, match="small.onnx is closed"):
+        once.detect(picture)
+
+
+def test_threads_must_be_positive(small_onnx: Path) -> None:
+    with pytest.raises(OptionError, match="threads is 0"):
+        Predictor(small_onnx, threads=0)
+    with Predictor(small_onnx, threads=1) as single:
+        single.warmup(1)
+
+
+def test_nothing_found_is_an_empty_result(small_onnx: Path, picture: NDArray[np.uint8]) -> None:
+    with Predictor(small_onnx, threshold=1.0) as strict:
+        found = strict.detect(picture)
+    assert len(found) == 0
+    assert found.boxes.shape == (0, 4)
+    assert found.to_dicts() == []
+    assert found.draw(picture).size == (120, 90)

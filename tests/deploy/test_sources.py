@@ -1,0 +1,163 @@
+"""Everything that users pass as an image, good and bad."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rtdetr_deploy import ImageError, find_images
+from rtdetr_deploy.sources import load_frame
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@pytest.fixture
+def rgb() -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_path_bytes_pil_and_arrays_give_the_same_pixels(rgb: Pixels, tmp_path: Path) -> None:
+    picture = Image.fromarray(rgb)
+    path = tmp_path / "picture.png"
+    picture.save(path)
+    for source in (path, str(path), path.read_bytes(), picture):
+        assert np.array_equal(load_frame(source).to_rgb(), rgb)
+    assert np.array_equal(load_frame(rgb, color="rgb").to_rgb(), rgb)
+    assert np.array_equal(load_frame(np.ascontiguousarray(rgb[:, :, ::-1])).to_rgb(), rgb)
+    assert load_frame(path).size == (24, 40)
+
+
+def test_gray_alpha_and_16_bit_arrays(rgb: Pixels) -> None:
+    gray = rgb[:, :, 0]
+    assert np.array_equal(load_frame(gray).to_rgb(), np.repeat(gray[:, :, None], 3, axis=2))
+    assert np.array_equal(load_frame(gray[:, :, None]).to_rgb(), load_frame(gray).to_rgb())
+    bgra = np.dstack([rgb, gray])
+    assert np.array_equal(load_frame(bgra).pixels, rgb)
+    assert np.array_equal(load_frame(rgb.astype(np.uint16) * 257).pixels, rgb)
+
+
+def test_views_with_negative_strides_are_taken(rgb: Pixels) -> None:
+    assert np.array_equal(load_frame(rgb[::-1, ::-1]).pixels, rgb[::-1, ::-1])
+
+
+def test_16_bit_png_cmyk_jpeg_palette_and_transparency(rgb: Pixels, tmp_path: Path) -> None:
+    deep = tmp_path / "deep.png"
+    Image.fromarray(rgb[:, :, 0].astype(np.uint16) * 257).save(deep)
+    assert np.array_equal(load_frame(deep).to_rgb()[:, :, 0], rgb[:, :, 0])
+    flat = Image.new("RGB", (40, 24), (200, 30, 60))
+    cmyk = load_frame(_encoded(flat.convert("CMYK"), "JPEG", quality=95)).to_rgb()
+    assert np.abs(cmyk.astype(int) - (200, 30, 60)).max() <= 6
+    palette = load_frame(_encoded(flat.quantize(4), "PNG")).to_rgb()
+    assert np.abs(palette.astype(int) - (200, 30, 60)).max() <= 4
+    clear = load_frame(_encoded(Image.fromarray(np.dstack([rgb, rgb[:, :, 0]]), "RGBA"), "PNG")).to_rgb()
+    assert np.array_equal(clear, rgb)
+
+
+def test_exif_orientation_is_applied(rgb: Pixels) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = load_frame(_encoded(Image.fromarray(rgb), "PNG", exif=exif)).to_rgb()
+    assert np.array_equal(turned, np.rot90(rgb, k=-1))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 50, 3), (50, 1, 3)])
+def test_tiny_images_are_fine(shape: tuple[int, int, int]) -> None:
+    assert load_frame(np.zeros(shape, np.uint8)).size == shape[:2]
+
+
+BAD_ARRAYS: dict[str, tuple[Any, str]] = {
+    "NaN": (np.full((4, 4, 3), np.nan), r"float64 \(it holds NaN\), expected uint8"),
+    "float": (np.zeros((4, 4, 3), np.float32), r"float32, expected uint8 .* pass \(image \* 255\)"),
+    "int64": (np.zeros((4, 4, 3), np.int64), "int64, expected uint8"),
+    "rank": (np.zeros((2, 4, 4, 3), np.uint8), r"shape \(2, 4, 4, 3\).* call detect_batch"),
+    "channels": (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\), expected \(height, width\)"),
+    "channels first": (np.zeros((3, 8, 8), np.uint8), r"shape \(3, 8, 8\)"),
+    "empty": (np.zeros((0, 4, 3), np.uint8), "has no pixels"),
+    "object": (object(), "can't read an image from object"),
+    "none": (None, "can't read an image from NoneType"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_unusable_arrays_get_one_clear_line(case: str) -> None:
+    array, message = BAD_ARRAYS[case]
+    with pytest.raises(ImageError, match=message) as caught:
+        load_frame(array)
+    assert "\n" not in str(caught.value)
+
+
+def _png_claiming(width: int, height: int) -> bytes:
+    """A tiny PNG whose header claims a huge image."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\x00\x00\x00"
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def _jpeg(size: tuple[int, int] = (64, 64)) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return _encoded(Image.fromarray(noise), "JPEG")
+
+
+BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
+    "zero bytes": (lambda: b"", "is not an image in a known format, or it is empty"),
+    "text": (lambda: b"hello", "is not an image in a known format"),
+    "truncated": (lambda: _jpeg()[:2000], "is damaged or incomplete"),
+    "bomb": (lambda: _png_claiming(60000, 60000), "has more pixels"),
+    "large": (lambda: _png_claiming(10000, 9000), "more than the 89478485 pixels allowed.*max_pixels"),
+    "floats": (lambda: _encoded(Image.new("F", (4, 4)), "TIFF"), "floating-point pixels"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_unusable_files_get_one_clear_line(case: str, tmp_path: Path) -> None:
+    make, message = BAD_FILES[case]
+    path = tmp_path / "bad.img"
+    path.write_bytes(make())
+    for source in (path, path.read_bytes()):
+        with pytest.raises(ImageError, match=message) as caught:
+            load_frame(source)
+        assert "\n" not in str(caught.value)
+
+
+def test_pixel_limit_can_be_chosen(rgb: Pixels) -> None:
+    data = _encoded(Image.fromarray(rgb), "PNG")
+    with pytest.raises(ImageError, match="40x24, more than the 959 pixels"):
+        load_frame(data, max_pixels=959)
+    assert load_frame(data, max_pixels=960).size == (24, 40)
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="can't open .*none.jpg: No such file"):
+        load_frame(tmp_path / "none.jpg")
+    with pytest.raises(ImageError, match="is a folder"):
+        load_frame(tmp_path)
+
+
+def test_folders_globs_and_files_are_found_once_and_sorted(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("b.jpg", "a.PNG", "sub/c.webp", "notes.txt", "odd"):
+        (tmp_path / name).write_bytes(b"")
+    found = find_images([tmp_path, str(tmp_path / "*.jpg"), tmp_path / "odd"])
+    assert [path.name for path in found] == ["a.PNG", "b.jpg", "c.webp", "odd"]
+    with pytest.raises(ImageError, match="does not exist"):
+        find_images([tmp_path / "none*"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match="holds no image"):
+        find_images([tmp_path / "empty"])

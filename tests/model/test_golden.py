@@ -1,0 +1,162 @@
+"""The model against outputs of the released implementations (see ../shared/golden)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SHARED, shared_folder
+from numpy.typing import NDArray
+
+torch = pytest.importorskip("torch")
+
+from rtdetr_deploy.model import RTDETR, load_checkpoint, reparameterize  # noqa: E402
+from rtdetr_deploy.runtimes import open_runtime  # noqa: E402
+from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
+from rtdetr_export.options import Sampler  # noqa: E402, TC001
+
+BOX_TOLERANCE = 2e-5
+LOGIT_TOLERANCE = 5e-4
+SLICE_TOLERANCE = 1e-4
+
+VARIANTS = {
+    "v1_r18": "r18",
+    "v1_r18_480x800": "r18",
+    "v1_r34": "r34",
+    "v1_r50_m": "r50-m",
+    "v1_r50": "r50",
+    "v2_r18": "r18",
+    "v2_r18_dsp": "r18-dsp",
+    "v2_r50_m": "r50-m",
+    "v2_hgnetv2_l": "hgnetv2-l",
+    "v2_hgnetv2_x": "hgnetv2-x",
+}
+
+
+@cache
+def _golden(name: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]], NDArray[np.float32]]:
+    """Return the description, the reference arrays and the image of one reference file."""
+    folder = shared_folder("golden")
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    import golden_fill
+
+    spec = json.loads((folder / f"{name}.keys.json").read_text())
+    image = golden_fill.probe_image(spec["height"], spec["width"], seed=spec["seed"])
+    return spec, dict(np.load(folder / f"{name}.npz")), image
+
+
+@pytest.fixture
+def released(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+    """Write the reference weights as a file in the released layout."""
+    name: str = request.param
+    spec, _, _ = _golden(name)
+    import golden_fill
+
+    state = {key: torch.from_numpy(np.asarray(value)) for key, value in golden_fill.fill_state(spec["shapes"]).items()}
+    path = tmp_path / f"{name}.pth"
+    torch.save({"ema": {"module": state}, "model": {}}, path)
+    return name, path
+
+
+def test_every_reference_file_is_used() -> None:
+    shared_folder("golden")
+    assert {file.name.removesuffix(".keys.json") for file in (SHARED / "golden").glob("*.keys.json")} == set(VARIANTS)
+
+
+@pytest.mark.parametrize("released", VARIANTS, indirect=True)
+def test_every_layer_matches_the_released_model_before_and_after_reparameterization(
+    released: tuple[str, Path],
+) -> None:
+    name, path = released
+    _, reference, image = _golden(name)
+    default = load_checkpoint(path, variant=VARIANTS[name]).model
+    assert default.decoder_layers == int(reference["default_layers"])
+    built = default.variant.built_layers
+    model = load_checkpoint(path, variant=VARIANTS[name], decoder_layers=built).model
+    for candidate in (model, reparameterize(model)):
+        _check_maps(candidate, reference, image)
+        with torch.no_grad():
+            output = candidate.forward_layers(torch.from_numpy(image))
+        assert sorted(output.selection.tokens[0].tolist()) == reference["selected"].tolist()
+        compared = 0
+        for layer in range(1, built + 1):
+            if f"logits_l{layer}" in reference:
+                logits, boxes = output.logits[layer - 1][0].numpy(), output.boxes[layer - 1][0].numpy()
+                _check_outputs(logits, boxes, reference, layer)
+                compared += 1
+        assert compared >= 2
+
+
+@pytest.mark.parametrize("released", ["v1_r50", "v2_r50_m", "v2_hgnetv2_l"], indirect=True)
+def test_truncated_model_matches_and_drops_unused_layers(released: tuple[str, Path]) -> None:
+    name, path = released
+    _, reference, image = _golden(name)
+    model = load_checkpoint(path, decoder_layers=4).model
+    keys = model.state_dict().keys()
+    assert not [key for key in keys if key.startswith(("decoder.decoder.layers.4", "decoder.dec_score_head.4"))]
+    with torch.no_grad():
+        logits, boxes = model(torch.from_numpy(image))
+    _check_outputs(logits[0].numpy(), boxes[0].numpy(), reference, 4)
+
+
+@pytest.mark.parametrize(
+    ("released", "sampler"),
+    [
+        ("v1_r18", "grid"),
+        ("v1_r18_480x800", "gather"),
+        ("v2_r18_dsp", None),
+        ("v2_hgnetv2_l", "gather"),
+    ],
+    indirect=["released"],
+)
+def test_exported_onnx_matches_the_released_model(released: tuple[str, Path], sampler: Sampler | None) -> None:
+    name, path = released
+    spec, reference, image = _golden(name)
+    result = export_onnx(
+        ExportOptions(
+            weights=path,
+            height=spec["height"],
+            width=spec["width"],
+            variant=VARIANTS[name],
+            sampler=sampler,
+            raw_output=True,
+        )
+    )
+    outputs = open_runtime(result.path).run({"images": image})
+    _check_outputs(outputs["logits"][0], outputs["boxes"][0], reference, result.info.layers)
+
+
+def _check_maps(model: RTDETR, reference: dict[str, NDArray[Any]], image: NDArray[np.float32]) -> None:
+    with torch.no_grad():
+        backbone = model.backbone(torch.from_numpy(image))
+        encoder = model.encoder(backbone)
+    for kind, maps in (("backbone", backbone), ("encoder", encoder)):
+        for level, features in enumerate(maps):
+            array = features.numpy()
+            height, width = array.shape[2:]
+            part = array[0, :16, :: height // 8, :: width // 8]
+            expected = reference[f"{kind}{level}_slice"]
+            assert part.shape == expected.shape
+            scale = float(reference[f"{kind}{level}_stats"][2])
+            assert np.abs(part - expected).max() <= SLICE_TOLERANCE * scale
+            stats = np.array([array.mean(), array.std(), np.abs(array).max()])
+            assert np.abs(stats - reference[f"{kind}{level}_stats"]).max() <= SLICE_TOLERANCE * scale
+
+
+def _check_outputs(
+    logits: NDArray[Any], boxes: NDArray[Any], reference: dict[str, NDArray[Any]], layer: int
+) -> None:
+    """Match the reference's queries to ours and compare; each of ours may serve once."""
+    expected_logits, expected_boxes = reference[f"logits_l{layer}"], reference[f"boxes_l{layer}"]
+    distance = np.abs(boxes[None] - expected_boxes[:, None]).max(-1)
+    distance = distance + np.abs(logits[None] - expected_logits[:, None]).max(-1)
+    match = distance.argmin(axis=1)
+    assert len(set(match.tolist())) == len(match)
+    assert np.abs(boxes[match] - expected_boxes).max() <= BOX_TOLERANCE
+    assert np.abs(logits[match] - expected_logits).max() <= LOGIT_TOLERANCE
