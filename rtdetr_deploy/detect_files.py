@@ -129,9 +129,12 @@ def _open_lines(target: Path | TextIO | None, stack: ExitStack) -> TextIO | None
 def _write_line(lines: TextIO, path: Path, frame: Frame, detections: Detections) -> None:
     height, width = frame.size
     entry = {"image": str(path), "width": width, "height": height, "detections": detections.to_dicts()}
-    lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
-    if lines is sys.stdout:
-        lines.flush()
+    try:
+        lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        lines.flush()  # whoever reads a pipe gets each image as it is done
+    except OSError as error:
+        name = "standard output" if lines is sys.stdout else getattr(lines, "name", "the JSON lines")
+        raise OutputError(f"can't write {name}: {error.strerror or error}") from error
 
 
 def _write_picture(path: Path, frame: Frame, detections: Detections) -> None:

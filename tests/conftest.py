@@ -48,9 +48,9 @@ def small_options(r18_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("exports")
 
     def make(name: str, **changes: Any) -> ExportOptions:
-        return ExportOptions(**{
-            "weights": r18_checkpoint, "output": folder / name, "height": 128, "width": 160, "layers": 2, **changes
-        })
+        return ExportOptions(
+            **{"weights": r18_checkpoint, "output": folder / name, "height": 128, "width": 160, "layers": 2, **changes}
+        )
 
     return make
 

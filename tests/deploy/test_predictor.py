@@ -50,9 +50,7 @@ def test_boxes_scale_with_the_original_image(predictor: Predictor, picture: NDAr
     assert doubled.boxes.max() > 1.5 * once.boxes.max()
 
 
-def test_threshold_and_classes_of_a_call_replace_the_defaults(
-    predictor: Predictor, picture: NDArray[np.uint8]
-) -> None:
+def test_threshold_and_classes_of_a_call_replace_the_defaults(predictor: Predictor, picture: NDArray[np.uint8]) -> None:
     everything = predictor.detect(picture)
     middle = float(np.median(everything.scores))
     strict = predictor.detect(picture, threshold=middle)

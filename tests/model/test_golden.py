@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch")
 
+from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
+from rtdetr_export.options import Sampler  # noqa: E402
+
 from rtdetr_deploy.model import RTDETR, load_checkpoint, reparameterize  # noqa: E402
 from rtdetr_deploy.runtimes import open_runtime  # noqa: E402
-from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
-from rtdetr_export.options import Sampler  # noqa: E402, TC001
 
 BOX_TOLERANCE = 2e-5
 LOGIT_TOLERANCE = 5e-4
@@ -149,9 +150,7 @@ def _check_maps(model: RTDETR, reference: dict[str, NDArray[Any]], image: NDArra
             assert np.abs(stats - reference[f"{kind}{level}_stats"]).max() <= SLICE_TOLERANCE * scale
 
 
-def _check_outputs(
-    logits: NDArray[Any], boxes: NDArray[Any], reference: dict[str, NDArray[Any]], layer: int
-) -> None:
+def _check_outputs(logits: NDArray[Any], boxes: NDArray[Any], reference: dict[str, NDArray[Any]], layer: int) -> None:
     """Match the reference's queries to ours and compare; each of ours may serve once."""
     expected_logits, expected_boxes = reference[f"logits_l{layer}"], reference[f"boxes_l{layer}"]
     distance = np.abs(boxes[None] - expected_boxes[:, None]).max(-1)

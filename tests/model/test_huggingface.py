@@ -10,12 +10,13 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from rtdetr_export.probes import structured_image  # noqa: E402
+from rtdetr_export.verify import MIN_GAP, selection_gap, to_input  # noqa: E402
+
 from rtdetr_deploy.model.describe import describe  # noqa: E402
 from rtdetr_deploy.model.huggingface import from_huggingface  # noqa: E402
 from rtdetr_deploy.model.random_weights import fill_randomly  # noqa: E402
 from rtdetr_deploy.model.rtdetr import RTDETR  # noqa: E402
-from rtdetr_export.probes import structured_image  # noqa: E402
-from rtdetr_export.verify import MIN_GAP, selection_gap, to_input  # noqa: E402
 
 TOLERANCE = 1e-4
 SIZE = 128
@@ -39,7 +40,14 @@ CASES = {
     "v1-r50-two-layers": ("RTDetr", {"decoder_layers": 2, "num_labels": 7} | _backbone("bottleneck")),
     "v1-wide-encoder": (
         "RTDetr",
-        {**R18, "encoder_hidden_dim": 384, "encoder_ffn_dim": 2048, "hidden_expansion": 1.0, "num_queries": 60, "decoder_in_channels": [384] * 3},
+        {
+            **R18,
+            "encoder_hidden_dim": 384,
+            "encoder_ffn_dim": 2048,
+            "hidden_expansion": 1.0,
+            "num_queries": 60,
+            "decoder_in_channels": [384] * 3,
+        },
     ),
 }
 

@@ -1,0 +1,154 @@
+"""Files of other exporters, files that are no detectors, and files that are no models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+
+from onnx import TensorProto, helper  # noqa: E402
+from onnx_files import IMAGES, write_model, write_raw_style, write_released_style  # noqa: E402
+
+from rtdetr_deploy import ArtifactError, MissingPackageError, Predictor  # noqa: E402
+from rtdetr_deploy.artifact import METADATA_KEY, read_metadata  # noqa: E402
+
+BLACK = np.zeros((100, 200, 3), np.uint8)
+
+
+def test_released_interface_gives_boxes_in_pixels(tmp_path: Path) -> None:
+    with Predictor(write_released_style(tmp_path / "released.onnx"), 0.0) as predictor:
+        found = predictor.detect(BLACK)
+        assert found.boxes.tolist() == [[50.0, 50.0, 150.0, 100.0], [0.0, 0.0, 100.0, 50.0]]
+        assert found.labels.tolist() == [1, 0]
+        assert found.names == ("class 1", "class 0")
+        assert predictor.info is None
+    with Predictor(tmp_path / "released.onnx", 0.5, class_names=["cat", "dog"]) as named:
+        assert named.detect(BLACK).names == ("dog",)
+
+
+def test_raw_interface_is_decoded(tmp_path: Path) -> None:
+    logits = np.full((1, 5, 80), -9.0, np.float32)
+    logits[0, 3, 15], logits[0, 3, 16], logits[0, 1, 0] = 2.0, 0.5, 1.0
+    boxes = np.full((1, 5, 4), 0.5, np.float32)
+    with Predictor(write_raw_style(tmp_path / "raw.onnx", logits, boxes)) as predictor:
+        found = predictor.detect(BLACK)
+    assert found.names == ("cat", "person", "dog")
+    assert found.boxes[0].tolist() == [50.0, 25.0, 150.0, 75.0]
+
+
+def test_raw_export_equals_the_export_with_detections(small_options: Any, small_onnx: Path, picture: Any) -> None:
+    from rtdetr_export import export_onnx
+
+    raw = export_onnx(small_options("raw.onnx", raw_output=True)).path
+    with Predictor(raw, 0.0) as one, Predictor(small_onnx, 0.0) as other:
+        found, expected = one.detect(picture), other.detect(picture)
+    assert np.abs(found.scores - expected.scores).max() < 1e-5
+    assert len(found) == len(expected) == 300
+
+
+def test_an_open_image_size_must_be_chosen(tmp_path: Path) -> None:
+    logits, boxes = np.zeros((1, 2, 3), np.float32), np.full((1, 2, 4), 0.5, np.float32)
+    path = write_raw_style(tmp_path / "open.onnx", logits, boxes, size="S")
+    with pytest.raises(ArtifactError, match=r"leaves its image size open; .*size=\(640, 640\)"):
+        Predictor(path)
+    with Predictor(path, 0.0, size=(64, 32)) as predictor:
+        assert predictor.input_size == (64, 32)
+        assert len(predictor.detect(BLACK)) == 6
+
+
+def test_a_size_that_the_file_does_not_take_is_refused(small_onnx: Path) -> None:
+    with pytest.raises(ArtifactError, match="takes 128x160 images; size=64x64 doesn't fit"):
+        Predictor(small_onnx, size=(64, 64))
+
+
+def test_nan_outputs_are_an_error_not_an_empty_result(tmp_path: Path) -> None:
+    logits, boxes = np.full((1, 2, 3), np.nan, np.float32), np.full((1, 2, 4), 0.5, np.float32)
+    with (
+        Predictor(write_raw_style(tmp_path / "nan.onnx", logits, boxes)) as predictor,
+        pytest.raises(ArtifactError, match="not finite"),
+    ):
+        predictor.detect(BLACK)
+
+
+def _classifier(path: Path) -> None:
+    node = helper.make_node("ReduceMean", ["images"], ["probabilities"], keepdims=0)
+    write_model(path, [IMAGES], [("probabilities", TensorProto.FLOAT, [])], [node], {})
+
+
+def _yolo(path: Path) -> None:
+    node = helper.make_node("Identity", ["data"], ["output0"])
+    write_model(
+        path, [IMAGES], [("output0", TensorProto.FLOAT, [1, 84, 10])], [node], {"data": np.zeros((1, 84, 10), "f")}
+    )
+
+
+def _text_model(path: Path) -> None:
+    node = helper.make_node("Identity", ["tokens"], ["logits"])
+    write_model(path, [("tokens", TensorProto.INT64, [1, 9])], [("logits", TensorProto.INT64, [1, 9])], [node], {})
+
+
+def _truncated(path: Path) -> None:
+    write_released_style(path)
+    path.write_bytes(path.read_bytes()[:200])
+
+
+BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "classifier": (_classifier, "no RT-DETR detector: its outputs are probabilities"),
+    "YOLO": (_yolo, r"its outputs are output0 float32\[1, 84, 10\]; expected images -> labels, boxes, scores"),
+    "text model": (_text_model, r"its inputs are tokens int64\[1, 9\]"),
+    "truncated": (_truncated, "is not a loadable ONNX model"),
+    "empty": (lambda path: path.write_bytes(b""), "is empty; export the model again"),
+    "text": (lambda path: path.write_text("not a model"), "is not a loadable ONNX model"),
+    "folder": (lambda path: path.mkdir(), "is a folder"),
+    "missing": (lambda path: None, "does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_files_that_are_no_detectors_get_one_clear_line(case: str, tmp_path: Path) -> None:
+    write, message = BAD_FILES[case]
+    path = tmp_path / "bad.onnx"
+    write(path)
+    with pytest.raises(ArtifactError, match=message) as caught:
+        Predictor(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.pth", "export it first: rtdetr-export --weights model.pth"),
+        ("model.tflite", r"\.tflite is no model format known here; expected one of: .onnx"),
+        ("model", "no suffix is no model format"),
+    ],
+)
+def test_unknown_suffixes_say_what_to_do(name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        Predictor(tmp_path / name)
+
+
+def test_missing_onnx_runtime_is_named(small_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'rtdetr-deploy\[cpu\]'"):
+        Predictor(small_onnx)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "damaged"),
+        ("[1]", "damaged"),
+        ('{"format": 99}', "written in format 99, this version reads up to 1"),
+        ('{"format": 1, "height": 3}', "lacks batch, class_names"),
+    ],
+)
+def test_damaged_metadata_is_named(text: str, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        read_metadata({METADATA_KEY: text}, "m.onnx")

@@ -1,0 +1,166 @@
+"""rtdetr-detect."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from rtdetr_deploy.atomic import write_atomically, written_beside
+from rtdetr_deploy.cli import build_parser, main
+from rtdetr_deploy.errors import OutputError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, picture: NDArray[np.uint8]) -> Path:
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.jpg", "b.png", "sub/a.jpg"):
+        Image.fromarray(picture).save(folder / name)
+    return folder
+
+
+def test_pictures_json_and_summary_are_written(
+    small_onnx: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, lines = tmp_path / "out", tmp_path / "found.jsonl"
+    status = main([str(small_onnx), str(folder), "--output", str(output), "--json", str(lines), "--threshold", "0.1"])
+    assert status == 0
+    assert sorted(path.name for path in output.iterdir()) == ["a-2.jpg", "a.jpg", "b.png"]
+    assert Image.open(output / "b.png").size == (120, 90)
+    entries = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [Path(entry["image"]).name for entry in entries] == ["a.jpg", "b.png", "a.jpg"]
+    assert (entries[0]["width"], entries[0]["height"]) == (120, 90)
+    text = capsys.readouterr().out
+    total = sum(len(entry["detections"]) for entry in entries)
+    assert f"3 images, {total} detections" in text
+    for stage in ("load", "prepare", "infer", "decode", "draw"):
+        assert stage in text
+
+
+def test_json_on_standard_output_is_alone_there(
+    small_onnx: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main([str(small_onnx), str(folder / "b.png"), "--json", "-", "--classes", "white,2", "--threshold", "0"]) == 0
+    )
+    streams = capsys.readouterr()
+    (entry,) = (json.loads(line) for line in streams.out.splitlines())
+    assert {found["name"] for found in entry["detections"]} == {"white", "platelet"}
+    assert "1 image, " in streams.err
+
+
+def test_a_broken_image_is_reported_and_skipped(
+    small_onnx: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "broken.jpg").write_bytes((folder / "a.jpg").read_bytes()[:500])
+    assert main([str(small_onnx), str(folder)]) == 1
+    streams = capsys.readouterr()
+    assert "rtdetr-detect: skipped: " in streams.err
+    assert "broken.jpg" in streams.err
+    assert "3 images, 1 skipped" in streams.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{model}", "{folder}/none.jpg"], "does not exist"),
+        (["{model}x", "{folder}"], "no model format known here"),
+        (["{model}", "{folder}", "--threshold", "2"], "threshold is 2.0, expected a number from 0 to 1"),
+        (["{model}", "{folder}", "--classes", "blue"], "no class 'blue'"),
+        (["{model}", "{folder}", "--classes", ","], "--classes is empty"),
+        (["{model}", "{folder}", "--size", "big"], "size 'big' is not understood"),
+        (["{model}", "{folder}", "--output", "{folder}"], "would overwrite"),
+        (["{model}", "{folder}", "--output", "{folder}/b.png"], "can't write"),
+        (["{model}", "{folder}", "--json", "{folder}"], "a folder of that name exists"),
+        (["{model}", "{folder}", "--class-names", "{folder}/none"], "can't read class names"),
+    ],
+)
+def test_wrong_input_gives_one_line_and_status_2(
+    arguments: list[str], message: str, small_onnx: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(folder.rglob("*"))
+    assert main([item.format(model=small_onnx, folder=folder) for item in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("rtdetr-detect: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_interrupt_keeps_what_was_done(
+    small_onnx: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rtdetr_deploy.predictor import Predictor
+
+    original, calls = Predictor.load, []
+
+    def load(self: Predictor, images: Any, **options: Any) -> Any:
+        calls.append(images)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, images, **options)
+
+    monkeypatch.setattr(Predictor, "load", load)
+    lines = tmp_path / "found.jsonl"
+    assert main([str(small_onnx), str(folder), "--json", str(lines)]) == 130
+    assert len(lines.read_text().splitlines()) == 2
+    assert "what was done is kept" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_no_half_written_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "model.onnx"
+    target.write_bytes(b"old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=r"can't write .*model.onnx: No space left on device"):
+        write_atomically(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_error_while_writing_leaves_no_half_written_file(tmp_path: Path) -> None:
+    target = tmp_path / "sub" / "data.json"
+    with pytest.raises(ValueError, match="on the way"), written_beside(target) as beside:
+        beside.write_text("half")
+        raise ValueError("on the way")
+    assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_device_without_space_gives_one_line(small_onnx: Path, folder: Path, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    command = [
+        sys.executable,
+        "-m",
+        "rtdetr_deploy.cli",
+        str(small_onnx),
+        str(folder),
+        "--json",
+        "-",
+        "--threshold",
+        "0",
+    ]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert "rtdetr-detect: can't write standard output: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_shows_defaults() -> None:
+    text = build_parser().format_help()
+    assert "(default: 0.5)" in text
+    assert "(default: opencv)" in text

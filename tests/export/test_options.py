@@ -1,0 +1,69 @@
+"""Options are checked before any work is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from rtdetr_export import ExportOptions
+from rtdetr_export.options import parse_batch
+
+from rtdetr_deploy.arguments import parse_classes, parse_size
+from rtdetr_deploy.errors import OptionError
+
+WEIGHTS = Path("models/r50.pth")
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "r50-l4-640x640-fp32.onnx"),
+        ({"height": 480, "width": 800}, "r50-l4-480x800-fp32.onnx"),
+        ({"batch": 8}, "r50-l4-640x640-fp32-b8.onnx"),
+        ({"batch": "dynamic", "raw_input": True}, "r50-l4-640x640-fp32-bn-uint8.onnx"),
+        ({"queries": 100, "sampler": "grid", "raw_output": True}, "r50-l4-640x640-fp32-q100-grid-raw.onnx"),
+    ],
+)
+def test_default_name_says_what_is_inside(changes: dict[str, Any], name: str) -> None:
+    path = ExportOptions(WEIGHTS, **changes).default_output(4, "fp32")
+    assert path == Path("models") / name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"height": 650}, "height 650 is not a multiple of 32 from 64 up; try 640"),
+        ({"width": 32}, "width 32 is not a multiple of 32 from 64 up; try 64"),
+        ({"batch": 0}, "batch is 0, expected a number from 1 up or 'dynamic'"),
+        ({"layers": 0}, "layers is 0"),
+        ({"queries": -1}, "queries is -1"),
+        ({"max_detections": 0}, "max_detections is 0"),
+        ({"sampler": "nearest"}, "unknown sampler 'nearest'; choose one of gather, grid, discrete"),
+        ({"opset": 16}, "opset 16 has no LayerNormalization; choose one of 17, 18, 19"),
+        ({"opset": 20}, "opset 20 is refused: .*TensorRT reads as nearest"),
+        ({"output": Path("model.engine")}, "can't write model.engine: the output's name must end in .onnx"),
+    ],
+)
+def test_values_outside_their_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        ExportOptions(WEIGHTS, **changes)
+
+
+def test_sizes_are_height_by_width() -> None:
+    assert parse_size("640") == (640, 640)
+    assert parse_size("480x800") == (480, 800)
+    for text in ("", "x", "640x", "-640", "1x2x3", "6４0"):
+        with pytest.raises(OptionError, match="is not understood; write 640 or HEIGHTxWIDTH"):
+            parse_size(text)
+
+
+def test_batches_and_classes_are_parsed() -> None:
+    assert parse_batch("dynamic") == "dynamic"
+    assert parse_batch("4") == 4
+    with pytest.raises(OptionError, match="batch 'auto' is not understood"):
+        parse_batch("auto")
+    assert parse_classes("traffic light, 3") == ["traffic light", 3]
