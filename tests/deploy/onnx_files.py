@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-IMAGES = ("images", TensorProto.FLOAT, ["N", 3, 64, 96])
-SIZES = ("orig_target_sizes", TensorProto.INT64, ["N", 2])
+Value = tuple[str, int, Sequence[str | int | None]]
+"""Name, element type and shape of an input or output."""
+
+IMAGES: Value = ("images", TensorProto.FLOAT, ["N", 3, 64, 96])
+SIZES: Value = ("orig_target_sizes", TensorProto.INT64, ["N", 2])
 
 
 def write_released_style(path: Path) -> Path:
     """Write a file with the released exporter's interface: two boxes, scaled by `orig_target_sizes` (width, height)."""
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "labels0": np.array([[1, 0]], np.int64),
         "scores0": np.array([[0.8, 0.4]], np.float32),
         "boxes0": np.array([[[0.25, 0.5, 0.75, 1.0], [0.0, 0.0, 0.5, 0.5]]], np.float32),
@@ -31,7 +36,7 @@ def write_released_style(path: Path) -> Path:
         helper.make_node("Mul", ["boxes0", "scale"], ["boxes"]),
     ]
     constants |= {"zero": np.array(0.0, np.float32), "one": np.array([1], np.int64)}
-    outputs = [
+    outputs: list[Value] = [
         ("labels", TensorProto.INT64, ["N", 2]),
         ("boxes", TensorProto.FLOAT, ["N", 2, 4]),
         ("scores", TensorProto.FLOAT, ["N", 2]),
@@ -39,7 +44,7 @@ def write_released_style(path: Path) -> Path:
     return write_model(path, [IMAGES, SIZES], outputs, nodes, constants)
 
 
-def write_raw_style(path: Path, logits: NDArray[np.float32], boxes: NDArray[np.float32], size: object = 64) -> Path:
+def write_raw_style(path: Path, logits: NDArray[np.float32], boxes: NDArray[np.float32], size: str | int = 64) -> Path:
     """Write a file that returns these logits (1, Q, K) and boxes (1, Q, 4), under Hugging Face's names."""
     nodes = [
         helper.make_node("ReduceMin", ["pixel_values"], ["least"], keepdims=0),
@@ -48,7 +53,7 @@ def write_raw_style(path: Path, logits: NDArray[np.float32], boxes: NDArray[np.f
         helper.make_node("Add", ["boxes0", "nothing"], ["pred_boxes"]),
     ]
     constants = {"zero": np.array(0.0, np.float32), "logits0": logits, "boxes0": boxes}
-    outputs = [
+    outputs: list[Value] = [
         ("logits", TensorProto.FLOAT, list(logits.shape)),
         ("pred_boxes", TensorProto.FLOAT, list(boxes.shape)),
     ]
@@ -57,10 +62,10 @@ def write_raw_style(path: Path, logits: NDArray[np.float32], boxes: NDArray[np.f
 
 def write_model(
     path: Path,
-    inputs: list[tuple[str, int, list[object]]],
-    outputs: list[tuple[str, int, list[object]]],
-    nodes: list[onnx.NodeProto],
-    constants: dict[str, NDArray[np.generic]],
+    inputs: Sequence[Value],
+    outputs: Sequence[Value],
+    nodes: Sequence[onnx.NodeProto],
+    constants: Mapping[str, NDArray[Any]],
 ) -> Path:
     """Write a checked ONNX model."""
     graph = helper.make_graph(

@@ -45,7 +45,7 @@ def _golden(name: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]], NDArray
     folder = shared_folder("golden")
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
-    import golden_fill
+    import golden_fill  # type: ignore[import-not-found]
 
     spec = json.loads((folder / f"{name}.keys.json").read_text())
     image = golden_fill.probe_image(spec["height"], spec["width"], seed=spec["seed"])

@@ -1,0 +1,48 @@
+# Everything below sets itself up in a fresh clone: a virtual environment in .venv, CPU only.
+PYTHON ?= python3
+VENV ?= .venv
+WEIGHTS ?=
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help setup test lint format demo wheel-check clean
+
+help:
+	@echo "make demo [WEIGHTS=FILE]  export, detect on a photograph, show boxes and times"
+	@echo "make test                 run the tests"
+	@echo "make lint                 ruff, ruff format, mypy"
+	@echo "make wheel-check          build the wheel, predict with it where torch is not installed"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+setup: $(INSTALLED)
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: setup
+	$(BIN)/python demo/run_demo.py $(if $(WEIGHTS),--weights $(WEIGHTS))
+
+wheel-check: setup
+	rm -rf build/wheel
+	$(BIN)/python -m build --wheel --installer pip --outdir build/wheel . > /dev/null
+	$(BIN)/python tests/wheel_check.py --make-model build/wheel/tiny.onnx
+	$(PYTHON) -m venv --clear build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		"$$(ls build/wheel/rtdetr_deploy-*.whl)[cpu]"
+	cd build/wheel && venv/bin/python $(CURDIR)/tests/wheel_check.py tiny.onnx
+
+clean:
+	rm -rf $(VENV) build dist demo/output .mypy_cache .pytest_cache .ruff_cache

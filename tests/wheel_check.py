@@ -1,0 +1,57 @@
+"""Checks the built wheel in an environment that has neither torch nor the exporter's packages (`make wheel-check`).
+
+With `--make-model FILE` it writes the model for that check; this part runs in the development environment.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+
+def make_model(path: Path) -> None:
+    """Export a small R18 with seeded weights."""
+    import torch
+
+    from rtdetr_deploy.model import RTDETR, VARIANTS
+    from rtdetr_deploy.model.random_weights import fill_randomly
+    from rtdetr_export import ExportOptions, export_onnx
+
+    model = RTDETR(VARIANTS["r18"], 1)
+    fill_randomly(model)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder, "r18.pth")
+        torch.save(model.state_dict(), weights)
+        export_onnx(ExportOptions(weights=weights, output=path, height=64, width=96))
+
+
+def check(model: Path) -> None:
+    """Predict with the installed wheel."""
+    for package in ("torch", "onnx", "onnxscript"):
+        assert importlib.util.find_spec(package) is None, f"{package} is installed here"
+    import rtdetr_deploy
+
+    assert "site-packages" in str(rtdetr_deploy.__file__), "this is not the installed wheel"
+    assert Path(rtdetr_deploy.__file__).with_name("py.typed").exists()
+    found = rtdetr_deploy.Predictor(model, threshold=0.0).detect(np.zeros((40, 60, 3), np.uint8))
+    assert len(found) == 300
+    commands = Path(sys.executable).parent
+    subprocess.run([commands / "rtdetr-bench", "--engine", model, "--runs", "2"], check=True, stdout=subprocess.DEVNULL)
+    refused = subprocess.run(
+        [commands / "rtdetr-export", "--weights", "r18.pth"], capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2
+    assert "pip install 'rtdetr-deploy[export]'" in refused.stderr
+    print(f"the wheel of rtdetr-deploy {rtdetr_deploy.__version__} imports and predicts without torch")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--make-model":
+        make_model(Path(sys.argv[2]))
+    else:
+        check(Path(sys.argv[1]))
