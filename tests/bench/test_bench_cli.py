@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+
 from rtdetr_bench import measure_latency
 from rtdetr_bench.cli import main
-
 from rtdetr_deploy import OptionError
 
 

@@ -12,8 +12,8 @@ import pytest
 onnx = pytest.importorskip("onnx")
 
 from onnx import TensorProto, helper  # noqa: E402
-from onnx_files import IMAGES, write_model, write_raw_style, write_released_style  # noqa: E402
 
+from onnx_files import IMAGES, write_model, write_raw_style, write_released_style  # noqa: E402
 from rtdetr_deploy import ArtifactError, MissingPackageError, Predictor  # noqa: E402
 from rtdetr_deploy.artifact import METADATA_KEY, read_metadata  # noqa: E402
 

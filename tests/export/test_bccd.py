@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import shared_folder
 from PIL import Image
+
+from conftest import shared_folder
 
 pytest.importorskip("torch")
 
-from rtdetr_export.cli import main as export
-
 from rtdetr_deploy import Predictor
 from rtdetr_deploy.cli import main as detect
+from rtdetr_export.cli import main as export
 
 
 def test_blood_smears_go_through_export_and_detection(r18_checkpoint: Path, tmp_path: Path) -> None:

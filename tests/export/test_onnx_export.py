@@ -12,10 +12,9 @@ import pytest
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("torch")
 
-from rtdetr_export import export_onnx  # noqa: E402
-
 from rtdetr_deploy import ArtifactInfo, ExportError, OptionError, OutputError  # noqa: E402
 from rtdetr_deploy.artifact import METADATA_KEY, read_metadata  # noqa: E402
+from rtdetr_export import export_onnx  # noqa: E402
 
 Operators = dict[str, int]
 

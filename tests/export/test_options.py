@@ -9,11 +9,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from rtdetr_export import ExportOptions
-from rtdetr_export.options import parse_batch
-
 from rtdetr_deploy.arguments import parse_classes, parse_size
 from rtdetr_deploy.errors import OptionError
+from rtdetr_export import ExportOptions
+from rtdetr_export.options import parse_batch
 
 WEIGHTS = Path("models/r50.pth")
 

@@ -11,10 +11,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from rtdetr_export.verify import Parity, ParityReport, compare_detections, compare_raw  # noqa: E402
-
 from rtdetr_deploy import Predictor  # noqa: E402
 from rtdetr_deploy.artifact import ArtifactInfo  # noqa: E402
+from rtdetr_export.verify import Parity, ParityReport, compare_detections, compare_raw  # noqa: E402
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 2, (20, 3)).astype(np.float32)

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SHARED, shared_folder
 from numpy.typing import NDArray
+
+from conftest import SHARED, shared_folder
 
 torch = pytest.importorskip("torch")
 
-from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
-from rtdetr_export.options import Sampler  # noqa: E402
-
 from rtdetr_deploy.model import RTDETR, load_checkpoint, reparameterize  # noqa: E402
 from rtdetr_deploy.runtimes import open_runtime  # noqa: E402
+from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
+from rtdetr_export.options import Sampler  # noqa: E402
 
 BOX_TOLERANCE = 2e-5
 LOGIT_TOLERANCE = 5e-4

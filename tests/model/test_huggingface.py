@@ -10,13 +10,12 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from rtdetr_export.probes import structured_image  # noqa: E402
-from rtdetr_export.verify import MIN_GAP, selection_gap, to_input  # noqa: E402
-
 from rtdetr_deploy.model.describe import describe  # noqa: E402
 from rtdetr_deploy.model.huggingface import from_huggingface  # noqa: E402
 from rtdetr_deploy.model.random_weights import fill_randomly  # noqa: E402
 from rtdetr_deploy.model.rtdetr import RTDETR  # noqa: E402
+from rtdetr_export.probes import structured_image  # noqa: E402
+from rtdetr_export.verify import MIN_GAP, selection_gap, to_input  # noqa: E402
 
 TOLERANCE = 1e-4
 SIZE = 128
