@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 WEIGHTS ?=
+WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -21,7 +22,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 setup: $(INSTALLED)
 
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 lint: setup
 	$(BIN)/ruff check .

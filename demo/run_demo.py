@@ -47,8 +47,8 @@ def run(weights: Path | None, image: Path, size: tuple[int, int], output: Path) 
         options = ExportOptions(weights=weights, output=target, layers=layers, height=height, width=width)
         print(f"\n== export, {'1 decoder layer' if layers else 'all decoder layers'}")
         print_result(export_onnx(options, lambda step, seconds: print(f"  {step:<48} {seconds:6.1f} s")))
-        with Predictor(target, threshold=0.5) as predictor:
-            found = predictor.detect(image)[:SHOWN] if not trained else predictor.detect(image)
+        with Predictor(target, threshold=0.5 if trained else 0.0) as predictor:
+            found = predictor.detect(image)[: None if trained else SHOWN]
             print(f"\n== detect on {image.name}: {time_detection(predictor, image):.1f} ms per image (median)")
         print_table(found)
         picture = output / "detections.png"

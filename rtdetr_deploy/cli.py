@@ -15,6 +15,7 @@ from rtdetr_deploy.detections import Detections
 from rtdetr_deploy.errors import ImageError, RtdetrError
 from rtdetr_deploy.predictor import Predictor
 from rtdetr_deploy.preprocess import RESIZERS
+from rtdetr_deploy.runtimes import DEVICES
 from rtdetr_deploy.sources import MAX_PIXELS
 
 EXAMPLES = """examples:
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--class-names", type=Path, metavar="FILE", help="one name per line (default: those stored in the model)")
     add("--resizer", choices=RESIZERS, default=RESIZERS[0], help="library that resizes (default: %(default)s)")
     add("--threads", type=int, metavar="N", help="threads of the engine (default: the engine decides)")
+    add("--device", choices=DEVICES, default=DEVICES[0], help="where the engine runs (default: %(default)s)")
     add("--size", metavar="SIZE", help="640 or HEIGHTxWIDTH, for models of others that leave it open")
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="largest image decoded (default: %(default)s)")
     return parser
@@ -59,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             class_names=arguments.class_names,
             resizer=arguments.resizer,
             threads=arguments.threads,
+            device=arguments.device,
             size=parse_size(arguments.size) if arguments.size else None,
             max_pixels=arguments.max_pixels,
         ) as predictor:

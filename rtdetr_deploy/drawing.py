@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rtdetr_deploy.sources import Color, ImageLike, load_frame
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from rtdetr_deploy.detections import Detection, Detections
 
 RGB = tuple[int, int, int]
+Area = tuple[float, float, float, float]
 
 GOLDEN_RATIO = 0.618034
 """Steps of this size around the colour circle keep neighbouring class indices far apart."""
@@ -36,37 +39,63 @@ def draw_detections(detections: Detections, image: ImageLike, color: Color = "bg
     picture = PILImage.fromarray(load_frame(image, color=color).to_rgb())
     shorter = min(picture.size)
     line = max(1, round(shorter / 250))
-    font = ImageFont.load_default(size=max(10, round(shorter / 36)))
+    font = ImageFont.load_default(size=max(11, round(shorter / 36)))
     canvas = ImageDraw.Draw(picture)
-    for found in reversed(list(detections)):
-        _draw_box(canvas, found, line)
-    for found in reversed(list(detections)):
-        _draw_label(canvas, found, line, font, picture.size)
+    found = list(detections)
+    labels = _place_labels(canvas, found, font, max(2, line), picture.size)
+    for detection in reversed(found):
+        x1, y1, x2, y2 = detection.box
+        corners = (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1))
+        canvas.rectangle(corners, outline=class_color(detection.label), width=line)
+    for label in reversed(labels):
+        canvas.rectangle(label.area, fill=label.background)
+        canvas.text(label.origin, label.text, fill=_text_color(label.background), font=font)
     return picture
 
 
-def _draw_box(canvas: ImageDraw.ImageDraw, found: Detection, line: int) -> None:
-    x1, y1, x2, y2 = found.box
-    canvas.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=class_color(found.label), width=line)
+@dataclass(frozen=True)
+class _Label:
+    """Text, its background's `area` (x1, y1, x2, y2), and the `origin` from which Pillow draws it."""
+
+    text: str
+    area: Area
+    origin: tuple[float, float]
+    background: RGB
 
 
-def _draw_label(
+def _place_labels(
     canvas: ImageDraw.ImageDraw,
-    found: Detection,
-    line: int,
+    found: Sequence[Detection],
     font: FreeTypeFont | ImageFont,
+    pad: int,
     size: tuple[int, int],
-) -> None:
-    """Put the label above the box, or inside it where there is no room, and never outside the picture."""
-    text = f"{found.name} {found.score:.2f}"
-    left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
-    pad = max(2, line)
-    width, height = right - left + 2 * pad, bottom - top + 2 * pad
-    x = max(0.0, min(found.box[0], size[0] - width))
-    y = found.box[1] - height if found.box[1] >= height else min(found.box[1], max(0, size[1] - height))
-    background = class_color(found.label)
-    canvas.rectangle((x, y, x + width, y + height), fill=background)
-    canvas.text((x + pad - left, y + pad - top), text, fill=_text_color(background), font=font)
+) -> list[_Label]:
+    """Give every label, best first, the first place around its box that is inside the picture and still free."""
+    labels: list[_Label] = []
+    for detection in found:
+        text = f"{detection.name} {detection.score:.2f}"
+        left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
+        width, height = right - left + 2 * pad, bottom - top + 2 * pad
+        places = list(_places(detection.box, width, height, size))
+        free = (place for place in places if not any(_overlap(place, label.area) for label in labels))
+        area = next(free, places[0])
+        origin = (area[0] + pad - left, area[1] + pad - top)
+        labels.append(_Label(text, area, origin, class_color(detection.label)))
+    return labels
+
+
+def _places(box: Area, width: float, height: float, size: tuple[int, int]) -> Iterator[Area]:
+    """Yield areas for a label: above the box, inside at its top, inside at its bottom, below it."""
+    x1, y1, x2, y2 = box
+    for x in (x1, x2 - width):
+        left = max(0.0, min(x, size[0] - width))
+        for y in (y1 - height, y1, y2 - height, y2):
+            upper = max(0.0, min(y, size[1] - height))
+            yield (left, upper, left + width, upper + height)
+
+
+def _overlap(a: Area, b: Area) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _text_color(background: RGB) -> RGB:

@@ -21,7 +21,7 @@ from rtdetr_deploy.detections import Detections, check_threshold
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.postprocess import check_finite, decode_raw, to_pixels
 from rtdetr_deploy.preprocess import RESIZERS, Resizer, prepare_batch
-from rtdetr_deploy.runtimes import Array, open_runtime
+from rtdetr_deploy.runtimes import Array, Device, open_runtime
 from rtdetr_deploy.sources import MAX_PIXELS, Color, Frame, ImageLike, load_frame
 
 MAX_DETECTIONS = 300
@@ -38,7 +38,8 @@ class Predictor:
 
     `engine` is the model file; `threshold` the smallest score that is kept unless a call says otherwise.
     `class_names` (a list, or a file with one name per line) replaces the names stored in the file. `resizer` is
-    "opencv" or "pillow" (see `preprocess`). `threads` limits the engine's threads. `size` (height, width) is needed
+    "opencv" or "pillow" (see `preprocess`). `threads` limits the engine's threads. `device` is "cpu" or
+    "cuda" (an NVIDIA GPU, needs onnxruntime-gpu). `size` (height, width) is needed
     for files of others that leave it open. `max_pixels` is the largest image that is decoded.
 
     Raises `ArtifactError` when the file can't be run, `OptionError` for other arguments.
@@ -52,6 +53,7 @@ class Predictor:
         class_names: Sequence[str] | str | Path | None = None,
         resizer: Resizer = "opencv",
         threads: int | None = None,
+        device: Device = "cpu",
         size: tuple[int, int] | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -63,7 +65,7 @@ class Predictor:
         self._name = Path(engine).name
         self._resizer: Resizer = resizer
         self._max_pixels = max_pixels
-        self._runtime = open_runtime(engine, threads=threads)
+        self._runtime = open_runtime(engine, threads=threads, device=device)
         self._contract = recognize(self._runtime, self._name, size)
         self._names = self._decide_names(class_names)
 

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rtdetr_deploy.errors import ArtifactError
+from rtdetr_deploy.errors import ArtifactError, OptionError
 
 Array = NDArray[Any]
+Device = Literal["cpu", "cuda"]
+DEVICES: tuple[Device, ...] = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,16 @@ _HINTS = dict.fromkeys(
 )
 
 
-def open_runtime(path: str | Path, *, threads: int | None = None) -> Runtime:
+def open_runtime(path: str | Path, *, threads: int | None = None, device: Device = "cpu") -> Runtime:
     """Open the model file `path` with the engine that its suffix names; `threads` None leaves their number to it.
 
-    Raises `ArtifactError` when the file is missing, is no model, or has an unknown suffix, and
-    `MissingPackageError` when the engine's package is not installed.
+    `device` is never replaced by another one: what can't run there is an error.
+
+    Raises `ArtifactError` when the file is missing, is no model, has an unknown suffix, or can't run on `device`,
+    `MissingPackageError` when the engine's package is not installed, and `OptionError` for an unknown device.
     """
+    if device not in DEVICES:
+        raise OptionError(f"unknown device {device!r}; choose one of {', '.join(DEVICES)}")
     path = Path(path)
     module = _MODULES.get(path.suffix.lower())
     if module is None:
@@ -79,4 +85,4 @@ def open_runtime(path: str | Path, *, threads: int | None = None) -> Runtime:
     if path.stat().st_size == 0:
         raise ArtifactError(f"{path} is empty; export the model again")
     engine = import_module(f"{__name__}.{module}")
-    return cast("Runtime", engine.open_model(path, threads))
+    return cast("Runtime", engine.open_model(path, threads, device))

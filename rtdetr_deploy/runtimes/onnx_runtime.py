@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU, or on an NVIDIA GPU through its CUDA provider."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from rtdetr_deploy.errors import ArtifactError, MissingPackageError
-from rtdetr_deploy.runtimes import Array, TensorSpec
+from rtdetr_deploy.runtimes import Array, Device, TensorSpec
 
+_PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -24,10 +25,10 @@ _DTYPES = {
 class OnnxRuntime:
     """One inference session; ONNX Runtime allocates the outputs of each call and hands them over."""
 
-    def __init__(self, session: Any, version: str, name: str) -> None:
+    def __init__(self, session: Any, version: str, name: str, device: Device) -> None:
         self._session: Any = session
         self._file = name
-        self.name = f"ONNX Runtime {version} (CPU)"
+        self.name = f"ONNX Runtime {version} ({device.upper()})"
         self.inputs = tuple(_spec(node, name) for node in session.get_inputs())
         self.outputs = tuple(_spec(node, name) for node in session.get_outputs())
         self.metadata: Mapping[str, str] = dict(session.get_modelmeta().custom_metadata_map)
@@ -49,21 +50,29 @@ class OnnxRuntime:
         self._session = None
 
 
-def open_model(path: Path, threads: int | None) -> OnnxRuntime:
-    """Open an `.onnx` file for the CPU. Raises `ArtifactError` when ONNX Runtime can't load it."""
+def open_model(path: Path, threads: int | None, device: Device) -> OnnxRuntime:
+    """Open an `.onnx` file. Raises `ArtifactError` when ONNX Runtime can't load it or can't use `device`."""
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingPackageError("running .onnx files needs ONNX Runtime: pip install 'rtdetr-deploy[cpu]'") from error
+    provider = _PROVIDERS[device]
+    if provider not in onnxruntime.get_available_providers():
+        raise MissingPackageError(
+            f"this ONNX Runtime has no {provider}; for NVIDIA GPUs install onnxruntime-gpu instead of onnxruntime: "
+            "pip install 'rtdetr-deploy[gpu]'"
+        )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # ONNX Runtime's exception types share no public base
         raise ArtifactError(f"{path.name} is not a loadable ONNX model: {_first_line(error)}") from error
-    return OnnxRuntime(session, onnxruntime.__version__, path.name)
+    if session.get_providers()[0] != provider:  # ONNX Runtime goes on with the CPU when CUDA can't be started
+        raise ArtifactError(f"{provider} could not be started; check the driver, or use device='cpu'")
+    return OnnxRuntime(session, onnxruntime.__version__, path.name, device)
 
 
 def _spec(node: Any, name: str) -> TensorSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
 
 from onnx_files import IMAGES, write_model, write_raw_style, write_released_style  # noqa: E402
-from rtdetr_deploy import ArtifactError, MissingPackageError, Predictor  # noqa: E402
+from rtdetr_deploy import ArtifactError, MissingPackageError, OptionError, Predictor  # noqa: E402
 from rtdetr_deploy.artifact import METADATA_KEY, read_metadata  # noqa: E402
 
 BLACK = np.zeros((100, 200, 3), np.uint8)
@@ -138,6 +138,25 @@ def test_missing_onnx_runtime_is_named(small_onnx: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'rtdetr-deploy\[cpu\]'"):
         Predictor(small_onnx)
+
+
+def test_a_device_that_is_not_there_is_never_replaced(small_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    with pytest.raises(OptionError, match="unknown device 'npu'; choose one of cpu, cuda"):
+        Predictor(small_onnx, device=cast("Any", "npu"))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(MissingPackageError, match=r"no CUDAExecutionProvider; .*pip install 'rtdetr-deploy\[gpu\]'"):
+        Predictor(small_onnx, device="cuda")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    original = onnxruntime.InferenceSession
+
+    def falls_back(path: str, options: Any, providers: list[str]) -> Any:
+        return original(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)
+    with pytest.raises(ArtifactError, match="CUDAExecutionProvider could not be started"):
+        Predictor(small_onnx, device="cuda")
 
 
 @pytest.mark.parametrize(
