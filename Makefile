@@ -1,8 +1,10 @@
-# Everything below sets itself up in a fresh clone: a virtual environment in .venv, CPU only.
+# Everything below sets itself up in a fresh clone, in a virtual environment in .venv. No GPU is used.
+# PyPI's torch for Linux brings CUDA; to get the small CPU build, pass PyTorch's index for it: make test TORCH_INDEX=URL
 PYTHON ?= python3
 VENV ?= .venv
 WEIGHTS ?=
 WORKERS ?= 2
+TORCH_INDEX ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -16,7 +18,8 @@ help:
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[dev]'
 	@touch $@
 
 setup: $(INSTALLED)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from rtdetr_deploy.errors import ArtifactError
 
@@ -49,14 +49,28 @@ class ArtifactInfo:
     version: str
 
     def __post_init__(self) -> None:
-        if not self.class_names:
-            raise ArtifactError("a model must have at least one class")
+        for field in fields(self):
+            value, kinds = getattr(self, field.name), _KINDS[str(field.type)]
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                raise ArtifactError(f"{field.name} of a model is {value!r}, which is no {field.type}")
+        if not self.class_names or not all(isinstance(name, str) for name in self.class_names):
+            raise ArtifactError("a model must have at least one class, and names for all")
         if min(self.height, self.width) < 1 or (self.batch is not None and self.batch < 1):
             raise ArtifactError(f"input {self.height}x{self.width}, batch {self.batch} is not a size")
 
     def to_json(self) -> str:
         """Return the JSON text that is stored, with sorted keys."""
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True, ensure_ascii=False)
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "tuple[str, ...]": (tuple,),
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "str": (str,),
+    "bool": (bool,),
+    "OutputKind": (str,),
+}
 
 
 def read_metadata(metadata: Mapping[str, str], name: str) -> ArtifactInfo | None:
@@ -72,7 +86,7 @@ def read_metadata(metadata: Mapping[str, str], name: str) -> ArtifactInfo | None
         written = int(stored.pop("format"))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ArtifactError(f"{name} has a damaged {METADATA_KEY} metadata entry; export it again") from error
-    if written > FORMAT:
+    if not 1 <= written <= FORMAT:
         raise ArtifactError(
             f"{name} was written in format {written}, this version reads up to {FORMAT}; update rtdetr-deploy"
         )
@@ -85,5 +99,9 @@ def _from_stored(stored: dict[str, Any], name: str) -> ArtifactInfo:
     if missing:
         raise ArtifactError(f"{name} lacks {', '.join(missing)} in its metadata; export it again")
     stored = {key: value for key, value in stored.items() if key in known}
-    stored["class_names"] = tuple(cast("list[str]", stored["class_names"]))
-    return ArtifactInfo(**stored)
+    names = stored["class_names"]
+    stored["class_names"] = tuple(names) if isinstance(names, list) else names
+    try:
+        return ArtifactInfo(**stored)
+    except ArtifactError as error:
+        raise ArtifactError(f"{name} has a damaged {METADATA_KEY} metadata entry: {error}; export it again") from error

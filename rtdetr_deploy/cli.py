@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
 from rtdetr_deploy.arguments import parse_classes, parse_size
+from rtdetr_deploy.command import run_command
 from rtdetr_deploy.detect_files import OnImage, detect_files
 from rtdetr_deploy.detections import Detections
-from rtdetr_deploy.errors import ImageError, RtdetrError
+from rtdetr_deploy.errors import ImageError, OutputError
 from rtdetr_deploy.predictor import Predictor
 from rtdetr_deploy.preprocess import RESIZERS
 from rtdetr_deploy.runtimes import DEVICES
@@ -53,34 +55,39 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (see `EXAMPLES`)."""
     arguments = build_parser().parse_args(argv)
-    text = sys.stderr if arguments.json == "-" else sys.stdout
-    try:
-        with Predictor(
-            arguments.engine,
-            arguments.threshold,
-            class_names=arguments.class_names,
-            resizer=arguments.resizer,
-            threads=arguments.threads,
-            device=arguments.device,
-            size=parse_size(arguments.size) if arguments.size else None,
-            max_pixels=arguments.max_pixels,
-        ) as predictor:
-            summary = detect_files(
-                predictor,
-                arguments.sources,
-                classes=parse_classes(arguments.classes) if arguments.classes is not None else None,
-                output=arguments.output,
-                json_lines=sys.stdout if arguments.json == "-" else Path(arguments.json) if arguments.json else None,
-                on_image=_reporter(text),
-                progress=sys.stderr.isatty(),
-            )
-    except RtdetrError as error:
-        print(f"rtdetr-detect: {error}", file=sys.stderr)
-        return 2
+    return run_command("rtdetr-detect", lambda: _detect(arguments), "what was done is kept")
+
+
+def _detect(arguments: argparse.Namespace) -> int:
+    from PIL.Image import DecompressionBombWarning
+
+    warnings.simplefilter("ignore", DecompressionBombWarning)  # --max-pixels decides
+    to_stdout = arguments.json == "-"
+    text = sys.stderr if to_stdout else sys.stdout
+    if arguments.json and Path(arguments.json).resolve() == arguments.engine.resolve():
+        raise OutputError(f"--json would overwrite the model {arguments.engine}")
+    with Predictor(
+        arguments.engine,
+        arguments.threshold,
+        class_names=arguments.class_names,
+        resizer=arguments.resizer,
+        threads=arguments.threads,
+        device=arguments.device,
+        size=parse_size(arguments.size) if arguments.size else None,
+        max_pixels=arguments.max_pixels,
+    ) as predictor:
+        summary = detect_files(
+            predictor,
+            arguments.sources,
+            classes=parse_classes(arguments.classes) if arguments.classes is not None else None,
+            output=arguments.output,
+            json_lines=sys.stdout if to_stdout else Path(arguments.json) if arguments.json else None,
+            on_image=_reporter(text),
+            progress=sys.stderr.isatty(),
+        )
     print(summary, file=text)
     if summary.interrupted:
-        print("rtdetr-detect: interrupted; what was done is kept", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt
     return 1 if summary.skipped else 0
 
 

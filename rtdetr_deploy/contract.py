@@ -10,13 +10,13 @@ Three kinds of file open:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rtdetr_deploy.artifact import ArtifactInfo, OutputKind, read_metadata
-from rtdetr_deploy.errors import ArtifactError
+from rtdetr_deploy.errors import ArtifactError, OptionError
 from rtdetr_deploy.runtimes import Runtime, TensorSpec
 
 EXPECTED = "expected images -> labels, boxes, scores (or logits, boxes), optionally with orig_target_sizes"
@@ -46,6 +46,8 @@ def recognize(runtime: Runtime, name: str, size: tuple[int, int] | None = None) 
 
     Raises `ArtifactError` when the inputs or outputs are not a detector's.
     """
+    if size is not None and not (len(size) == 2 and all(isinstance(axis, int) and axis > 0 for axis in size)):
+        raise OptionError(f"size is {size}, expected (height, width) in pixels")
     info = read_metadata(runtime.metadata, name)
     images, sizes = _find_inputs(runtime.inputs, name)
     kind, roles = _find_outputs(runtime.outputs, name)
@@ -56,9 +58,20 @@ def recognize(runtime: Runtime, name: str, size: tuple[int, int] | None = None) 
             raise ArtifactError(f"{name} takes {height}x{width} images; size={size[0]}x{size[1]} doesn't fit")
         height, width = size
     if height is None or width is None:
-        raise ArtifactError(f"{name} leaves its image size open; say which to use: Predictor(..., size=(640, 640))")
+        raise ArtifactError(f"{name} leaves its image size open; say which to use: size=(640, 640), or --size 640")
+    shapes = {spec.name: spec.shape for spec in runtime.outputs}
+    check_outputs(kind, {role: shapes[output] for role, output in roles.items()}, name)
     batch = images.shape[0]
     return Contract(images, sizes, height, width, batch, raw_input, kind, roles, info)
+
+
+def check_outputs(kind: OutputKind, shapes: Mapping[str, Sequence[int | None]], name: str) -> None:
+    """Raise `ArtifactError` unless the shapes (None: unknown axis) of the outputs, by role, belong together."""
+    roles = ("logits", "boxes") if kind == "raw" else ("labels", "scores", "boxes")
+    rows = {shapes[role][1] for role in roles} - {None}
+    if len(rows) > 1 or shapes["boxes"][-1] not in (4, None):
+        found = ", ".join(f"{role} {tuple(shapes[role])}" for role in roles)
+        raise ArtifactError(f"{name} has outputs that don't belong together: {found}; boxes must be (B, N, 4)")
 
 
 def _find_inputs(specs: Sequence[TensorSpec], name: str) -> tuple[TensorSpec, TensorSpec | None]:

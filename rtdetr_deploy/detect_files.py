@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +12,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, TextIO
 
-from rtdetr_deploy.atomic import written_beside
 from rtdetr_deploy.detections import Detections
 from rtdetr_deploy.errors import ImageError, OutputError
+from rtdetr_deploy.files import written_beside
 from rtdetr_deploy.sources import Frame, find_images
 
 if TYPE_CHECKING:
@@ -69,19 +68,24 @@ def detect_files(
 
     Annotated pictures go into the folder `output`; `json_lines` gets one JSON object per image: `image`, `width`,
     `height`, and `detections` as in `Detections.to_dicts`. An image that can't be read is counted and skipped. After
-    an interrupt (Ctrl-C) what was done is kept and the summary says so.
+    an interrupt (Ctrl-C) what was done is kept and the summary says so. Pictures that lie in `output` from an earlier
+    run are not taken for images when a folder is searched.
 
-    Raises `ImageError` when a source holds no image, `OutputError` when a result can't be written.
+    Raises `ImageError` when a source holds no image, `OutputError` when a result can't be written or would replace an
+    image; the JSON lines are then discarded.
     """
     from tqdm import tqdm
 
-    images = find_images(sources)
+    images = find_images(sources, skip=output)
     names = _output_names(images, output)
+    if isinstance(json_lines, Path) and json_lines.resolve() in {path.resolve() for path in images}:
+        raise OutputError(f"the JSON lines would overwrite the image {json_lines}; choose another --json file")
     predictor.labels_of(classes)
     predictor.warmup(1)
     summary = Summary()
     with ExitStack() as stack:
         lines = _open_lines(json_lines, stack)
+        target = str(json_lines) if isinstance(json_lines, Path) else "standard output"
         try:
             for path in tqdm(images, unit="image", leave=False, disable=not progress):
                 try:
@@ -92,7 +96,7 @@ def detect_files(
                         on_image(path, error)
                     continue
                 if lines is not None:
-                    _write_line(lines, path, frame, detections)
+                    _write_line(lines, target, path, frame, detections)
                 if output is not None:
                     with summary.timed("draw"):
                         _write_picture(output / names[path], frame, detections)
@@ -122,19 +126,25 @@ def _detect_file(
 def _open_lines(target: Path | TextIO | None, stack: ExitStack) -> TextIO | None:
     if not isinstance(target, Path):
         return target
+    if target.exists() and not target.is_file() and not target.is_dir():  # a pipe or device can't be replaced
+        try:
+            return stack.enter_context(target.open("w", encoding="utf-8"))
+        except OSError as error:
+            raise OutputError(f"can't write {target}: {error.strerror or error}") from error
     beside = stack.enter_context(written_beside(target))
     return stack.enter_context(beside.open("w", encoding="utf-8"))
 
 
-def _write_line(lines: TextIO, path: Path, frame: Frame, detections: Detections) -> None:
+def _write_line(lines: TextIO, target: str, path: Path, frame: Frame, detections: Detections) -> None:
     height, width = frame.size
     entry = {"image": str(path), "width": width, "height": height, "detections": detections.to_dicts()}
     try:
-        lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        lines.write(json.dumps(entry) + "\n")  # ASCII: file names may be no valid UTF-8
         lines.flush()  # whoever reads a pipe gets each image as it is done
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        name = "standard output" if lines is sys.stdout else getattr(lines, "name", "the JSON lines")
-        raise OutputError(f"can't write {name}: {error.strerror or error}") from error
+        raise OutputError(f"can't write {target}: {error.strerror or error}") from error
 
 
 def _write_picture(path: Path, frame: Frame, detections: Detections) -> None:
@@ -147,11 +157,15 @@ def _write_picture(path: Path, frame: Frame, detections: Detections) -> None:
 
 
 def _output_names(images: Sequence[Path], output: Path | None) -> dict[Path, str]:
-    """Return a file name per image: JPEG stays JPEG, all else becomes PNG, doubles are numbered."""
+    """Return a file name per image: JPEG stays JPEG, all else becomes PNG, doubles are numbered.
+
+    Raises `OutputError` where a picture would replace one of the images.
+    """
     names: dict[Path, str] = {}
     if output is None:
         return names
     taken: set[str] = set()
+    inputs = {path.resolve() for path in images}
     for path in images:
         suffix = path.suffix.lower() if path.suffix.lower() in JPEG_SUFFIXES else ".png"
         name, number = f"{path.stem}{suffix}", 2
@@ -159,6 +173,6 @@ def _output_names(images: Sequence[Path], output: Path | None) -> dict[Path, str
             name, number = f"{path.stem}-{number}{suffix}", number + 1
         taken.add(name)
         names[path] = name
-        if (output / name).resolve() == path.resolve():
-            raise OutputError(f"the annotated picture would overwrite {path}; choose another --output folder")
+        if (output / name).resolve() in inputs:
+            raise OutputError(f"annotated pictures would overwrite {output / name}; choose another --output folder")
     return names

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtdetr_deploy.errors import MissingPackageError, OptionError
-from rtdetr_deploy.sources import Color, ImageLike
+from rtdetr_deploy.sources import MAX_PIXELS, Color, ImageLike, load_frame
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,13 +75,13 @@ class Detections:
         self,
         *,
         threshold: float = 0.0,
-        classes: Collection[int | str] | None = None,
+        classes: Collection[int | str] | int | str | None = None,
         min_area: float = 0.0,
     ) -> Detections:
         """Keep scores >= `threshold`, the given `classes` (names or indices), and boxes of at least `min_area` px^2."""
         keep = (self.scores >= check_threshold(threshold)) & (self.areas() >= min_area)
         if classes is not None:
-            wanted = {classes} if isinstance(classes, str) else set(classes)
+            wanted = {classes} if isinstance(classes, (str, int, np.integer)) else set(classes)
             chosen = [label in wanted or name in wanted for label, name in zip(self.labels, self.names, strict=True)]
             keep &= np.array(chosen, bool)
         return self[keep]
@@ -129,15 +129,18 @@ class Detections:
             data={"class_name": np.array(self.names, dtype=str)},
         )
 
-    def draw(self, image: ImageLike, *, color: Color = "bgr") -> Image:
-        """Return `image` (path, bytes, PIL image, or array in the order `color`) as PIL image with boxes and labels."""
+    def draw(self, image: ImageLike, *, color: Color = "bgr", max_pixels: int = MAX_PIXELS) -> Image:
+        """Return `image` as a PIL image with boxes and labels.
+
+        `image` is a path, bytes, PIL image, or array in the order `color`; `max_pixels` is the largest that is decoded.
+        """
         from rtdetr_deploy.drawing import draw_detections
 
-        return draw_detections(self, image, color)
+        return draw_detections(self, load_frame(image, color=color, max_pixels=max_pixels).to_rgb())
 
 
 def check_threshold(threshold: float) -> float:
     """Return `threshold`; `OptionError` unless it lies in [0, 1]."""
-    if not 0.0 <= threshold <= 1.0:
-        raise OptionError(f"threshold is {threshold}, expected a number from 0 to 1")
+    if not isinstance(threshold, (int, float, np.number)) or not 0.0 <= threshold <= 1.0:
+        raise OptionError(f"threshold is {threshold!r}, expected a number from 0 to 1")
     return float(threshold)

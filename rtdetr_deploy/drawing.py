@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rtdetr_deploy.sources import Color, ImageLike, load_frame
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
@@ -31,12 +32,12 @@ def class_color(label: int) -> RGB:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def draw_detections(detections: Detections, image: ImageLike, color: Color = "bgr") -> Image:
-    """Return a copy of `image` with a box and a label per detection; the best are drawn last, on top."""
+def draw_detections(detections: Detections, pixels: NDArray[np.uint8]) -> Image:
+    """Return RGB `pixels` (h, w, 3) as a picture with a box and a label per detection; the best are on top."""
     from PIL import Image as PILImage
     from PIL import ImageDraw, ImageFont
 
-    picture = PILImage.fromarray(load_frame(image, color=color).to_rgb())
+    picture = PILImage.fromarray(pixels)
     shorter = min(picture.size)
     line = max(1, round(shorter / 250))
     font = ImageFont.load_default(size=max(11, round(shorter / 36)))

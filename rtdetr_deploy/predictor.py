@@ -7,7 +7,7 @@ detections = Predictor("r50-l6-640x640-fp32.onnx").detect("street.jpg")
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rtdetr_deploy.artifact import ArtifactInfo
 from rtdetr_deploy.classes import check_class_names, default_class_names, read_class_names
-from rtdetr_deploy.contract import recognize
+from rtdetr_deploy.contract import check_outputs, recognize
 from rtdetr_deploy.detections import Detections, check_threshold
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.postprocess import check_finite, decode_raw, to_pixels
@@ -60,8 +60,6 @@ class Predictor:
         self.threshold = check_threshold(threshold)
         if resizer not in RESIZERS:
             raise OptionError(f"unknown resizer {resizer!r}; choose one of {', '.join(RESIZERS)}")
-        if threads is not None and threads < 1:
-            raise OptionError(f"threads is {threads}, expected at least 1")
         self._name = Path(engine).name
         self._resizer: Resizer = resizer
         self._max_pixels = max_pixels
@@ -114,7 +112,7 @@ class Predictor:
 
     def detect_batch(
         self,
-        images: Sequence[ImageLike],
+        images: Iterable[ImageLike],
         *,
         threshold: float | None = None,
         classes: Classes | None = None,
@@ -123,6 +121,7 @@ class Predictor:
         """Return one `Detections` per image; the images may differ in size. Arguments are those of `detect`."""
         check_threshold(self.threshold if threshold is None else threshold)
         self.labels_of(classes)
+        images = _as_list(images)
         results: list[Detections] = []
         step = self.batch or MAX_BATCH
         for start in range(0, len(images), step):
@@ -131,11 +130,9 @@ class Predictor:
             results += self.decode(outputs, [f.size for f in frames], threshold=threshold, classes=classes)
         return results
 
-    def load(self, images: Sequence[ImageLike], *, color: Color = "bgr") -> list[Frame]:
+    def load(self, images: Iterable[ImageLike], *, color: Color = "bgr") -> list[Frame]:
         """Return the pixels of each image (step 1 of 4)."""
-        if isinstance(images, (str, Path, bytes)):
-            raise OptionError("expected a list of images; for a single one call detect")
-        return [load_frame(image, color=color, max_pixels=self._max_pixels) for image in images]
+        return [load_frame(image, color=color, max_pixels=self._max_pixels) for image in _as_list(images)]
 
     def prepare(self, frames: Sequence[Frame]) -> Array:
         """Return the frames as the model's input (step 2 of 4); unused rows of a fixed batch are zero."""
@@ -153,7 +150,9 @@ class Predictor:
         if contract.sizes is not None:
             feed[contract.sizes.name] = np.ones((len(batch), 2), contract.sizes.dtype)
         outputs = self._runtime.run(feed)
-        return {role: outputs[name] for role, name in contract.roles.items()}
+        found = {role: outputs[name] for role, name in contract.roles.items()}
+        check_outputs(contract.kind, {role: array.shape for role, array in found.items()}, self._name)
+        return found
 
     def decode(
         self,
@@ -225,14 +224,16 @@ class Predictor:
         """
         if classes is None:
             return None
-        wanted = [classes] if isinstance(classes, (int, str)) else list(classes)
-        labels = set()
+        wanted = [classes] if isinstance(classes, (int, np.integer, str)) else list(classes)
+        labels: set[int] = set()
         for item in wanted:
+            if not isinstance(item, (int, np.integer, str)):
+                raise OptionError(f"class {item!r} is neither a name nor an index")
             if isinstance(item, str):
                 if item not in self._names:
                     known = ", ".join(self._names[:8]) + (", ..." if len(self._names) > 8 else "")
                     raise OptionError(f"the model has no class {item!r}; it knows {known or 'no class names'}")
-                labels.add(self._names.index(item))
+                labels.update(index for index, name in enumerate(self._names) if name == item)
             elif item < 0 or (self._names and item >= len(self._names)):
                 raise OptionError(f"class index {item} is outside 0 .. {len(self._names) - 1}")
             else:
@@ -255,3 +256,11 @@ class Predictor:
             name = self._contract.roles["logits"]
             return next(spec.shape[-1] for spec in self._runtime.outputs if spec.name == name)
         return None
+
+
+def _as_list(images: Iterable[ImageLike]) -> list[ImageLike]:
+    """Return `images` as a list; `OptionError` for a single image, whose rows or bytes would pass as images."""
+    single = isinstance(images, (str, Path, bytes, bytearray, np.ndarray)) or not isinstance(images, Iterable)
+    if single and not (isinstance(images, np.ndarray) and images.ndim == 4):
+        raise OptionError("expected a list of images; for a single one call detect")
+    return list(images)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import glob
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rtdetr_deploy.errors import ImageError
+from rtdetr_deploy.errors import ImageError, OptionError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,6 +28,9 @@ Color = Literal["bgr", "rgb"]
 
 MAX_PIXELS = 89_478_485
 """Largest image that is decoded unless the caller allows more: Pillow's own limit, 256 MiB of RGB."""
+
+LIMIT_HINT = "raise the limit (max_pixels, --max-pixels) if the image is trusted"
+_LIMIT_LOCK = Lock()
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"})
 
@@ -56,6 +61,8 @@ def load_frame(image: ImageLike, *, color: Color = "bgr", max_pixels: int = MAX_
 
     Raises `ImageError` when the image can't be read, is empty, has more than `max_pixels` pixels, or another dtype.
     """
+    if color not in ("bgr", "rgb"):
+        raise OptionError(f"color is {color!r}, expected 'bgr' or 'rgb'")
     if isinstance(image, np.ndarray):
         return _from_array(image, color)
     if isinstance(image, (str, Path)):
@@ -63,7 +70,8 @@ def load_frame(image: ImageLike, *, color: Color = "bgr", max_pixels: int = MAX_
     if isinstance(image, (bytes, bytearray, memoryview)):
         return _decode(io.BytesIO(image), "the encoded image", max_pixels)
     if hasattr(image, "convert") and hasattr(image, "getexif"):
-        return Frame(_pil_to_rgb(image, "the PIL image", max_pixels), rgb=True)
+        with _readable("the PIL image"):
+            return Frame(_pil_to_rgb(image, "the PIL image", max_pixels), rgb=True)
     raise ImageError(f"can't read an image from {type(image).__name__}; pass a path, bytes, PIL image or numpy array")
 
 
@@ -95,22 +103,48 @@ def _from_file(path: Path, max_pixels: int) -> Frame:
             return _decode(file, str(path), max_pixels)
     except IsADirectoryError as error:
         raise ImageError(f"{path} is a folder; use rtdetr_deploy.find_images to list the images in it") from error
-    except OSError as error:
-        raise ImageError(f"can't open {path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        raise ImageError(f"can't open {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _decode(file: Any, name: str, max_pixels: int) -> Frame:
+    from PIL import Image
+
+    with _readable(name), _pillow_limit(max_pixels), Image.open(file) as image:
+        return Frame(_pil_to_rgb(image, name, max_pixels), rgb=True)
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turn whatever Pillow raises for a bad image into an `ImageError`."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(file) as image:
-            return Frame(_pil_to_rgb(image, name, max_pixels), rgb=True)
+        yield
+    except (ImageError, MemoryError):
+        raise
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image in a known format, or it is empty") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} has more pixels than Pillow decodes (PIL.Image.MAX_IMAGE_PIXELS): {error}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
+        raise ImageError(f"{name} has too many pixels; {LIMIT_HINT}") from error
+    except Exception as error:  # decoders raise what their parsing code happens to raise, struct.error among it
         raise ImageError(f"{name} is damaged or incomplete: {error}") from error
+
+
+@contextmanager
+def _pillow_limit(max_pixels: int) -> Iterator[None]:
+    """Let Pillow open what the caller allows beyond Pillow's own limit; the size is checked before decoding."""
+    from PIL import Image
+
+    if max_pixels <= MAX_PIXELS:
+        yield
+        return
+    with _LIMIT_LOCK:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _pil_to_rgb(image: Image, name: str, max_pixels: int) -> NDArray[np.uint8]:
@@ -120,36 +154,44 @@ def _pil_to_rgb(image: Image, name: str, max_pixels: int) -> NDArray[np.uint8]:
     if width * height == 0:
         raise ImageError(f"{name} has no pixels ({width}x{height})")
     if width * height > max_pixels:
-        raise ImageError(
-            f"{name} is {width}x{height}, more than the {max_pixels} pixels allowed; "
-            "raise the limit with Predictor(..., max_pixels=...) if the image is trusted"
-        )
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
+        raise ImageError(f"{name} is {width}x{height}, more than the {max_pixels} pixels allowed; {LIMIT_HINT}")
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")  # 16 bits per pixel
+    if image.mode in ("I", "F") and not deep:
+        raise ImageError(f"{name} has 32 bits per pixel (mode {image.mode}), expected 8 or 16 bits per channel")
+    with suppress(Exception):  # damaged EXIF; a damaged image itself is noticed below
+        image = ImageOps.exif_transpose(image)
+    if deep:
         gray = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, axis=2)
-    if image.mode == "F":
-        raise ImageError(f"{name} holds floating-point pixels, expected 8 or 16 bits per channel")
     return np.asarray(image.convert("RGB"))
 
 
-def find_images(sources: Iterable[str | Path]) -> list[Path]:
+def find_images(sources: Iterable[str | Path], *, skip: Path | None = None) -> list[Path]:
     """Return the image files behind paths, folders (searched recursively) and glob patterns, sorted per source.
 
-    A path that names a file is kept whatever its suffix is. Raises `ImageError` for a source without any image.
+    A path that names a file is kept whatever its suffix is. Files inside the folder `skip` are not found by searching
+    folders. Raises `ImageError` for a source without any image.
     """
     found: list[Path] = []
     for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            images = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        elif path.exists():
-            images = [path]
-        else:
-            images = sorted(Path(match) for match in glob.glob(str(source), recursive=True))
-            images = [file for file in images if file.is_file()]
+        try:
+            images, reason = _find(Path(source), skip)
+        except (OSError, ValueError) as error:
+            raise ImageError(f"can't open {source}: {getattr(error, 'strerror', None) or error}") from error
         if not images:
-            reason = "holds no image" if path.is_dir() else "does not exist"
             raise ImageError(f"{source} {reason}; known suffixes are {', '.join(sorted(SUFFIXES))}")
         found += images
     return list(dict.fromkeys(found))
+
+
+def _find(path: Path, skip: Path | None) -> tuple[list[Path], str]:
+    """Return the images behind one source, and what to say where there are none."""
+    if path.is_dir():
+        next(path.iterdir(), None)  # rglob passes over folders that can't be read
+        skipped = skip.resolve() if skip is not None and skip.resolve() != path.resolve() else None
+        files = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        return sorted(file for file in files if skipped not in file.resolve().parents), "holds no image"
+    if path.exists():
+        return [path], ""
+    matches = (Path(match) for match in glob.glob(str(path), recursive=True))
+    return sorted(match for match in matches if match.is_file()), "does not exist"

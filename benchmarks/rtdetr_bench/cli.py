@@ -10,8 +10,9 @@ from pathlib import Path
 
 from rtdetr_bench.latency import Latency, measure_latency
 from rtdetr_bench.machine import describe_machine
-from rtdetr_deploy import RtdetrError, find_images
-from rtdetr_deploy.atomic import write_atomically
+from rtdetr_deploy import find_images
+from rtdetr_deploy.command import run_command
+from rtdetr_deploy.files import write_atomically
 
 SCHEMA = 1
 COLUMNS = ("p50", "p90", "p99", "mean", "min")
@@ -33,32 +34,29 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status (0 done, 2 wrong input)."""
+    """Run the command; returns the exit status (0 done, 2 wrong input, 130 interrupted)."""
+    arguments = build_parser().parse_args(argv)
+    return run_command("rtdetr-bench", lambda: _bench(arguments), "nothing was measured")
+
+
+def _bench(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    arguments = build_parser().parse_args(argv)
-    try:
-        images = find_images(arguments.images)
-        steps = max(0, arguments.runs) + max(0, arguments.warmup)
-        with tqdm(total=steps, unit="run", leave=False, disable=not sys.stderr.isatty()) as bar:
-            latency = measure_latency(
-                arguments.engine,
-                images=images,
-                runs=arguments.runs,
-                warmup=arguments.warmup,
-                threads=arguments.threads,
-                on_run=bar.update,
-            )
-        machine = describe_machine()
-        print_latency(arguments.engine, latency, machine)
-        if arguments.json is not None:
-            write_atomically(arguments.json, _to_json(arguments, latency, machine))
-    except RtdetrError as error:
-        print(f"rtdetr-bench: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("rtdetr-bench: interrupted; nothing was measured", file=sys.stderr)
-        return 130
+    images = find_images(arguments.images)
+    steps = max(0, arguments.runs) + max(0, arguments.warmup)
+    with tqdm(total=steps, unit="run", leave=False, disable=not sys.stderr.isatty()) as bar:
+        latency = measure_latency(
+            arguments.engine,
+            images=images,
+            runs=arguments.runs,
+            warmup=arguments.warmup,
+            threads=arguments.threads,
+            on_run=bar.update,
+        )
+    machine = describe_machine()
+    print_latency(arguments.engine, latency, machine)
+    if arguments.json is not None:
+        write_atomically(arguments.json, _to_json(arguments, latency, machine))
     return 0
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from rtdetr_deploy.arguments import parse_size
 from rtdetr_deploy.classes import read_class_names
-from rtdetr_deploy.errors import MissingPackageError, RtdetrError
+from rtdetr_deploy.command import run_command
+from rtdetr_deploy.errors import MissingPackageError
 from rtdetr_export.options import OPSETS, SAMPLERS, ExportOptions, parse_batch
 
 if TYPE_CHECKING:
@@ -60,25 +61,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status (0 done, 2 wrong input)."""
+    """Run the command; returns the exit status (0 done, 2 wrong input, 130 interrupted)."""
     arguments = build_parser().parse_args(argv)
-    try:
-        if arguments.variants:
-            _require_torch()
-            print_variants()
-            return 0
-        options = _options(arguments)
-        _require_torch()
-        from rtdetr_export.to_onnx import export_onnx
+    return run_command("rtdetr-export", lambda: _export(arguments), "nothing was written")
 
-        progress = _print_step if sys.stderr.isatty() else None
-        print_result(export_onnx(options, progress))
-    except RtdetrError as error:
-        print(f"rtdetr-export: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("rtdetr-export: interrupted; nothing was written", file=sys.stderr)
-        return 130
+
+def _export(arguments: argparse.Namespace) -> int:
+    options = None if arguments.variants else _options(arguments)
+    _require_packages()
+    if options is None:
+        print_variants()
+        return 0
+    from rtdetr_export.to_onnx import export_onnx
+
+    print_result(export_onnx(options, _print_step if sys.stderr.isatty() else None))
     return 0
 
 
@@ -103,7 +99,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
     )
 
 
-def _require_torch() -> None:
+def _require_packages() -> None:
     try:
         import onnx_ir  # noqa: F401
         import onnxscript  # noqa: F401

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rtdetr_deploy.artifact import ArtifactInfo
 from rtdetr_deploy.errors import OptionError
 
 Batch = int | Literal["dynamic"]
@@ -49,6 +50,9 @@ class ExportOptions:
     verify: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", Path(self.weights))
+        if self.output is not None:
+            object.__setattr__(self, "output", Path(self.output))
         for axis, size in (("height", self.height), ("width", self.width)):
             if size < SMALLEST or size % STRIDE:
                 nearest = max(SMALLEST, round(size / STRIDE) * STRIDE)
@@ -78,17 +82,20 @@ class ExportOptions:
         if self.opset not in OPSETS:
             raise OptionError(f"opset {self.opset} has no LayerNormalization; choose one of {choices}")
 
-    def default_output(self, layers: int, precision: str) -> Path:
+    def default_output(self, info: ArtifactInfo) -> Path:
         """Return e.g. `r50-l4-640x640-fp32.onnx` beside the weights; what is not the default is named too."""
-        parts = [self.weights.stem, f"l{layers}", f"{self.height}x{self.width}", precision]
-        if self.batch != 1:
-            parts.append("bn" if self.batch == "dynamic" else f"b{self.batch}")
-        if self.queries is not None:
-            parts.append(f"q{self.queries}")
-        if self.sampler not in (None, "gather"):
-            parts.append(str(self.sampler))
-        parts += ["uint8"] * self.raw_input + ["raw"] * self.raw_output
-        return self.weights.with_name("-".join(parts) + ".onnx")
+        stem = f"{self.weights.stem}-l{info.layers}-{info.height}x{info.width}-{info.precision}"
+        extras = {
+            "bn" if info.batch is None else f"b{info.batch}": info.batch != 1,
+            f"q{self.queries}": self.queries is not None,
+            f"d{self.max_detections}": self.max_detections != 300,
+            info.sampler: info.sampler != "gather",
+            f"op{info.opset}": info.opset != OPSETS[0],
+            "uint8": info.raw_input,
+            "raw": info.outputs == "raw",
+            "unverified": not info.verified,
+        }
+        return self.weights.with_name("-".join([stem, *(name for name, given in extras.items() if given)]) + ".onnx")
 
 
 def parse_batch(text: str) -> Batch:

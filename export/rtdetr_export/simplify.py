@@ -51,4 +51,4 @@ def _check_constants(model: onnx_ir.Model) -> None:
         constant = value.const_value
         array = constant.numpy() if constant is not None else np.zeros(0)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ExportError(f"constant {name} of the graph is not finite: the checkpoint holds NaN or infinity")
+            raise ExportError(f"constant {name} of the graph is not finite; FP16 engines would turn it into NaN")

@@ -21,8 +21,8 @@ from torch import nn
 
 from rtdetr_deploy import __version__
 from rtdetr_deploy.artifact import METADATA_KEY, ArtifactInfo
-from rtdetr_deploy.atomic import written_beside
-from rtdetr_deploy.errors import OptionError
+from rtdetr_deploy.errors import ExportError, OptionError
+from rtdetr_deploy.files import written_beside
 from rtdetr_deploy.model import RTDETR, Checkpoint, load_checkpoint, reparameterize
 from rtdetr_export.graph import DetectionGraph, ScaleBytes, TopDetections
 from rtdetr_export.options import ExportOptions
@@ -64,18 +64,18 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
     with step("fold batch normalization and RepVGG branches"):
         model = reparameterize(checkpoint.model)
         model.use_sampler(sampler)
-    with step("trace"):
+    with step("trace"), _enough_memory(options):
         traced = trace(build_graph(model, options), options)
     with step("simplify"):
         info = describe_export(checkpoint, options, sampler)
         content = simplify(traced, {METADATA_KEY: info.to_json()}, __version__)
-    path = options.output or options.default_output(info.layers, PRECISION)
+    path = options.output or options.default_output(info)
     report = None
     with written_beside(path) as beside:
         with step(f"write {len(content) / 1e6:.0f} MB"):
             beside.write_bytes(content)
         if options.verify:
-            with step("verify against torch"):
+            with step("verify against torch"), _enough_memory(options):
                 report = verify_file(beside, reference_model(checkpoint, sampler), info)
                 report.require(path.name)
     return ExportResult(path, info, report)
@@ -150,6 +150,18 @@ def trace(graph: DetectionGraph, options: ExportOptions) -> bytes:
             dynamic_axes=dynamic,
         )
         return path.read_bytes()
+
+
+@contextmanager
+def _enough_memory(options: ExportOptions) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "alloc" not in str(error).lower():
+            raise
+        raise ExportError(
+            f"not enough memory for batch {options.batch} of {options.height}x{options.width} images; choose less"
+        ) from error
 
 
 @contextmanager

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from rtdetr_deploy.classes import check_class_names, default_class_names
 from rtdetr_deploy.errors import CheckpointError, OptionError
+from rtdetr_deploy.files import require_file
 from rtdetr_deploy.model.describe import describe, expected_shapes, nearest_variant
 from rtdetr_deploy.model.rtdetr import RTDETR
-from rtdetr_deploy.model.variants import Variant, find_variant
+from rtdetr_deploy.model.variants import VARIANTS, Variant, find_variant
 
 State = dict[str, Tensor]
 
@@ -80,6 +81,7 @@ def load_checkpoint(
             raise OptionError(f"{queries} queries asked for; choose 1 to {architecture.queries}")
         architecture = replace(architecture, queries=queries)
     model = RTDETR(architecture, decoder_layers)
+    _check_finite(tensors, path)
     _fill(model, tensors)
     names = _decide_names(class_names, stored_names, architecture.classes, path)
     return Checkpoint(model.eval(), names, hashlib.sha256(path.read_bytes()).hexdigest())
@@ -87,10 +89,7 @@ def load_checkpoint(
 
 def _read(path: Path) -> tuple[Any, Any]:
     """Return the content of the file and the class names stored beside the weights (None where there are none)."""
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; name the checkpoint file in it")
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
+    require_file(path, CheckpointError)
     if path.suffix == ".onnx":
         raise CheckpointError(f"{path} is an exported model already; --weights takes a .pth, .pt or .safetensors file")
     if path.suffix == ".safetensors":
@@ -114,7 +113,8 @@ def _read(path: Path) -> tuple[Any, Any]:
             f"{path} is not a readable checkpoint (damaged or incomplete?): expected a file written by torch.save"
         ) from error
     stored = content if _is_map(content) else {}
-    return content, next((stored[key] for key in _CLASS_NAME_KEYS if key in stored), None)
+    names = (stored[key] for key in _CLASS_NAME_KEYS if key in stored)
+    return content, next((value for value in names if not isinstance(value, int)), None)  # an int is a count
 
 
 def _read_safetensors(path: Path) -> tuple[Any, Any]:
@@ -180,11 +180,12 @@ def _decide_variant(tensors: State, asked: str | None, path: Path) -> Variant:
     wanted = find_variant(asked) if asked is not None else None
     points_scale = next(iter(scales.values()), None)
     found = describe(shapes, points_scale.flatten().tolist() if points_scale is not None else None)
-    if found is None or (problems := _compare(shapes, expected_shapes(found))):
-        nearest = wanted or nearest_variant(shapes)
-        problems = _compare(shapes, expected_shapes(nearest if found is None else found))
-        name = nearest.name if found is None else found.name
-        raise CheckpointError(f"{path} is no RT-DETR checkpoint that is known here; nearest is {name}: {problems}")
+    if found is None or _compare(shapes, expected_shapes(found)):
+        nearest = found if found is not None and found.name in VARIANTS else nearest_variant(shapes)
+        problems = _compare(shapes, expected_shapes(nearest)) or "its sampling points fit no three levels"
+        raise CheckpointError(
+            f"{path} is no RT-DETR checkpoint that is known here; nearest is {nearest.name}: {problems}"
+        )
     if wanted is None:
         return found
     if (wanted.backbone, wanted.width, wanted.expansion) != (found.backbone, found.width, found.expansion):
@@ -209,11 +210,27 @@ def _compare(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[
     return "; ".join(parts)
 
 
+def _check_finite(tensors: State, path: Path) -> None:
+    for key, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{path} holds NaN or infinity in {key}: its training diverged; use an earlier one")
+
+
 def _fill(model: RTDETR, tensors: State) -> None:
     """Load with strict=True; what the file leaves out by design keeps the model's own values."""
     own = model.state_dict()
     state = {key: tensors.get(key, own[key]) for key in own}
     model.load_state_dict(state, strict=True)
+
+
+def _names_in_order(stored: Mapping[Any, Any]) -> list[Any] | None:
+    """Return the names of an index-to-name or name-to-index map, by index; None for any other map."""
+    if all(isinstance(value, int) for value in stored.values()):
+        return sorted(stored, key=lambda name: stored[name])
+    try:
+        return [stored[key] for key in sorted(stored, key=int)]
+    except (TypeError, ValueError):
+        return None
 
 
 def _decide_names(given: Sequence[str] | None, stored: Any, count: int, path: Path) -> tuple[str, ...]:
@@ -222,7 +239,7 @@ def _decide_names(given: Sequence[str] | None, stored: Any, count: int, path: Pa
     if stored is None:
         return default_class_names(count)
     if isinstance(stored, Mapping):
-        stored = [stored[key] for key in sorted(stored, key=int)]
+        stored = _names_in_order(stored)
     if isinstance(stored, Sequence) and not isinstance(stored, str):
         return check_class_names([str(name) for name in stored], count, f"{path} (override with --classes)")
     raise CheckpointError(f"{path} stores class names that are no list: {type(stored).__name__}; pass --classes")

@@ -48,7 +48,7 @@ def describe(shapes: Shapes, points_scale: Sequence[float] | None = None) -> Var
             points=points,
             classes=shapes["decoder.enc_score_head.weight"][0],
         )
-    except (KeyError, IndexError):
+    except (KeyError, IndexError, ZeroDivisionError):
         return None
     return _name(found)
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,7 +24,7 @@ REPVGG_BLOCKS = 3
 
 
 @lru_cache(maxsize=32)
-def position_embedding(height: int, width: int, channels: int) -> Tensor:
+def position_embedding(height: int, width: int, channels: int) -> NDArray[np.float32]:
     """Return the sine-cosine embedding `(1, height * width, channels)`, float32 in [-1, 1].
 
     Channels are [sin x, cos x, sin y, cos y] with `channels / 4` frequencies 1 / 10000^(i / (channels / 4)).
@@ -35,7 +36,7 @@ def position_embedding(height: int, width: int, channels: int) -> Tensor:
     angle_x = x.reshape(-1, 1) * frequency
     angle_y = y.reshape(-1, 1) * frequency
     table = np.concatenate([np.sin(angle_x), np.cos(angle_x), np.sin(angle_y), np.cos(angle_y)], axis=1)
-    return torch.from_numpy(table[None].astype(np.float32))
+    return table[None].astype(np.float32)
 
 
 class AifiLayer(nn.Module):
@@ -63,7 +64,7 @@ class Aifi(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         channels, height, width = int(x.shape[1]), int(x.shape[2]), int(x.shape[3])
-        position = position_embedding(height, width, channels).to(x)
+        position = torch.from_numpy(position_embedding(height, width, channels)).to(x)
         tokens = flatten_map(x)
         for layer in self.layers:
             tokens = layer(tokens, position)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rtdetr_deploy.model.deformable_attention import Shapes
@@ -38,7 +39,7 @@ class Selection(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-def make_anchors(shapes: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
+def make_anchors(shapes: tuple[tuple[int, int], ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return anchors `(T, 4)` as logits of cxcywh, and their validity `(T, 1)` as 0.0 or 1.0; both float32.
 
     Centres ((x + 0.5) / w, (y + 0.5) / h), size 0.05 * 2^level; valid where all four lie within (0.01, 0.99).
@@ -51,7 +52,7 @@ def make_anchors(shapes: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
     anchors = np.concatenate(levels)
     valid = ((anchors > MARGIN) & (anchors < 1.0 - MARGIN)).all(axis=1, keepdims=True)
     logits = np.where(valid, np.log(anchors / (1.0 - anchors)), OUTSIDE)
-    return torch.from_numpy(logits.astype(np.float32)), torch.from_numpy(valid.astype(np.float32))
+    return logits.astype(np.float32), np.asarray(valid, np.float32)
 
 
 def select_queries(
@@ -64,7 +65,7 @@ def select_queries(
     box: nn.Module,
 ) -> Selection:
     """Select the `queries` tokens with the largest class score (all of them where there are fewer)."""
-    anchors = make_anchors(tuple(shapes))[0].to(memory)
+    anchors = torch.from_numpy(make_anchors(tuple(shapes))[0]).to(memory)
     output_memory, scores = score_tokens(memory, shapes, project=project, score=score)
     count = min(queries, len(anchors))
     tokens = scores.amax(dim=-1).topk(count, dim=1).indices  # (B, Q)
@@ -75,7 +76,7 @@ def select_queries(
 
 def score_tokens(memory: Tensor, shapes: Shapes, *, project: nn.Module, score: nn.Module) -> tuple[Tensor, Tensor]:
     """Return output_memory `(B, T, D)` and the class logits `(B, T, K)` of all tokens; invalid ones enter as zeros."""
-    valid = make_anchors(tuple(shapes))[1].to(memory)
+    valid = torch.from_numpy(make_anchors(tuple(shapes))[1]).to(memory)
     output_memory = project(memory * valid)
     return output_memory, score(output_memory)
 

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtdetr_deploy.errors import ArtifactError, OptionError
+from rtdetr_deploy.files import require_file
 
 Array = NDArray[Any]
 Device = Literal["cpu", "cuda"]
+MAX_THREADS = 1024
 DEVICES: tuple[Device, ...] = ("cpu", "cuda")
 
 
@@ -65,8 +67,10 @@ def open_runtime(path: str | Path, *, threads: int | None = None, device: Device
     `device` is never replaced by another one: what can't run there is an error.
 
     Raises `ArtifactError` when the file is missing, is no model, has an unknown suffix, or can't run on `device`,
-    `MissingPackageError` when the engine's package is not installed, and `OptionError` for an unknown device.
+    `MissingPackageError` when the engine's package is not installed, and `OptionError` for other arguments.
     """
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise OptionError(f"threads is {threads}, expected a number from 1 to {MAX_THREADS}")
     if device not in DEVICES:
         raise OptionError(f"unknown device {device!r}; choose one of {', '.join(DEVICES)}")
     path = Path(path)
@@ -78,11 +82,7 @@ def open_runtime(path: str | Path, *, threads: int | None = None, device: Device
             f"can't run {path.name}: {path.suffix or 'no suffix'} is no model format known here; "
             + hint.format(name=path.name, known=known)
         )
-    if path.is_dir():
-        raise ArtifactError(f"{path} is a folder; name the model file in it")
-    if not path.exists():
-        raise ArtifactError(f"{path} does not exist")
-    if path.stat().st_size == 0:
+    if require_file(path, ArtifactError) == 0:
         raise ArtifactError(f"{path} is empty; export the model again")
     engine = import_module(f"{__name__}.{module}")
     return cast("Runtime", engine.open_model(path, threads, device))

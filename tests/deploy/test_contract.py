@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ onnx = pytest.importorskip("onnx")
 
 from onnx import TensorProto, helper  # noqa: E402
 
-from onnx_files import IMAGES, write_model, write_raw_style, write_released_style  # noqa: E402
+from onnx_files import IMAGES, Value, write_model, write_raw_style, write_released_style  # noqa: E402
 from rtdetr_deploy import ArtifactError, MissingPackageError, OptionError, Predictor  # noqa: E402
 from rtdetr_deploy.artifact import METADATA_KEY, read_metadata  # noqa: E402
 
@@ -54,8 +55,11 @@ def test_raw_export_equals_the_export_with_detections(small_options: Any, small_
 def test_an_open_image_size_must_be_chosen(tmp_path: Path) -> None:
     logits, boxes = np.zeros((1, 2, 3), np.float32), np.full((1, 2, 4), 0.5, np.float32)
     path = write_raw_style(tmp_path / "open.onnx", logits, boxes, size="S")
-    with pytest.raises(ArtifactError, match=r"leaves its image size open; .*size=\(640, 640\)"):
+    with pytest.raises(ArtifactError, match=r"leaves its image size open; .*size=\(640, 640\), or --size 640"):
         Predictor(path)
+    for size in ((0, 64), (64, -64), (64,)):
+        with pytest.raises(OptionError, match=r"expected \(height, width\) in pixels"):
+            Predictor(path, size=cast("Any", size))
     with Predictor(path, 0.0, size=(64, 32)) as predictor:
         assert predictor.input_size == (64, 32)
         assert len(predictor.detect(BLACK)) == 6
@@ -64,6 +68,30 @@ def test_an_open_image_size_must_be_chosen(tmp_path: Path) -> None:
 def test_a_size_that_the_file_does_not_take_is_refused(small_onnx: Path) -> None:
     with pytest.raises(ArtifactError, match="takes 128x160 images; size=64x64 doesn't fit"):
         Predictor(small_onnx, size=(64, 64))
+
+
+def test_outputs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    for logits, boxes in (((1, 2, 3), (1, 2, 5)), ((1, 4, 3), (1, 2, 4))):
+        path = write_raw_style(tmp_path / "odd.onnx", np.zeros(logits, np.float32), np.zeros(boxes, np.float32))
+        with pytest.raises(ArtifactError, match=r"outputs that don't belong together: logits .*; boxes must be"):
+            Predictor(path)
+
+
+def test_a_model_that_fails_while_running_is_named(tmp_path: Path) -> None:
+    node = helper.make_node("Reshape", ["images", "shape"], ["boxes"])
+    again = helper.make_node("Identity", ["boxes"], ["logits"])
+    outputs: list[Value] = [(name, TensorProto.FLOAT, [1, "Q", 4]) for name in ("boxes", "logits")]
+    path = write_model(tmp_path / "m.onnx", [IMAGES], outputs, [node, again], {"shape": np.array([1, 7, 4])})
+    with Predictor(path) as predictor, pytest.raises(ArtifactError, match="m.onnx failed while running: "):
+        predictor.detect(BLACK)
+
+
+def test_unsupported_element_types_are_named(tmp_path: Path) -> None:
+    node = helper.make_node("Cast", ["images"], ["boxes"], to=TensorProto.BFLOAT16)
+    path = tmp_path / "m.onnx"
+    write_model(path, [IMAGES], [("boxes", TensorProto.BFLOAT16, ["N", 3, 64, 96])], [node], {})
+    with pytest.raises(ArtifactError, match=r"m.onnx has boxes of type tensor\(bfloat16\), which is not supported"):
+        Predictor(path)
 
 
 def test_nan_outputs_are_an_error_not_an_empty_result(tmp_path: Path) -> None:
@@ -157,6 +185,22 @@ def test_a_device_that_is_not_there_is_never_replaced(small_onnx: Path, monkeypa
     monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)
     with pytest.raises(ArtifactError, match="CUDAExecutionProvider could not be started"):
         Predictor(small_onnx, device="cuda")
+
+
+def test_facts_of_the_wrong_kind_are_named(small_onnx: Path) -> None:
+    info = Predictor(small_onnx).info
+    assert info is not None
+    for change, message in (
+        ({"height": "640"}, "height of a model is '640', which is no int"),
+        ({"class_names": 5}, "class_names of a model is 5"),
+        ({"class_names": [1, 2]}, "names for all"),
+        ({"class_names": []}, "at least one class"),
+        ({"verified": 1}, "verified of a model is 1, which is no bool"),
+        ({"batch": 0}, "batch 0 is not a size"),
+    ):
+        text = json.dumps({**json.loads(info.to_json()), **change})
+        with pytest.raises(ArtifactError, match=message):
+            read_metadata({METADATA_KEY: text}, "m.onnx")
 
 
 @pytest.mark.parametrize(

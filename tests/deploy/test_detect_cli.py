@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from rtdetr_deploy.atomic import write_atomically, written_beside
 from rtdetr_deploy.cli import build_parser, main
 from rtdetr_deploy.errors import OutputError
+from rtdetr_deploy.files import write_atomically, written_beside
 
 
 @pytest.fixture
@@ -78,6 +81,9 @@ def test_a_broken_image_is_reported_and_skipped(
         (["{model}", "{folder}", "--classes", ","], "--classes is empty"),
         (["{model}", "{folder}", "--size", "big"], "size 'big' is not understood"),
         (["{model}", "{folder}", "--output", "{folder}"], "would overwrite"),
+        (["{model}", "{folder}/sub/a.jpg", "{folder}/a.jpg", "--output", "{folder}"], "would overwrite"),
+        (["{model}", "{folder}", "--json", "{folder}/a.jpg"], "would overwrite the image"),
+        (["{model}", "{folder}", "--json", "{model}"], "would overwrite the model"),
         (["{model}", "{folder}", "--output", "{folder}/b.png"], "can't write"),
         (["{model}", "{folder}", "--json", "{folder}"], "a folder of that name exists"),
         (["{model}", "{folder}", "--class-names", "{folder}/none"], "can't read class names"),
@@ -137,22 +143,66 @@ def test_an_error_while_writing_leaves_no_half_written_file(tmp_path: Path) -> N
     assert list(target.parent.iterdir()) == []
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
-def test_a_device_without_space_gives_one_line(small_onnx: Path, folder: Path, tmp_path: Path) -> None:
-    import subprocess
-    import sys
+def test_pictures_of_an_earlier_run_are_no_images(
+    small_onnx: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        assert main([str(small_onnx), str(folder), "--output", str(folder / "annotated")]) == 0
+        assert "3 images, " in capsys.readouterr().out
+    assert len(list((folder / "annotated").iterdir())) == 3
 
-    command = [
-        sys.executable,
-        "-m",
-        "rtdetr_deploy.cli",
-        str(small_onnx),
-        str(folder),
-        "--json",
-        "-",
-        "--threshold",
-        "0",
-    ]
+
+def test_a_named_pipe_gets_the_lines_and_stays_a_pipe(small_onnx: Path, folder: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(pipe.read_text)
+        assert main([str(small_onnx), str(folder / "b.png"), "--json", str(pipe)]) == 0
+        assert json.loads(reader.result(30))["width"] == 120
+    assert pipe.is_fifo()
+
+
+def test_names_that_are_not_utf_8_go_through(small_onnx: Path, folder: Path, tmp_path: Path) -> None:
+    odd = os.fsencode(folder) + b"/\xff.png"
+    Path(os.fsdecode(odd)).write_bytes((folder / "b.png").read_bytes())
+    lines = tmp_path / "found.jsonl"
+    command = [sys.executable, "-m", "rtdetr_deploy.cli", str(small_onnx), os.fsdecode(odd), "--json", str(lines)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert os.fsencode(json.loads(lines.read_text())["image"]) == odd
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json", "-"]])
+def test_a_reader_that_goes_away_ends_it_quietly(arguments: list[str], small_onnx: Path, folder: Path) -> None:
+    command = [sys.executable, "-m", "rtdetr_deploy.cli", str(small_onnx), str(folder), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 141
+    assert "Traceback" not in errors
+    assert "Error" not in errors
+
+
+def test_interrupts_before_the_first_image_end_in_one_line(
+    small_onnx: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rtdetr_deploy.predictor import Predictor
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Predictor, "warmup", interrupt)
+    assert main([str(small_onnx), str(folder)]) == 130
+    assert capsys.readouterr().err == "rtdetr-detect: interrupted; what was done is kept\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+@pytest.mark.parametrize("arguments", [[], ["--json", "-"]])
+def test_a_device_without_space_gives_one_line(arguments: list[str], small_onnx: Path, folder: Path) -> None:
+    command = [sys.executable, "-m", "rtdetr_deploy.cli", str(small_onnx), str(folder), *arguments]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -41,10 +41,13 @@ def test_filter_by_score_class_and_area(found: Detections) -> None:
     assert found.filter(threshold=0.6).names == ("person", "toothbrush")
     assert found.filter(classes=["car", 79]).names == ("toothbrush", "car")
     assert found.filter(classes="car").names == ("car",)
+    assert found.filter(classes=79).names == ("toothbrush",)
     assert found.filter(min_area=100).names == ("person", "car")
     assert len(found.filter(classes=[])) == 0
     with pytest.raises(OptionError, match=r"threshold is 1.5, expected a number from 0 to 1"):
         found.filter(threshold=1.5)
+    with pytest.raises(OptionError, match=r"threshold is '0.5', expected a number"):
+        found.filter(threshold=cast("Any", "0.5"))
 
 
 def test_dicts_and_json_hold_plain_numbers(found: Detections) -> None:

@@ -115,7 +115,9 @@ def test_class_names_can_be_replaced(small_onnx: Path, tmp_path: Path, picture: 
     file = tmp_path / "names.txt"
     file.write_text("rot\nweiß\nPlättchen\n\n", encoding="utf-8")
     with Predictor(small_onnx, 0.0, class_names=file) as german:
-        assert set(german.detect(picture).names) <= {"rot", "weiß", "Plättchen"}
+        found = german.detect(picture).names
+        assert len(found) == 300
+        assert set(found) <= {"rot", "weiß", "Plättchen"}
     with pytest.raises(OptionError, match="class_names names 2 classes, but the model has 3"):
         Predictor(small_onnx, class_names=["a", "b"])
     with pytest.raises(OptionError, match="can't read class names"):
@@ -147,11 +149,29 @@ def test_unknown_classes_are_refused(predictor: Predictor, picture: NDArray[np.u
         predictor.detect(picture, classes=["blue"])
     with pytest.raises(OptionError, match=r"class index 3 is outside 0 .. 2"):
         predictor.detect(picture, classes=3)
+    with pytest.raises(OptionError, match="class 1.5 is neither a name nor an index"):
+        predictor.detect(picture, classes=cast("Any", [1.5]))
+    assert set(predictor.detect(picture, classes=np.int64(1)).names) == {"white"}
 
 
-def test_a_path_instead_of_a_list_is_refused(predictor: Predictor) -> None:
-    with pytest.raises(OptionError, match="expected a list of images; for a single one call detect"):
-        predictor.detect_batch("a.jpg")
+def test_one_image_instead_of_a_list_is_refused(predictor: Predictor, picture: NDArray[np.uint8]) -> None:
+    for single in ("a.jpg", Path("a.jpg"), b"bytes", picture, Image.fromarray(picture)):
+        with pytest.raises(OptionError, match="expected a list of images; for a single one call detect"):
+            predictor.detect_batch(cast("Any", single))
+
+
+def test_stacked_arrays_and_generators_are_lists_of_images(predictor: Predictor, picture: NDArray[np.uint8]) -> None:
+    expected = predictor.detect(picture)
+    for images in (np.stack([picture, picture]), (image for image in [picture, picture])):
+        found = predictor.detect_batch(images)
+        assert len(found) == 2
+        assert np.array_equal(found[1].boxes, expected.boxes)
+
+
+def test_all_classes_of_a_repeated_name_are_kept(small_onnx: Path, picture: NDArray[np.uint8]) -> None:
+    with Predictor(small_onnx, 0.0, class_names=["cell", "cell", "platelet"]) as predictor:
+        everything = predictor.detect(picture)
+        assert len(predictor.detect(picture, classes="cell")) == everything.names.count("cell") > 0
 
 
 def test_one_bad_image_names_itself(predictor: Predictor, picture: NDArray[np.uint8], tmp_path: Path) -> None:
@@ -168,8 +188,9 @@ def test_a_closed_predictor_says_so(small_onnx: Path, picture: NDArray[np.uint8]
 
 
 def test_threads_must_be_positive(small_onnx: Path) -> None:
-    with pytest.raises(OptionError, match="threads is 0"):
-        Predictor(small_onnx, threads=0)
+    for threads in (0, 10**11):
+        with pytest.raises(OptionError, match=f"threads is {threads}, expected a number from 1 to 1024"):
+            Predictor(small_onnx, threads=threads)
     with Predictor(small_onnx, threads=1) as single:
         single.warmup(1)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rtdetr_deploy import ImageError, find_images
+from rtdetr_deploy import ImageError, OptionError, find_images
 from rtdetr_deploy.sources import load_frame
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -118,9 +119,9 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "zero bytes": (lambda: b"", "is not an image in a known format, or it is empty"),
     "text": (lambda: b"hello", "is not an image in a known format"),
     "truncated": (lambda: _jpeg()[:2000], "is damaged or incomplete"),
-    "bomb": (lambda: _png_claiming(60000, 60000), "has more pixels"),
+    "bomb": (lambda: _png_claiming(60000, 60000), "too many pixels; raise the limit"),
     "large": (lambda: _png_claiming(10000, 9000), "more than the 89478485 pixels allowed.*max_pixels"),
-    "floats": (lambda: _encoded(Image.new("F", (4, 4)), "TIFF"), "floating-point pixels"),
+    "floats": (lambda: _encoded(Image.new("F", (4, 4)), "TIFF"), r"32 bits per pixel \(mode F\)"),
 }
 
 
@@ -143,11 +144,56 @@ def test_pixel_limit_can_be_chosen(rgb: Pixels) -> None:
     assert load_frame(data, max_pixels=960).size == (24, 40)
 
 
+def test_the_limit_may_be_raised_beyond_pillows_own(monkeypatch: pytest.MonkeyPatch, rgb: Pixels) -> None:
+    from rtdetr_deploy import sources
+
+    data = _encoded(Image.fromarray(rgb), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(sources, "MAX_PIXELS", 100)
+    with pytest.raises(ImageError, match="too many pixels; raise the limit"):
+        load_frame(data, max_pixels=100)
+    assert load_frame(data, max_pixels=960).size == (24, 40)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_color_order_must_be_known(rgb: Pixels) -> None:
+    with pytest.raises(OptionError, match="color is 'RGB', expected 'bgr' or 'rgb'"):
+        load_frame(rgb, color=cast("Any", "RGB"))
+
+
+def test_pil_images_that_cannot_be_decoded_get_one_clear_line(rgb: Pixels) -> None:
+    lazy = Image.open(io.BytesIO(_jpeg()[:2000]))
+    with pytest.raises(ImageError, match="the PIL image is damaged or incomplete"):
+        load_frame(lazy)
+    wide = Image.fromarray(np.full((4, 4), 200, np.int32))
+    with pytest.raises(ImageError, match="32 bits per pixel"):
+        load_frame(wide)
+
+
+def test_damaged_bytes_never_raise_anything_else() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    data = _encoded(Image.fromarray(noise), "JPEG", exif=exif)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        mutated = bytearray(data)
+        for position in rng.integers(0, 200, 4):
+            mutated[position] = rng.integers(0, 256)
+        with contextlib.suppress(ImageError):
+            load_frame(bytes(mutated))
+
+
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="can't open .*none.jpg: No such file"):
         load_frame(tmp_path / "none.jpg")
     with pytest.raises(ImageError, match="is a folder"):
         load_frame(tmp_path)
+    for name in ("a\0b.jpg", "x" * 300 + ".jpg"):
+        with pytest.raises(ImageError, match="can't open"):
+            load_frame(name)
+        with pytest.raises(ImageError, match="can't open|does not exist"):
+            find_images([name])
 
 
 def test_folders_globs_and_files_are_found_once_and_sorted(tmp_path: Path) -> None:
@@ -158,6 +204,7 @@ def test_folders_globs_and_files_are_found_once_and_sorted(tmp_path: Path) -> No
     assert [path.name for path in found] == ["a.PNG", "b.jpg", "c.webp", "odd"]
     with pytest.raises(ImageError, match="does not exist"):
         find_images([tmp_path / "none*"])
+    assert [path.name for path in find_images([tmp_path], skip=tmp_path / "sub")] == ["a.PNG", "b.jpg"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match="holds no image"):
         find_images([tmp_path / "empty"])

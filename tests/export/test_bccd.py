@@ -24,11 +24,12 @@ def test_blood_smears_go_through_export_and_detection(r18_checkpoint: Path, tmp_
     model, output, lines = tmp_path / "cells.onnx", tmp_path / "out", tmp_path / "found.jsonl"
     command = ["--weights", str(r18_checkpoint), "--size", "320x320", "--batch", "dynamic", "--output", str(model)]
     assert export(command) == 0
-    arguments = [str(model), *map(str, images), "--output", str(output), "--json", str(lines), "--threshold", "0.2"]
+    arguments = [str(model), *map(str, images), "--output", str(output), "--json", str(lines), "--threshold", "0"]
     assert detect(arguments) == 0
     entries = [json.loads(line) for line in lines.read_text().splitlines()]
     for entry, image in zip(entries, images, strict=True):
         assert (entry["width"], entry["height"]) == Image.open(image).size
+        assert len(entry["detections"]) == 300
         for found in entry["detections"]:
             x1, y1, x2, y2 = found["box"]
             assert 0 <= x1 <= x2 <= entry["width"]

@@ -12,7 +12,7 @@ import pytest
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("torch")
 
-from rtdetr_deploy import ArtifactInfo, ExportError, OptionError, OutputError  # noqa: E402
+from rtdetr_deploy import ArtifactInfo, CheckpointError, ExportError, OptionError, OutputError  # noqa: E402
 from rtdetr_deploy.artifact import METADATA_KEY, read_metadata  # noqa: E402
 from rtdetr_export import export_onnx  # noqa: E402
 
@@ -164,8 +164,23 @@ def test_a_checkpoint_with_nan_is_refused(r18_checkpoint: Path, tmp_path: Path, 
     content["ema"]["module"]["decoder.enc_score_head.bias"][0] = float("nan")
     weights = tmp_path / "nan.pth"
     torch.save(content, weights)
-    with pytest.raises(ExportError, match="not finite: the checkpoint holds NaN or infinity"):
+    with pytest.raises(CheckpointError, match="holds NaN or infinity in decoder.enc_score_head.bias"):
         export_onnx(small_options("nan.onnx", weights=weights))
+
+
+def test_infinite_constants_are_refused(small_options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rtdetr_deploy.model import query_selection
+
+    query_selection.make_anchors.cache_clear()
+    monkeypatch.setattr(query_selection, "OUTSIDE", float("inf"))
+    with pytest.raises(ExportError, match="constant .* of the graph is not finite"):
+        export_onnx(small_options("inf.onnx", width=1600))
+    query_selection.make_anchors.cache_clear()
+
+
+def test_images_too_large_for_the_memory_are_named(small_options: Any) -> None:
+    with pytest.raises(ExportError, match="not enough memory for batch 1 of 3200000x3200000 images"):
+        export_onnx(small_options("huge.onnx", height=3200000, width=3200000))
 
 
 def test_discrete_models_refuse_a_bilinear_sampler(small_options: Any) -> None:

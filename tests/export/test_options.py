@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from rtdetr_deploy import ArtifactInfo
 from rtdetr_deploy.arguments import parse_classes, parse_size
 from rtdetr_deploy.errors import OptionError
 from rtdetr_export import ExportOptions
@@ -24,12 +25,36 @@ WEIGHTS = Path("models/r50.pth")
         ({"height": 480, "width": 800}, "r50-l4-480x800-fp32.onnx"),
         ({"batch": 8}, "r50-l4-640x640-fp32-b8.onnx"),
         ({"batch": "dynamic", "raw_input": True}, "r50-l4-640x640-fp32-bn-uint8.onnx"),
+        ({"variant": "r50-dsp"}, "r50-l4-640x640-fp32-discrete.onnx"),
+        (
+            {"max_detections": 50, "opset": 18, "verify": False},
+            "r50-l4-640x640-fp32-d50-op18-unverified.onnx",
+        ),
         ({"queries": 100, "sampler": "grid", "raw_output": True}, "r50-l4-640x640-fp32-q100-grid-raw.onnx"),
     ],
 )
 def test_default_name_says_what_is_inside(changes: dict[str, Any], name: str) -> None:
-    path = ExportOptions(WEIGHTS, **changes).default_output(4, "fp32")
-    assert path == Path("models") / name
+    options = ExportOptions(WEIGHTS, **changes)
+    info = ArtifactInfo(
+        class_names=("a",),
+        height=options.height,
+        width=options.width,
+        batch=None if options.batch == "dynamic" else options.batch,
+        variant="r50",
+        layers=4,
+        queries=options.queries or 300,
+        max_detections=options.max_detections,
+        precision="fp32",
+        sampler="discrete" if options.variant else options.sampler or "gather",
+        outputs="raw" if options.raw_output else "detections",
+        raw_input=options.raw_input,
+        opset=options.opset,
+        source="r50.pth",
+        source_digest="0",
+        verified=options.verify,
+        version="0",
+    )
+    assert options.default_output(info) == Path("models") / name
 
 
 @pytest.mark.parametrize(
@@ -50,6 +75,11 @@ def test_default_name_says_what_is_inside(changes: dict[str, Any], name: str) ->
 def test_values_outside_their_range_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         ExportOptions(WEIGHTS, **changes)
+
+
+def test_paths_may_be_text() -> None:
+    options = ExportOptions("r50.pth", output="x.onnx")  # type: ignore[arg-type]
+    assert (options.weights, options.output) == (Path("r50.pth"), Path("x.onnx"))
 
 
 def test_sizes_are_height_by_width() -> None:

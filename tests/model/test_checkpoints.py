@@ -114,7 +114,7 @@ def test_r50_m_runs_three_layers_and_keeps_three(tmp_path: Path) -> None:
     assert load_checkpoint(path, variant="r50-m-dsp").variant.sampling == "discrete"
 
 
-@pytest.mark.parametrize("stored", [["a", "b"], {0: "a", 1: "b"}])
+@pytest.mark.parametrize("stored", [["a", "b"], {0: "a", 1: "b"}, {"1": "b", "0": "a"}, {"b": 1, "a": 0}])
 def test_class_names_of_the_file_are_used_and_can_be_replaced(stored: Any, tmp_path: Path) -> None:
     path = tmp_path / "named.pth"
     _save_variant(path, "r18", {"class_names": stored}, classes=2)
@@ -122,6 +122,12 @@ def test_class_names_of_the_file_are_used_and_can_be_replaced(stored: Any, tmp_p
     assert load_checkpoint(path, class_names=["x", "y"]).class_names == ("x", "y")
     with pytest.raises(OptionError, match="names 3 classes, but the model has 2"):
         load_checkpoint(path, class_names=["x", "y", "z"])
+
+
+def test_a_stored_number_of_classes_is_no_list_of_names(tmp_path: Path) -> None:
+    path = tmp_path / "counted.pth"
+    _save_variant(path, "r18", {"classes": 2}, classes=2)
+    assert load_checkpoint(path).class_names == ("class 0", "class 1")
 
 
 def test_class_names_that_are_no_list_are_refused(tmp_path: Path) -> None:
@@ -175,6 +181,24 @@ BAD_FILES: dict[str, tuple[Callable[[Path, State], Any], str]] = {
     "another shape": (
         lambda path, state: torch.save({**state, "decoder.enc_output.proj.weight": torch.zeros(9, 9)}, path),
         r"1 of another shape \(decoder.enc_output.proj.weight \(9, 9\) instead of \(256, 256\)\)",
+    ),
+    "points that fit no three levels": (
+        lambda path, state: torch.save(
+            {**state, "decoder.decoder.layers.0.cross_attn.num_points_scale": torch.full((12,), 0.1)}, path
+        ),
+        "nearest is r18: its sampling points fit no three levels",
+    ),
+    "another width": (
+        lambda path, state: torch.save({**state, "encoder.input_proj.0.conv.weight": torch.zeros(96, 128, 1, 1)}, path),
+        "nearest is r18: 1 of another shape",
+    ),
+    "no width": (
+        lambda path, state: torch.save({**state, "encoder.input_proj.0.conv.weight": torch.zeros(0, 128, 1, 1)}, path),
+        "nearest is r18: 1 of another shape",
+    ),
+    "NaN": (
+        lambda path, state: torch.save({**state, "decoder.enc_output.norm.bias": torch.full((256,), torch.nan)}, path),
+        "holds NaN or infinity in decoder.enc_output.norm.bias",
     ),
     "another backbone": (
         lambda path, state: torch.save({k.replace("res_layers", "dla"): v for k, v in state.items()}, path),

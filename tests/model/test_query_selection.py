@@ -15,7 +15,7 @@ from rtdetr_deploy.model.random_weights import fill_randomly  # noqa: E402
 
 
 def test_anchors_are_finite_and_follow_height_and_width() -> None:
-    logits, valid = make_anchors(((60, 100), (30, 50), (15, 25)))
+    logits, valid = (torch.from_numpy(array) for array in make_anchors(((60, 100), (30, 50), (15, 25))))
     assert torch.isfinite(logits).all()
     assert torch.isfinite(logits.half()).all()
     boxes = logits.sigmoid()
@@ -28,7 +28,7 @@ def test_anchors_are_finite_and_follow_height_and_width() -> None:
 
 
 def test_position_embedding_is_x_major_for_rectangles() -> None:
-    table = position_embedding(2, 3, 8)[0]
+    table = torch.from_numpy(position_embedding(2, 3, 8)[0])
     x_of_row = [0, 0, 1, 1, 2, 2]
     expected = torch.sin(torch.tensor(x_of_row, dtype=torch.float32))
     assert torch.allclose(table[:, 0], expected, atol=1e-6)
@@ -42,6 +42,13 @@ def test_small_images_give_as_many_queries_as_there_are_tokens(queries: int) -> 
         logits, boxes = model(torch.rand(2, 3, 64, 64))
     assert logits.shape == (2, min(queries, 84), 80)
     assert ((boxes >= 0) & (boxes <= 1)).all()
+
+
+def test_a_model_used_in_inference_mode_can_be_trained_afterwards() -> None:
+    model = RTDETR(VARIANTS["r18"], 1)
+    with torch.inference_mode():
+        model.eval()(torch.rand(1, 3, 96, 160))
+    model.train()(torch.rand(2, 3, 96, 160)).boxes.sum().backward()
 
 
 def test_rows_of_a_batch_do_not_mix() -> None:

@@ -31,6 +31,13 @@ def test_every_variant_keeps_its_output_and_loses_all_batch_norms(name: str) -> 
         assert (x - y).abs().max() <= 1e-4 * x.abs().max()
 
 
+def test_only_batch_norms_with_running_statistics_are_folded() -> None:
+    from rtdetr_deploy.model.conv_norm import fuse_conv_norm
+
+    with pytest.raises(TypeError, match="expected a BatchNorm2d with running statistics, got GroupNorm"):
+        fuse_conv_norm(torch.nn.Conv2d(4, 4, 1), torch.nn.GroupNorm(2, 4))
+
+
 def test_a_wrong_fold_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

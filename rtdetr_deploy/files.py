@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one: write beside, then rename."""
+"""Files: what can be read, and writing so that a reader never sees half of one (write beside, then rename)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rtdetr_deploy.errors import OutputError
+from rtdetr_deploy.errors import OutputError, RtdetrError
+
+
+def require_file(path: Path, error: type[RtdetrError]) -> int:
+    """Return the size in bytes of the file `path`; raise `error` with one clear line where it can't be read."""
+    try:
+        if path.is_dir():
+            raise error(f"{path} is a folder; name the file in it")
+        with path.open("rb") as file:
+            return file.seek(0, os.SEEK_END)
+    except FileNotFoundError:
+        raise error(f"{path} does not exist") from None
+    except (OSError, ValueError) as problem:  # ValueError: a name with a zero byte
+        raise error(f"can't open {path}: {getattr(problem, 'strerror', None) or problem}") from problem
 
 
 @contextmanager
