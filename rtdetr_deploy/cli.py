@@ -59,9 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _detect(arguments: argparse.Namespace) -> int:
-    from PIL.Image import DecompressionBombWarning
-
-    warnings.simplefilter("ignore", DecompressionBombWarning)  # --max-pixels decides
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of large images and odd EXIF; what matters is an ImageError
     to_stdout = arguments.json == "-"
     text = sys.stderr if to_stdout else sys.stdout
     if arguments.json and Path(arguments.json).resolve() == arguments.engine.resolve():
