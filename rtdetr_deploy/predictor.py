@@ -21,7 +21,7 @@ from rtdetr_deploy.detections import Detections, check_threshold
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.postprocess import check_finite, decode_raw, to_pixels
 from rtdetr_deploy.preprocess import RESIZERS, Resizer, prepare_batch
-from rtdetr_deploy.runtimes import Array, Device, open_runtime
+from rtdetr_deploy.runtimes import Array, Device, Runtime, open_runtime
 from rtdetr_deploy.sources import MAX_PIXELS, Color, Frame, ImageLike, load_frame
 
 MAX_DETECTIONS = 300
@@ -36,18 +36,18 @@ Classes = Collection[int | str] | int | str
 class Predictor:
     """A loaded model. Several threads may call it at once.
 
-    `engine` is the model file; `threshold` the smallest score that is kept unless a call says otherwise.
-    `class_names` (a list, or a file with one name per line) replaces the names stored in the file. `resizer` is
-    "opencv" or "pillow" (see `preprocess`). `threads` limits the engine's threads. `device` is "cpu" or
-    "cuda" (an NVIDIA GPU, needs onnxruntime-gpu). `size` (height, width) is needed
-    for files of others that leave it open. `max_pixels` is the largest image that is decoded.
+    `engine` is the model file, or a runtime that is open already; `threshold` the smallest score that is kept unless a
+    call says otherwise. `class_names` (a list, or a file with one name per line) replaces the names stored in the file.
+    `resizer` is "opencv" or "pillow" (see `preprocess`). `threads` limits the engine's threads. `device` is "cpu" or
+    "cuda" (an NVIDIA GPU, needs onnxruntime-gpu). `size` (height, width) is needed for files of others that leave it
+    open. `max_pixels` is the largest image that is decoded.
 
     Raises `ArtifactError` when the file can't be run, `OptionError` for other arguments.
     """
 
     def __init__(
         self,
-        engine: str | Path,
+        engine: str | Path | Runtime,
         threshold: float = 0.5,
         *,
         class_names: Sequence[str] | str | Path | None = None,
@@ -60,10 +60,13 @@ class Predictor:
         self.threshold = check_threshold(threshold)
         if resizer not in RESIZERS:
             raise OptionError(f"unknown resizer {resizer!r}; choose one of {', '.join(RESIZERS)}")
-        self._name = Path(engine).name
         self._resizer: Resizer = resizer
         self._max_pixels = max_pixels
-        self._runtime = open_runtime(engine, threads=threads, device=device)
+        if isinstance(engine, (str, Path)):
+            self._name = Path(engine).name
+            self._runtime = open_runtime(engine, threads=threads, device=device)
+        else:
+            self._name, self._runtime = engine.name, engine
         self._contract = recognize(self._runtime, self._name, size)
         self._names = self._decide_names(class_names)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,17 @@ class DecoderOutput:
     logits: list[Tensor]
     boxes: list[Tensor]
     selection: Selection
+
+
+class ExtraQueries(NamedTuple):
+    """Queries put before the selected ones (denoising, in training).
+
+    `content` (B, E, D), `reference` (B, E, 4) logits of cxcywh, and the attention `mask` (E + Q, E + Q) of all queries.
+    """
+
+    content: Tensor
+    reference: Tensor
+    mask: Tensor
 
 
 class Mlp(nn.Module):
@@ -117,7 +129,7 @@ class Decoder(nn.Module):
         self.dec_score_head = nn.ModuleList(nn.Linear(width, classes) for _ in range(layers))
         self.dec_bbox_head = nn.ModuleList(Mlp(width, width, 4, 3) for _ in range(layers))
 
-    def forward(self, maps: list[Tensor]) -> DecoderOutput:
+    def forward(self, maps: list[Tensor], extra: ExtraQueries | None = None) -> DecoderOutput:
         memory, shapes = self.flatten(maps)
         selection = select_queries(
             memory,
@@ -127,7 +139,13 @@ class Decoder(nn.Module):
             score=self.enc_score_head,
             box=self.enc_bbox_head,
         )
-        logits, boxes = self.refine(selection.content, selection.reference, memory, shapes)
+        # Training: the decoder's losses don't reach the encoder's heads, which have losses of their own.
+        content, reference, mask = selection.content.detach(), selection.reference.detach(), None
+        if extra is not None:
+            content = torch.cat((extra.content, content), dim=1)
+            reference = torch.cat((extra.reference, reference), dim=1)
+            mask = extra.mask
+        logits, boxes = self.refine(content, reference, memory, shapes, mask)
         return DecoderOutput(logits, boxes, selection)
 
     def flatten(self, maps: list[Tensor]) -> tuple[Tensor, Shapes]:
@@ -139,15 +157,20 @@ class Decoder(nn.Module):
     def refine(
         self, content: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes, mask: Tensor | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Run the layers from `content` (B, Q, D) and box logits `reference` (B, Q, 4); one output per layer."""
+        """Run the layers from `content` (B, Q, D) and box logits `reference` (B, Q, 4); one output per layer.
+
+        In training the loss of a layer's boxes reaches that layer and the one before it, no further: each layer starts
+        from a detached box ("look forward twice", arXiv 2203.03605, section 3.5). Values are the same either way.
+        """
         logits, boxes = [], []
         box = torch.sigmoid(reference)
         for layer, score_head, box_head in zip(
             self.decoder.layers, self.dec_score_head, self.dec_bbox_head, strict=True
         ):
             content = layer(content, self.query_pos_head(box), box, memory, shapes, mask)
-            reference = box_head(content) + reference.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
-            box = torch.sigmoid(reference)
+            change = box_head(content)
+            boxes.append(torch.sigmoid(change + reference.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)))
             logits.append(score_head(content))
-            boxes.append(box)
+            reference = change + reference.detach().clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+            box = torch.sigmoid(reference).detach()
         return logits, boxes

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from rtdetr_deploy.errors import OptionError
-from rtdetr_deploy.model.decoder import Decoder, DecoderLayer, DecoderOutput
+from rtdetr_deploy.model.decoder import Decoder, DecoderLayer, DecoderOutput, ExtraQueries
 from rtdetr_deploy.model.deformable_attention import SAMPLERS
 from rtdetr_deploy.model.hgnetv2 import HgNetV2Backbone
 from rtdetr_deploy.model.hybrid_encoder import HybridEncoder
@@ -54,9 +54,9 @@ class RTDETR(nn.Module):
         output = self.forward_layers(images)
         return RawOutput(output.logits[-1], output.boxes[-1])
 
-    def forward_layers(self, images: Tensor) -> DecoderOutput:
-        """Return the output of every decoder layer and of the query selection."""
-        return self.decoder(self.encoder(self.backbone(images)))  # type: ignore[no-any-return]
+    def forward_layers(self, images: Tensor, extra: ExtraQueries | None = None) -> DecoderOutput:
+        """Return the output of every decoder layer (the `extra` queries first) and of the query selection."""
+        return self.decoder(self.encoder(self.backbone(images)), extra)  # type: ignore[no-any-return]
 
     def use_sampler(self, name: str) -> None:
         """Sample in deformable attention with `grid`, `gather` (the same function) or `discrete`."""

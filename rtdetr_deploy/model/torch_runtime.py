@@ -1,0 +1,75 @@
+"""A torch model behind the runtimes' protocol, so that a checkpoint is evaluated by the very code that deploys it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rtdetr_deploy.artifact import METADATA_KEY, ArtifactInfo
+from rtdetr_deploy.errors import ArtifactError
+from rtdetr_deploy.model.checkpoints import Checkpoint, load_checkpoint
+from rtdetr_deploy.model.rtdetr import RTDETR
+from rtdetr_deploy.runtimes import Array, TensorSpec
+
+
+class TorchRuntime:
+    """Runs `model` as it is on its own device, in FP32, with images of one size; the caller owns the outputs.
+
+    The model is put into eval mode for each call and back into the mode that it had.
+    """
+
+    def __init__(self, model: RTDETR, class_names: Sequence[str], height: int, width: int, source: str = "") -> None:
+        self._model: RTDETR | None = model
+        variant = model.variant
+        self.name = f"torch {torch.__version__}"
+        self.inputs = (TensorSpec("images", np.dtype(np.float32), (None, 3, height, width)),)
+        self.outputs = (
+            TensorSpec("logits", np.dtype(np.float32), (None, None, variant.classes)),
+            TensorSpec("boxes", np.dtype(np.float32), (None, None, 4)),
+        )
+        info = ArtifactInfo(
+            class_names=tuple(class_names),
+            height=height,
+            width=width,
+            batch=None,
+            variant=variant.name,
+            layers=model.decoder_layers,
+            queries=variant.queries,
+            max_detections=300,
+            precision="fp32",
+            sampler="discrete" if variant.sampling == "discrete" else "grid",
+            outputs="raw",
+            raw_input=False,
+            opset=0,
+            source=source,
+            source_digest="",
+            verified=False,
+            version="",
+        )
+        self.metadata: Mapping[str, str] = {METADATA_KEY: info.to_json()}
+
+    @torch.no_grad()
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """See `Runtime.run`; raises `ArtifactError` after `close`."""
+        model = self._model
+        if model is None:
+            raise ArtifactError("the torch model is closed; open it again")
+        device = next(model.parameters()).device
+        training = model.training
+        model.eval()
+        logits, boxes = model(torch.from_numpy(np.ascontiguousarray(feed["images"])).to(device))
+        model.train(training)
+        return {"logits": logits.float().cpu().numpy(), "boxes": boxes.float().cpu().numpy()}
+
+    def close(self) -> None:
+        """See `Runtime.close`."""
+        self._model = None
+
+
+def open_checkpoint(path: Path, height: int, width: int, **options: object) -> TorchRuntime:
+    """Open a checkpoint file for images of `height` x `width`; `options` are those of `load_checkpoint`."""
+    checkpoint: Checkpoint = load_checkpoint(path, **options)  # type: ignore[arg-type]
+    return TorchRuntime(checkpoint.model, checkpoint.class_names, height, width, path.name)

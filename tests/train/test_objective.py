@@ -1,0 +1,142 @@
+"""Matching, losses and denoising against the released implementation and against nonsense."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import shared_folder
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("scipy")
+
+from rtdetr_deploy.model import RTDETR, VARIANTS  # noqa: E402
+from rtdetr_deploy.model.decoder import ExtraQueries  # noqa: E402
+from rtdetr_train.boxes import iou_and_giou, to_centres, to_corners  # noqa: E402
+from rtdetr_train.denoising import make_denoising  # noqa: E402
+from rtdetr_train.initialize import initialize  # noqa: E402
+from rtdetr_train.losses import matched_losses  # noqa: E402
+from rtdetr_train.matcher import Target, match  # noqa: E402
+from rtdetr_train.objective import objective  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def golden() -> tuple[dict[str, Any], list[Target]]:
+    arrays = dict(np.load(shared_folder("golden") / "loss_v1.npz"))
+    targets = [
+        Target(torch.from_numpy(arrays[f"target_labels{i}"]).long(), torch.from_numpy(arrays[f"target_boxes{i}"]))
+        for i in range(3)
+    ]
+    return arrays, targets
+
+
+def test_assignment_is_the_released_one(golden: tuple[dict[str, Any], list[Target]]) -> None:
+    arrays, targets = golden
+    matches = match(torch.from_numpy(arrays["logits0"]), torch.from_numpy(arrays["boxes0"]), targets)
+    for image in range(3):
+        rows = matches.image == image
+        found = dict(zip(matches.query[rows].tolist(), matches.target[rows].tolist(), strict=True))
+        expected = zip(arrays[f"match_query{image}"].tolist(), arrays[f"match_target{image}"].tolist(), strict=True)
+        assert found == dict(expected)
+
+
+@pytest.mark.parametrize(("index", "suffix"), [(0, ""), (1, "_aux_0"), (2, "_aux_1")])
+def test_losses_match_the_released_ones_within_1e_5(
+    index: int, suffix: str, golden: tuple[dict[str, Any], list[Target]]
+) -> None:
+    arrays, targets = golden
+    logits, boxes = (torch.from_numpy(arrays[f"{name}{index}"]) for name in ("logits", "boxes"))
+    losses = matched_losses(logits, boxes, targets, sum(len(target.labels) for target in targets))
+    for name, value in losses.items():
+        assert float(value) == pytest.approx(float(arrays[f"loss_{name}{suffix}"]), abs=1e-5)
+
+
+def test_iou_and_giou_of_known_boxes() -> None:
+    one = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 1.0, 1.0], [0.5, 0.5, 0.5, 0.5]])
+    other = torch.tensor([[1.0, 1.0, 3.0, 3.0], [2.0, 0.0, 3.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
+    iou, giou = iou_and_giou(one, other)
+    assert iou.tolist() == pytest.approx([1 / 7, 0.0, 0.0])
+    assert giou.tolist() == pytest.approx([1 / 7 - 2 / 9, -1 / 3, 0.0])
+    assert torch.allclose(to_corners(to_centres(one)), one)
+
+
+EMPTY = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+ONE = Target(torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.2, 0.2]]))
+CASES = {
+    "no object in one image": [EMPTY, ONE],
+    "no object at all": [EMPTY, EMPTY],
+    "more objects than queries": [
+        Target(torch.randint(0, 3, (40,)), torch.rand(40, 4, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.3),
+        ONE,
+    ],
+    "boxes without area": [
+        Target(torch.tensor([0, 2]), torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.0, 1.0, 1e-9, 1.0]])),
+        ONE,
+    ],
+    "boxes at the border": [Target(torch.tensor([0]), torch.tensor([[0.5, 0.5, 1.0, 1.0]])), ONE],
+}
+
+
+def _train_step(targets: list[Target], classes: int = 3) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = RTDETR(replace(VARIANTS["r18"], classes=classes, queries=20)).train()
+    initialize(model)
+    generator = torch.Generator().manual_seed(0)
+    denoising = make_denoising(targets, model.decoder.denoising_class_embed, 20, amount=30, generator=generator)
+    extra = ExtraQueries(denoising.content, denoising.reference, denoising.mask) if denoising else None
+    images = torch.rand(2, 3, 64, 96, generator=generator)
+    losses = objective(model.forward_layers(images, extra), targets, denoising)
+    torch.stack(list(losses.values())).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
+    return losses
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_difficult_targets_train_without_nan(case: str) -> None:
+    losses = _train_step(CASES[case])
+    assert all(torch.isfinite(value) for value in losses.values())
+    parts = 3 + 1 + (0 if case == "no object at all" else 3)
+    assert len(losses) == 3 * parts
+
+
+def test_one_class_trains() -> None:
+    target = Target(torch.tensor([0]), torch.tensor([[0.4, 0.4, 0.3, 0.3]]))
+    assert all(torch.isfinite(value) for value in _train_step([target, target], classes=1).values())
+
+
+def test_matching_queries_do_not_see_noised_ones() -> None:
+    torch.manual_seed(0)
+    model = RTDETR(replace(VARIANTS["r18"], classes=3, queries=20)).eval()
+    images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    targets = [ONE, EMPTY]
+    noised = [
+        make_denoising(targets, model.decoder.denoising_class_embed, 20, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 2)
+    ]
+    with torch.no_grad():
+        alone = model(images)
+        for denoising in noised:
+            assert denoising is not None
+            extra = ExtraQueries(denoising.content, denoising.reference, denoising.mask)
+            output = model.forward_layers(images, extra)
+            assert torch.allclose(output.boxes[-1][:, denoising.count :], alone.boxes, atol=1e-5)
+
+
+def test_groups_are_positives_then_negatives_of_every_target() -> None:
+    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.3, 0.3, 0.1, 0.2]])
+    targets = [Target(torch.tensor([0, 2]), boxes), ONE]
+    embedding = torch.nn.Embedding(4, 8)
+    denoising = make_denoising(targets, embedding, 20, amount=40, generator=torch.Generator().manual_seed(0))
+    assert denoising is not None
+    assert (denoising.groups, denoising.count) == (20, 80)
+    found = to_corners(denoising.reference.sigmoid()[0]).reshape(20, 2, 2, 4)
+    moved = (found - to_corners(boxes)).abs() / (boxes[:, 2:].repeat(1, 2) / 2)
+    assert moved[:, 0].max() <= 1.0 + 1e-3
+    iou, _ = iou_and_giou(found, to_corners(boxes))
+    assert iou[:, 0].mean() > 2 * iou[:, 1].mean()
+    assert denoising.matches.query[:2].tolist() == [0, 1]
+    assert len(denoising.matches.query) == 20 * 3

@@ -1,0 +1,1 @@
+"""Train RT-DETR: the paper's objective, data and a plain loop."""

@@ -1,0 +1,125 @@
+"""rtdetr-train: from a COCO json to a checkpoint in the released layout."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rtdetr_deploy.command import run_command
+from rtdetr_deploy.errors import MissingPackageError
+from rtdetr_train.options import TrainOptions
+
+if TYPE_CHECKING:
+    from rtdetr_train.trainer import Epoch, Step, Watcher
+
+DEFAULTS = TrainOptions(Path(), Path(), Path())
+EXAMPLES = """examples:
+  rtdetr-train --data train.json --images train/ --val val.json --val-images val/ --variant r18 --output runs/cells
+  rtdetr-train --data train.json --images train/ --weights r50.pth --freeze backbone --output runs/tuned
+
+The same command continues a run that was stopped.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of `rtdetr-train`."""
+    parser = argparse.ArgumentParser(
+        prog="rtdetr-train",
+        description="Train an RT-DETR model on a COCO json, from scratch or from a checkpoint.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    def add(name: str, text: str, kind: type = str, **more: object) -> None:
+        default = getattr(DEFAULTS, name.removeprefix("--").replace("-", "_"))
+        shown = f" (default: {default})" if default not in (None, False) else ""
+        parser.add_argument(name, type=kind, default=default, help=text + shown, **more)  # type: ignore[arg-type]
+
+    for name, text in (("--data", "COCO json to train on"), ("--images", "folder of its images")):
+        parser.add_argument(name, type=Path, required=True, help=text)
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for last.pth and best.pth; continued if there"
+    )
+    add("--val", "COCO json to evaluate on", Path)
+    add("--val-images", "folder of its images (default: that of --images)", Path)
+    add("--variant", "model to train from scratch")
+    add("--weights", "checkpoint to start from; its variant is used", Path)
+    add("--layers", "decoder layers (default: what the variant runs)", int)
+    add("--queries", "queries", int)
+    add("--size", "input size in pixels, a multiple of 32", int)
+    add("--scales", "vary the size from batch to batch by up to this many steps of 32", int)
+    add("--epochs", "epochs of the whole run", int)
+    add("--batch", "images per step", int)
+    add("--rate", "learning rate of AdamW", float)
+    add("--backbone-rate", "factor on the rate for the backbone; 1 when training from scratch", float)
+    add("--weight-decay", "decay of weights; norms and biases have none", float)
+    add("--warmup", "steps of linear warm-up", int)
+    add("--average", "decay of the moving average of weights", float)
+    add("--clip", "largest norm of the gradient", float)
+    add("--expand", "largest zoom out of the augmentation", float)
+    add("--evaluate-every", "epochs between evaluations", int)
+    add("--device", "cpu, cuda or cuda:N")
+    add("--workers", "processes that load images", int)
+    add("--seed", "seed of everything random", int)
+    parser.add_argument("--freeze", choices=("backbone",), help="keep these weights as they are")
+    parser.add_argument("--any-orientation", action="store_true", help="also flip vertically and transpose")
+    bf16 = argparse.BooleanOptionalAction
+    parser.add_argument("--bf16", action=bf16, default=None, help="bfloat16 autocast (default: on CUDA only)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status (0 done, 2 wrong input, 130 interrupted)."""
+    arguments = build_parser().parse_args(argv)
+    return run_command(
+        "rtdetr-train", lambda: _train(arguments), "run the same command to continue after the last epoch"
+    )
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    options = TrainOptions(**vars(arguments))
+    try:
+        import scipy  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError(
+            f"training needs {error.name}, which is not installed: pip install 'rtdetr-deploy[train]'"
+        ) from error
+    from rtdetr_train.trainer import train
+
+    path = train(options, _watcher(options))
+    print(f"checkpoint: {path}")
+    return 0
+
+
+def _watcher(options: TrainOptions) -> Watcher:
+    """Return a watcher that shows a moving line on a terminal and one line per epoch."""
+    from tqdm import tqdm
+
+    from rtdetr_train.trainer import Watcher
+
+    def on_step(step: Step) -> None:
+        if sys.stderr.isatty():
+            losses = "  ".join(f"{name} {value:.3f}" for name, value in step.losses.items())
+            line = f"epoch {step.epoch + 1}/{options.epochs}  step {step.step + 1}/{step.steps}  {losses}"
+            left = tqdm.format_interval(step.seconds_left)
+            print(f"\r\x1b[K{line}  left {left}", end="", file=sys.stderr, flush=True)
+
+    def on_epoch(epoch: Epoch) -> None:
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr)
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in epoch.losses.items())
+        scores = ""
+        if epoch.accuracy is not None:
+            metrics = epoch.accuracy.metrics
+            scores = f"  AP {metrics['AP']:.3f}  AP50 {metrics['AP50']:.3f}" + ("  best" if epoch.best else "")
+        print(f"epoch {epoch.epoch + 1}/{options.epochs}  {losses}{scores}", flush=True)
+
+    return Watcher(on_step, on_epoch)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
