@@ -8,11 +8,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
+from rtdetr_bench.accuracy import evaluate
 from rtdetr_bench.latency import Latency, measure_latency
 from rtdetr_bench.machine import describe_machine
-from rtdetr_deploy import find_images
+from rtdetr_deploy import OptionError, find_images
+from rtdetr_deploy.arguments import parse_size
+from rtdetr_deploy.coco import Accuracy
 from rtdetr_deploy.command import run_command
 from rtdetr_deploy.files import write_atomically
+from rtdetr_deploy.preprocess import RESIZERS
 
 SCHEMA = 1
 COLUMNS = ("p50", "p90", "p99", "mean", "min")
@@ -21,27 +27,30 @@ COLUMNS = ("p50", "p90", "p99", "mean", "min")
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `rtdetr-bench`."""
     parser = argparse.ArgumentParser(
-        prog="rtdetr-bench", description="Measure the latency of an exported RT-DETR model, stage by stage."
+        prog="rtdetr-bench",
+        description="Measure the latency of an exported RT-DETR model, stage by stage, or its accuracy on a COCO json.",
     )
     add = parser.add_argument
-    add("--engine", type=Path, required=True, metavar="MODEL", help="model file, e.g. from rtdetr-export")
+    add("--engine", type=Path, required=True, metavar="MODEL", help="model file; with --accuracy also a checkpoint")
     add("--images", action="append", default=[], metavar="PATH", help="image, folder or glob (default: synthetic 720p)")
+    add("--accuracy", type=Path, metavar="JSON", help="evaluate on this COCO json; --images names the folder")
+    add("--resizer", choices=RESIZERS, default=RESIZERS[0], help="library that resizes (default: %(default)s)")
+    add("--size", metavar="SIZE", help="640 or HEIGHTxWIDTH: input of checkpoints and of models that leave it open")
     add("--runs", type=int, default=100, metavar="N", help="measured calls (default: %(default)s)")
     add("--warmup", type=int, default=5, metavar="N", help="calls before measuring (default: %(default)s)")
     add("--threads", type=int, metavar="N", help="threads of the engine (default: the engine decides)")
-    add("--json", type=Path, metavar="FILE", help="write machine, versions, every sample and the percentiles")
+    add("--json", type=Path, metavar="FILE", help="write machine, versions and all figures")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (0 done, 2 wrong input, 130 interrupted)."""
     arguments = build_parser().parse_args(argv)
-    return run_command("rtdetr-bench", lambda: _bench(arguments), "nothing was measured")
+    work = _bench if arguments.accuracy is None else _accuracy
+    return run_command("rtdetr-bench", lambda: work(arguments), "nothing was measured")
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     images = find_images(arguments.images)
     steps = max(0, arguments.runs) + max(0, arguments.warmup)
     with tqdm(total=steps, unit="run", leave=False, disable=not sys.stderr.isatty()) as bar:
@@ -51,13 +60,66 @@ def _bench(arguments: argparse.Namespace) -> int:
             runs=arguments.runs,
             warmup=arguments.warmup,
             threads=arguments.threads,
+            resizer=arguments.resizer,
+            size=_size(arguments),
             on_run=bar.update,
         )
     machine = describe_machine()
     print_latency(arguments.engine, latency, machine)
-    if arguments.json is not None:
-        write_atomically(arguments.json, _to_json(arguments, latency, machine))
+    _write_json(
+        arguments,
+        {
+            "batch": latency.batch,
+            "opened_seconds": latency.opened,
+            "milliseconds": latency.rows(),
+            "samples": {stage: values.tolist() for stage, values in latency.samples.items()},
+        },
+    )
     return 0
+
+
+def _accuracy(arguments: argparse.Namespace) -> int:
+    if len(arguments.images) != 1:
+        raise OptionError("--accuracy needs --images with the folder of the json's images")
+    with tqdm(unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def on_image(total: int) -> None:
+            bar.total = total
+            bar.update()
+
+        accuracy = evaluate(
+            arguments.engine,
+            arguments.accuracy,
+            Path(arguments.images[0]),
+            size=_size(arguments),
+            resizer=arguments.resizer,
+            threads=arguments.threads,
+            on_image=on_image,
+        )
+    print_accuracy(arguments.engine, accuracy)
+    _write_json(
+        arguments,
+        {
+            "annotations": arguments.accuracy.name,
+            "resizer": arguments.resizer,
+            "images": accuracy.images,
+            "detections": accuracy.detections,
+            "metrics": accuracy.metrics,
+            "per_class": accuracy.per_class,
+        },
+    )
+    return 0
+
+
+def _size(arguments: argparse.Namespace) -> tuple[int, int] | None:
+    return parse_size(arguments.size) if arguments.size else None
+
+
+def print_accuracy(engine: Path, accuracy: Accuracy) -> None:
+    """Print COCO's figures; -1 where no object qualifies."""
+    print(f"{engine.name}: {accuracy.images} images, {accuracy.detections} detections (threshold 0, no NMS)")
+    print("  ".join(f"{name} {value:.4f}" for name, value in accuracy.metrics.items()))
+    print("AP per class: " + "  ".join(f"{name} {value:.4f}" for name, value in accuracy.per_class.items()))
 
 
 def print_latency(engine: Path, latency: Latency, machine: dict[str, object]) -> None:
@@ -70,18 +132,14 @@ def print_latency(engine: Path, latency: Latency, machine: dict[str, object]) ->
     print(f"{latency.throughput:.1f} images per second; the paper's span is infer + decode on prepared input")
 
 
-def _to_json(arguments: argparse.Namespace, latency: Latency, machine: dict[str, object]) -> bytes:
-    content = {
-        "schema": SCHEMA,
-        "engine": arguments.engine.name,
-        "command": {"runs": arguments.runs, "warmup": arguments.warmup, "threads": arguments.threads},
-        "machine": machine,
-        "batch": latency.batch,
-        "opened_seconds": latency.opened,
-        "milliseconds": latency.rows(),
-        "samples": {stage: values.tolist() for stage, values in latency.samples.items()},
-    }
-    return json.dumps(content, indent=1).encode()
+def _write_json(arguments: argparse.Namespace, figures: dict[str, object]) -> None:
+    """Write `figures` with machine and command to the file of --json, if there is one."""
+    if arguments.json is None:
+        return
+    command = {name: str(value) for name, value in vars(arguments).items() if name not in ("json", "engine")}
+    machine = describe_machine()
+    content = {"schema": SCHEMA, "engine": arguments.engine.name, "command": command, "machine": machine, **figures}
+    write_atomically(arguments.json, json.dumps(content, indent=1).encode())
 
 
 if __name__ == "__main__":

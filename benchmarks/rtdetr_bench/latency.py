@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtdetr_deploy import OptionError, Predictor
+from rtdetr_deploy.preprocess import Resizer
 
 STAGES = ("load", "prepare", "infer", "decode")
 PAPER_SPAN = ("infer", "decode")
@@ -60,18 +61,21 @@ def measure_latency(
     runs: int = 100,
     warmup: int = 5,
     threads: int | None = None,
+    resizer: Resizer = "opencv",
+    size: tuple[int, int] | None = None,
     on_run: Callable[[], object] | None = None,
 ) -> Latency:
     """Time `runs` calls of the model `engine` after `warmup` unmeasured ones.
 
-    `images` are used in turn; without them, one synthetic 1280x720 frame is. `on_run` is called after every call.
+    `images` are used in turn; without them, one synthetic 1280x720 frame is. `threads`, `resizer` and `size` are those
+    of `Predictor`. `on_run` is called after every call.
     Raises `ArtifactError` when the engine can't be run and `OptionError` for numbers below 1.
     """
     for name, value in (("runs", runs), ("warmup", warmup)):
         if value < 1:
             raise OptionError(f"{name} is {value}, expected a number from 1 up")
     start = time.perf_counter()
-    with Predictor(engine, threads=threads) as predictor:
+    with Predictor(engine, threads=threads, resizer=resizer, size=size) as predictor:
         opened = time.perf_counter() - start
         batch = predictor.batch or 1
         frame = np.random.default_rng(0).integers(0, 256, SYNTHETIC_SHAPE, dtype=np.uint8)

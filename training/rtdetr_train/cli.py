@@ -40,9 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     for name, text in (("--data", "COCO json to train on"), ("--images", "folder of its images")):
         parser.add_argument(name, type=Path, required=True, help=text)
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder for last.pth and best.pth; continued if there"
-    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of last.pth, best.pth; continued if there")
     add("--val", "COCO json to evaluate on", Path)
     add("--val-images", "folder of its images (default: that of --images)", Path)
     add("--variant", "model to train from scratch")
@@ -74,9 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (0 done, 2 wrong input, 130 interrupted)."""
     arguments = build_parser().parse_args(argv)
-    return run_command(
-        "rtdetr-train", lambda: _train(arguments), "run the same command to continue after the last epoch"
-    )
+    return run_command("rtdetr-train", lambda: _train(arguments), "the same command continues after the last epoch")
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -169,11 +169,11 @@ def train_step(
     total.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(model.parameters(), options.clip)
     optimizer.step()
-    return {"total": float(total), **{name: float(losses[name]) for name in ("vfl", "bbox", "giou")}}
+    return {"total": total.item(), **{name: losses[name].item() for name in ("vfl", "bbox", "giou")}}
 
 
 def _evaluate(model: RTDETR, class_names: tuple[str, ...], options: TrainOptions, epoch: int) -> Accuracy | None:
-    """Return the accuracy on `val` with Pillow's resizing, or None when there is none or it is not this epoch's turn."""
+    """Return the accuracy on `val` (Pillow's resizing), or None without `val` or when it is not this epoch's turn."""
     due = (epoch + 1) % options.evaluate_every == 0 or epoch + 1 == options.epochs
     if options.val is None or not due:
         return None

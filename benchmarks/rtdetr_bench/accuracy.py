@@ -1,0 +1,47 @@
+"""Accuracy of one model on a COCO json: any file that the Predictor opens, and torch checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rtdetr_deploy import MissingPackageError, Predictor
+from rtdetr_deploy.coco import Accuracy, detect_all, read_annotations, score
+from rtdetr_deploy.preprocess import Resizer
+
+CHECKPOINTS = frozenset({".pth", ".pt", ".safetensors"})
+
+
+def open_any(
+    engine: Path, *, size: tuple[int, int] | None = None, resizer: Resizer = "opencv", threads: int | None = None
+) -> Predictor:
+    """Open a model file or a torch checkpoint (`size` height, width; 640x640 unless given) for evaluation."""
+    if engine.suffix.lower() not in CHECKPOINTS:
+        return Predictor(engine, size=size, resizer=resizer, threads=threads)
+    try:
+        from rtdetr_deploy.model.torch_runtime import open_checkpoint
+    except ImportError as error:
+        raise MissingPackageError(f"checkpoints need {error.name}: pip install 'rtdetr-deploy[export]'") from error
+    return Predictor(open_checkpoint(engine, *(size or (640, 640))), resizer=resizer)
+
+
+def evaluate(
+    engine: Path,
+    annotations: Path,
+    images: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    resizer: Resizer = "opencv",
+    threads: int | None = None,
+    on_image: Callable[[int], object] | None = None,
+) -> Accuracy:
+    """Return COCO's figures of the model `engine` at the released protocol: threshold 0, top 300, no NMS.
+
+    `on_image` is called with the number of images after each of them. Raises `OptionError` when annotations, images or
+    classes don't fit, `ArtifactError` or `CheckpointError` when the model can't be opened.
+    """
+    with open_any(engine, size=size, resizer=resizer, threads=threads) as predictor:
+        truth = read_annotations(annotations, images, predictor.class_names)
+        total = len(truth.images)
+        found = detect_all(predictor, truth, None if on_image is None else lambda: on_image(total))
+        return score(found, truth, predictor.class_names)

@@ -1,0 +1,151 @@
+"""COCO evaluation: known answers, category ids with gaps, checkpoints and exports alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("torch")
+pytest.importorskip("faster_coco_eval")
+
+from rtdetr_bench.accuracy import evaluate
+from rtdetr_bench.cli import main
+from rtdetr_deploy import OptionError
+from rtdetr_deploy.coco import Annotations, read_annotations, score
+
+NAMES = ("red", "white", "platelet")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> tuple[Path, Path]:
+    """Three images, ten objects, category ids 2, 5, 9."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for number in (11, 12, 40):
+        Image.fromarray(rng.integers(0, 256, (80, 100, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "width": 100, "height": 80})
+    for index in range(10):
+        box = [5.0 + 8 * index, 4.0 + 3 * index, 12.0, 20.0]
+        annotations.append({
+            "id": index + 1, "image_id": (11, 12, 40)[index % 3], "category_id": (2, 5, 9)[index % 2],
+            "bbox": box, "area": 240.0, "iscrowd": 0,
+        })  # fmt: skip
+    categories = [{"id": number, "name": name} for number, name in zip((2, 5, 9), NAMES, strict=True)]
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path, folder
+
+
+def _results(truth: Annotations, **changes: Any) -> list[dict[str, Any]]:
+    return [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9, **changes}
+        for a in truth.content["annotations"]
+    ]
+
+
+def test_perfect_detections_score_1(data: tuple[Path, Path]) -> None:
+    truth = read_annotations(*data, NAMES)
+    assert truth.category_ids == (2, 5, 9)
+    accuracy = score(_results(truth), truth, NAMES)
+    assert accuracy.metrics["AP"] == accuracy.metrics["AP50"] == accuracy.metrics["AR100"] == pytest.approx(1.0)
+    assert accuracy.per_class == {"red": pytest.approx(1.0), "white": pytest.approx(1.0), "platelet": -1.0}
+
+
+def test_boxes_with_iou_0_6_count_at_the_three_lowest_thresholds(data: tuple[Path, Path]) -> None:
+    truth = read_annotations(*data, NAMES)
+    results = _results(truth)
+    for entry in results:
+        x, y, width, height = entry["bbox"]
+        entry["bbox"] = [x, y, width, height * 0.62]
+    metrics = score(results, truth, NAMES).metrics
+    assert metrics["AP50"] == pytest.approx(1.0)
+    assert metrics["AP75"] == pytest.approx(0.0)
+    assert metrics["AP"] == pytest.approx(0.3)
+
+
+def test_half_of_the_objects_found_give_half_of_the_recall(data: tuple[Path, Path]) -> None:
+    truth = read_annotations(*data, NAMES)
+    only_red = [entry for entry in _results(truth) if entry["category_id"] == 2]
+    accuracy = score(only_red, truth, NAMES)
+    assert accuracy.per_class["red"] == pytest.approx(1.0)
+    assert accuracy.per_class["white"] == pytest.approx(0.0)
+    assert accuracy.metrics["AP"] == pytest.approx(0.5)
+
+
+def test_a_false_alarm_above_every_hit_costs_precision(data: tuple[Path, Path]) -> None:
+    truth = read_annotations(*data, NAMES)
+    alarms = [{**entry, "bbox": [70.0, 60.0, 9.0, 9.0], "score": 0.95} for entry in _results(truth)]
+    assert score(_results(truth) + alarms, truth, NAMES).metrics["AP"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_no_detections_score_0(data: tuple[Path, Path]) -> None:
+    truth = read_annotations(*data, NAMES)
+    assert score([], truth, NAMES).metrics["AP"] == 0.0
+
+
+def test_checkpoint_and_export_agree(
+    r18_checkpoint: Path,
+    small_options: Any,
+    data: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from rtdetr_export import export_onnx
+
+    exported = export_onnx(small_options("all.onnx", layers=None)).path
+    target = tmp_path / "accuracy.json"
+    images = ["--images", str(data[1]), "--accuracy", str(data[0])]
+    assert main(["--engine", str(exported), *images, "--json", str(target)]) == 0
+    assert "AP per class: red" in capsys.readouterr().out
+    found = json.loads(target.read_text())
+    torch_accuracy = evaluate(r18_checkpoint, *data, size=(128, 160))
+    assert found["images"] == torch_accuracy.images == 3
+    assert found["detections"] == torch_accuracy.detections == 900
+    assert found["metrics"] == pytest.approx(torch_accuracy.metrics, abs=1e-3)
+
+
+def _without(key: str) -> Any:
+    def change(content: dict[str, Any]) -> None:
+        for annotation in content["annotations"]:
+            del annotation[key]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.pop("categories"), "is no COCO json with images, annotations and categories"),
+        (lambda content: content.update(annotations=[]), "holds no annotations"),
+        (lambda content: content.update(images=[]), "holds no images"),
+        (lambda content: content["images"].append({"id": 1, "file_name": "gone.png"}), "1 images of .* gone.png"),
+        (lambda content: content["categories"].pop(), "the model has 3 classes, .* has 2 categories"),
+        (_without("id"), "is no COCO json"),
+    ],
+)
+def test_annotations_that_do_not_fit_get_one_clear_line(change: Any, message: str, data: tuple[Path, Path]) -> None:
+    content = json.loads(data[0].read_text())
+    change(content)
+    data[0].write_text(json.dumps(content))
+    with pytest.raises(OptionError, match=message) as caught:
+        read_annotations(*data, NAMES)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_names_are_matched_by_order(data: tuple[Path, Path]) -> None:
+    assert read_annotations(*data, ("a", "b", "c")).category_ids == (2, 5, 9)
+    assert read_annotations(*data, ("white", "red")).category_ids == (5, 2)
+    with pytest.raises(OptionError, match="can't read annotations"):
+        read_annotations(data[0].with_name("none.json"), data[1], NAMES)
+
+
+def test_accuracy_needs_a_folder(small_onnx: Path, data: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--engine", str(small_onnx), "--accuracy", str(data[0])]) == 2
+    assert "--accuracy needs --images" in capsys.readouterr().err
