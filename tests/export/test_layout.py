@@ -15,14 +15,14 @@ def test_top_level_is_what_was_asked_for() -> None:
 
 
 def test_folders_of_packages_are_no_packages() -> None:
-    for folder in ("export", "benchmarks", "tests"):
+    for folder in ("export", "benchmarks", "training", "tests"):
         assert not (ROOT / folder / "__init__.py").exists()
 
 
 def test_a_users_own_export_module_is_not_shadowed(tmp_path: Path) -> None:
-    for name in ("export", "benchmarks"):
+    for name in ("export", "training"):
         (tmp_path / f"{name}.py").write_text("mine = True\n")
-    code = "import rtdetr_export, rtdetr_bench, export, benchmarks; print(export.mine and benchmarks.mine)"
+    code = "import rtdetr_export, rtdetr_bench, rtdetr_train, export, training; print(export.mine and training.mine)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True", done.stderr
 

@@ -163,8 +163,8 @@ def train_step(
         output = model.forward_layers(images, extra)
     losses = objective(output, targets, denoising, iou_targets=options.encoder_iou_targets)
     total = torch.stack(list(losses.values())).sum()
-    if not bool(torch.isfinite(total)):
-        raise OptionError(f"the loss is {float(total)} at step {step}: training diverged; lower --rate and continue")
+    if not math.isfinite(total.item()):
+        raise OptionError(f"the loss is {total.item()} at step {step}: training diverged; lower --rate and continue")
     optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(model.parameters(), options.clip)

@@ -1,0 +1,261 @@
+"""Data, augmentation and the training run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("scipy")
+
+from rtdetr_deploy.errors import CheckpointError, OptionError  # noqa: E402
+from rtdetr_deploy.model import VARIANTS, load_checkpoint  # noqa: E402
+from rtdetr_train.augment import Augmentation, crop_by_iou, expand, flip_horizontally, transpose  # noqa: E402
+from rtdetr_train.cli import main  # noqa: E402
+from rtdetr_train.data import Sample, collate, read_coco  # noqa: E402
+from rtdetr_train.loader import EpochBatches, load_epoch  # noqa: E402
+from rtdetr_train.optimize import make_optimizer, rate_share  # noqa: E402
+from rtdetr_train.options import TrainOptions  # noqa: E402
+from rtdetr_train.trainer import Epoch, Watcher, build_model, train  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Five pictures with coloured squares; the last one is empty; category ids 3 and 7."""
+    folder = tmp_path_factory.mktemp("squares")
+    rng = np.random.default_rng(0)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number in range(1, 6):
+        pixels = np.full((90, 120, 3), 200, np.uint8)
+        for index in range(number % 5):
+            x, y = rng.integers(0, 90), rng.integers(0, 60)
+            pixels[y : y + 25, x : x + 25] = (220, 40, 40) if index % 2 else (40, 40, 220)
+            category = 7 if index % 2 else 3
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": number, "category_id": category,
+                "bbox": [int(x), int(y), 25, 25], "area": 625, "iscrowd": 0,
+            })  # fmt: skip
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "width": 120, "height": 90})
+    path = folder / "squares.json"
+    categories = [{"id": 7, "name": "red"}, {"id": 3, "name": "blue"}]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path, folder
+
+
+@pytest.fixture
+def options(data: tuple[Path, Path], tmp_path: Path) -> TrainOptions:
+    return TrainOptions(
+        data=data[0], images=data[1], val=data[0], output=tmp_path / "run", layers=1, queries=20, size=96, scales=1,
+        epochs=2, batch=2, warmup=2, workers=0, evaluate_every=2,
+    )  # fmt: skip
+
+
+def test_labels_count_categories_by_id(data: tuple[Path, Path]) -> None:
+    squares = read_coco(*data)
+    assert squares.class_names == ("blue", "red")
+    assert len(squares) == 5
+    assert squares.load(0).labels.tolist() == [0]
+    assert squares.load(4).boxes.shape == (0, 4)
+
+
+def test_missing_images_and_other_files_get_one_clear_line(data: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"5 images of .* are not in .*, 1.png is the first"):
+        read_coco(data[0], tmp_path)
+    with pytest.raises(OptionError, match="can't read"):
+        read_coco(tmp_path / "none.json", tmp_path)
+    other = tmp_path / "other.json"
+    other.write_text("[]")
+    with pytest.raises(OptionError, match="is no COCO json"):
+        read_coco(other, tmp_path)
+    other.write_text('{"images": [], "annotations": [], "categories": []}')
+    with pytest.raises(OptionError, match="holds no images"):
+        read_coco(other, tmp_path)
+
+
+def _squares(sample: Sample) -> list[tuple[int, ...]]:
+    """Return the bounding box of the marked pixels."""
+    y, x = np.nonzero((sample.image == 255).all(axis=-1))
+    return [(x.min(), y.min(), x.max() + 1, y.max() + 1)]
+
+
+@pytest.fixture
+def marked() -> Sample:
+    image = np.zeros((60, 80, 3), np.uint8)
+    image[10:30, 20:50] = 255
+    return Sample(image, np.array([[20, 10, 50, 30]], np.float32), np.array([1]))
+
+
+def test_boxes_follow_the_pixels_through_every_geometric_operation(marked: Sample) -> None:
+    rng = np.random.default_rng(0)
+    samples = [flip_horizontally(marked), transpose(marked), transpose(flip_horizontally(transpose(marked)))]
+    samples += [expand(marked, rng, 3.0) for _ in range(10)] + [crop_by_iou(marked, rng) for _ in range(30)]
+    assert len({sample.image.shape for sample in samples}) > 10
+    for sample in samples:
+        assert np.abs(sample.boxes - _squares(sample)).max() <= 1.0
+
+
+def test_augmented_samples_are_usable_and_reproducible(marked: Sample) -> None:
+    augment = Augmentation(any_orientation=True)
+    for seed in range(60):
+        sample = augment(marked, np.random.default_rng(seed))
+        height, width = sample.image.shape[:2]
+        assert sample.image.dtype == np.uint8
+        assert ((sample.boxes[:, 2:] - sample.boxes[:, :2]) >= 1).all()
+        assert (sample.boxes >= 0).all()
+        assert (sample.boxes <= [width, height, width, height]).all()
+        again = augment(marked, np.random.default_rng(seed))
+        assert np.array_equal(sample.image, again.image)
+        assert np.array_equal(sample.boxes, again.boxes)
+
+
+def test_empty_and_degenerate_boxes_go_through() -> None:
+    image = np.zeros((40, 40, 3), np.uint8)
+    boxes = np.array([[5, 5, 5, 20], [50, 50, 60, 60], [1, 1, 9, 9]], np.float32)
+    sample = Sample(image, boxes, np.array([0, 1, 2])).keep_usable()
+    assert sample.labels.tolist() == [2]
+    nothing = Sample(image, boxes[:0], sample.labels[:0])
+    for seed in range(20):
+        assert len(Augmentation()(nothing, np.random.default_rng(seed)).boxes) == 0
+    images, targets = collate([sample, nothing], 64, 96)
+    assert images.shape == (2, 3, 64, 96)
+    assert targets[0].boxes.tolist()[0] == pytest.approx([0.125, 0.125, 0.2, 0.2])
+    assert targets[1].boxes.shape == (0, 4)
+
+
+def test_batches_do_not_depend_on_workers_and_cover_every_image(data: tuple[Path, Path], options: TrainOptions) -> None:
+    squares = read_coco(*data)
+    alone = list(load_epoch(squares, options, epoch=3))
+    together = list(load_epoch(squares, replace(options, workers=2), epoch=3))
+    assert len(alone) == 3
+    for (images, _), (others, _) in zip(alone, together, strict=True):
+        assert torch.equal(images, others)
+    batches = EpochBatches(squares, options, epoch=3)
+    assert set(batches._order.tolist()) == set(range(5))
+    sizes = {tuple(images.shape[2:]) for epoch in range(4) for images, _ in load_epoch(squares, options, epoch)}
+    assert sizes <= {(64, 64), (96, 96), (128, 128)}
+    assert len(sizes) > 1
+
+
+def test_norms_and_biases_have_no_decay_and_the_backbone_a_lower_rate(options: TrainOptions) -> None:
+    model = build_model(options, ("a", "b"))
+    optimizer = make_optimizer(model, options)
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    shares = {id(p): group["share"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert decays[id(parameter)] == (0.0 if parameter.ndim <= 1 else 1e-4), name
+        assert shares[id(parameter)] == (0.1 if name.startswith("backbone.") else 1.0), name
+    assert [rate_share(step, 100, 10) for step in (0, 9, 10, 100)] == pytest.approx([0.1, 1.0, 1.0, 0.01])
+
+
+class _Killed(Exception):
+    pass
+
+
+def test_a_killed_run_continues_to_the_same_weights(options: TrainOptions, tmp_path: Path) -> None:
+    seen: list[Epoch] = []
+    whole = train(options, Watcher(on_epoch=seen.append))
+    assert [epoch.epoch for epoch in seen] == [0, 1]
+    assert seen[0].accuracy is None
+    assert seen[1].accuracy is not None
+
+    def kill(epoch: Epoch) -> None:
+        raise _Killed
+
+    broken = replace(options, output=tmp_path / "broken")
+    with pytest.raises(_Killed):
+        train(broken, Watcher(on_epoch=kill))
+    train(broken)
+    expected = torch.load(options.output / "last.pth", weights_only=True)
+    found = torch.load(broken.output / "last.pth", weights_only=True)
+    for one, other in ((expected["model"], found["model"]), (expected["ema"]["module"], found["ema"]["module"])):
+        for name, value in one.items():
+            assert torch.equal(value, other[name]), name
+    assert whole.parent == options.output
+
+
+def test_checkpoints_open_as_released_ones_and_can_be_tuned_for_other_classes(
+    options: TrainOptions, data: tuple[Path, Path]
+) -> None:
+    path = train(replace(options, epochs=1, evaluate_every=1))
+    loaded = load_checkpoint(path)
+    assert loaded.class_names == ("blue", "red")
+    assert (loaded.variant.name, loaded.variant.classes, loaded.model.decoder_layers) == ("r18", 2, 1)
+    tuned = build_model(replace(options, weights=path, layers=None, freeze="backbone"), ("a", "b", "c"))
+    assert tuned.variant.classes == 3
+    assert not any(parameter.requires_grad for parameter in tuned.backbone.parameters())
+    own, source = tuned.state_dict(), loaded.model.state_dict()
+    assert torch.equal(own["encoder.lateral_convs.0.conv.weight"], source["encoder.lateral_convs.0.conv.weight"])
+    assert own["decoder.enc_score_head.weight"].shape == (3, 256)
+
+
+def test_a_frozen_backbone_stays_as_it_is(options: TrainOptions) -> None:
+    frozen = replace(options, epochs=1, freeze="backbone", val=None)
+    torch.manual_seed(frozen.seed)
+    before = build_model(frozen, ("blue", "red")).state_dict()
+    after = load_checkpoint(train(frozen)).model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("backbone."))
+    assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("decoder."))
+
+
+def test_another_runs_folder_is_refused(options: TrainOptions) -> None:
+    options.output.mkdir()
+    (options.output / "last.pth").write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match="can't be continued; choose another --output folder"):
+        train(options)
+    torch.save({"class_names": ["x"]}, options.output / "last.pth")
+    with pytest.raises(CheckpointError, match="trained on other classes"):
+        train(options)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(options: TrainOptions) -> None:
+    with pytest.raises(OptionError, match="training diverged; lower --rate"):
+        train(replace(options, rate=1e30, warmup=0, epochs=4, val=None))
+
+
+BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "size": ({"size": 100}, "size is 100, expected a multiple of 32"),
+    "epochs": ({"epochs": 0}, "epochs is 0, expected a number from 1 up"),
+    "scales": ({"size": 96, "scales": 2}, "scales is 2; with size 96 choose 0 to 1"),
+    "rate": ({"rate": 0.0}, "rate is 0.0, expected a number above 0"),
+    "average": ({"average": 1.0}, "average is 1.0, expected a decay"),
+    "expand": ({"expand": 0.5}, "expand is 0.5, expected a factor from 1 up"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_values_outside_their_range_are_refused(case: str) -> None:
+    changes, message = BAD_OPTIONS[case]
+    with pytest.raises(OptionError, match=message):
+        TrainOptions(Path(), Path(), Path(), **changes)
+
+
+def test_the_command_trains_and_says_where_the_checkpoint_is(
+    data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "--data",
+        str(data[0]),
+        "--images",
+        str(data[1]),
+        "--val",
+        str(data[0]),
+        "--output",
+        str(tmp_path / "run"),
+    ]
+    small = ["--size", "64", "--scales", "0", "--epochs", "1", "--batch", "4", "--layers", "1", "--workers", "0"]
+    assert main([*command, *small, "--queries", "10", "--bf16"]) == 0
+    text = capsys.readouterr().out
+    assert "epoch 1/1  total " in text
+    assert "AP50" in text
+    assert f"checkpoint: {tmp_path / 'run'}" in text
+    assert main([*command, "--variant", "r99"]) == 2
+    assert "unknown variant 'r99'" in capsys.readouterr().err
+    assert VARIANTS["r18"].layers == 3
