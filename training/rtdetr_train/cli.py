@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--expand", "largest zoom out of the augmentation", float)
     add("--evaluate-every", "epochs between evaluations", int)
     add("--device", "cpu, cuda or cuda:N")
-    add("--workers", "processes that load images", int)
+    add("--workers", "threads that load images ahead", int)
     add("--seed", "seed of everything random", int)
     parser.add_argument("--freeze", choices=("backbone",), help="keep these weights as they are")
     parser.add_argument("--any-orientation", action="store_true", help="also flip vertically and transpose")

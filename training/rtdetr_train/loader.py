@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from rtdetr_train.augment import Augmentation
 from rtdetr_train.data import CocoData, Sample, collate
@@ -17,7 +17,7 @@ from rtdetr_train.options import STRIDE, TrainOptions
 Batch = tuple[Tensor, list[Target]]
 
 
-class EpochBatches(Dataset[Batch]):
+class EpochBatches:
     """Batch `b` of epoch `epoch`: images drawn without repetition, augmented, resized to that batch's size."""
 
     def __init__(self, data: CocoData, options: TrainOptions, epoch: int) -> None:
@@ -30,9 +30,7 @@ class EpochBatches(Dataset[Batch]):
         # An incomplete last batch is filled with the epoch's first images: batch norm needs more than one.
         missing = -len(order) % options.batch
         self._order = np.resize(order, len(order) + missing)
-        reach = options.scales * STRIDE
         self._sizes = rng.integers(-options.scales, options.scales + 1, len(self)) * STRIDE + options.size
-        assert reach < options.size
 
     def __len__(self) -> int:
         return len(self._order) // self._options.batch
@@ -48,20 +46,20 @@ class EpochBatches(Dataset[Batch]):
 
 
 def load_epoch(data: CocoData, options: TrainOptions, epoch: int) -> Iterator[Batch]:
-    """Yield the batches of `epoch`, prepared by `options.workers` processes."""
+    """Yield the batches of `epoch`, prepared ahead by `options.workers` threads (0: none, each when it is asked for).
+
+    Threads, because decoding and resizing let go of Python's lock, and because processes forked beside torch's and
+    OpenCV's own threads can hang.
+    """
     batches = EpochBatches(data, options, epoch)
-    loader: DataLoader[Batch] = DataLoader(
-        batches,
-        batch_size=None,
-        num_workers=options.workers,
-        worker_init_fn=_use_one_thread,
-        multiprocessing_context="fork" if options.workers and not options.device.startswith("cuda") else None,
-    )
-    yield from loader
-
-
-def _use_one_thread(_: int) -> None:
-    import cv2
-
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
+    if options.workers == 0:
+        yield from (batches[index] for index in range(len(batches)))
+        return
+    with ThreadPoolExecutor(options.workers) as pool:
+        ahead: deque[Future[Batch]] = deque()
+        for index in range(len(batches)):
+            ahead.append(pool.submit(batches.__getitem__, index))
+            if len(ahead) > options.workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
