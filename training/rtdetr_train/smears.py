@@ -96,7 +96,7 @@ def _plan(rng: Rng) -> list[int]:
 def _background(rng: Rng, height: int, width: int) -> Image:
     """Return a pale field, lit unevenly."""
     color = np.array([222, 218, 222]) + rng.normal(0, 10, 3)
-    coarse = rng.normal(0, 7, (4, 5, 3)).astype(np.float32)
+    coarse = (rng.normal(0, 7, (4, 5, 1)) + rng.normal(0, 2, (4, 5, 3))).astype(np.float32)
     shade = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     return (shade + color).astype(np.float32)
 
