@@ -43,18 +43,21 @@ class Accuracy:
 def read_annotations(path: str | Path, images: str | Path, class_names: Sequence[str]) -> Annotations:
     """Read a COCO json whose image files lie in the folder `images`, for a model with these classes.
 
-    Labels are matched to categories by name where all names are known to the json, else by order of category id, which
-    needs equal numbers. Raises `OptionError` when the json or an image is missing, or classes don't fit.
+    Labels are matched to categories by name where the json knows all names; where it knows none, by order of category
+    id, which needs equal numbers. Raises `OptionError` when the json or an image is missing, or classes don't fit.
     """
     path, folder = Path(path), Path(images)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         entries = [(int(image["id"]), folder / image["file_name"]) for image in content["images"]]
         categories = sorted((int(category["id"]), str(category["name"])) for category in content["categories"])
-        boxes = len({int(annotation["id"]) for annotation in content["annotations"]})
+        boxes = len({
+            (int(item["id"]), int(item["image_id"]), int(item["category_id"]), tuple(item["bbox"]))
+            for item in content["annotations"]
+        })  # fmt: skip
     except OSError as error:
         raise OptionError(f"can't read annotations {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OptionError(f"{path} is no COCO json with images, annotations and categories: {error!r}") from error
     if not entries or not boxes:
         raise OptionError(f"{path} holds no {'annotations' if entries else 'images'}")
@@ -68,18 +71,31 @@ def _category_ids(categories: Sequence[tuple[int, str]], class_names: Sequence[s
     by_name = {name: number for number, name in categories}
     if class_names and all(name in by_name for name in class_names):
         return tuple(by_name[name] for name in class_names)
-    if len(categories) == len(class_names):
+    if len(categories) == len(class_names) and not any(name in by_name for name in class_names):
         return tuple(number for number, _ in categories)
     raise OptionError(
-        f"the model has {len(class_names)} classes, {path} has {len(categories)} categories with other names; "
+        f"the model's classes ({_some(class_names)}) are not the categories of {path} ({_some([*by_name])}); "
         "give the model the json's names"
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def require_evaluator() -> None:
+    """Raise `MissingPackageError` unless faster-coco-eval is installed."""
+    try:
+        import faster_coco_eval  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError("accuracy needs faster-coco-eval: pip install 'rtdetr-deploy[bench]'") from error
 
 
 def detect_all(
     predictor: Predictor, annotations: Annotations, on_image: Callable[[], object] | None = None
 ) -> list[dict[str, Any]]:
     """Return COCO result entries of all images at the released protocol: threshold 0, the model's top 300, no NMS."""
+    require_evaluator()
     results: list[dict[str, Any]] = []
     step = predictor.batch or BATCH
     for start in range(0, len(annotations.images), step):
@@ -94,10 +110,9 @@ def detect_all(
 
 def score(results: Sequence[dict[str, Any]], annotations: Annotations, class_names: Sequence[str]) -> Accuracy:
     """Return the accuracy of COCO result entries (as `Detections.to_coco` makes them)."""
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError as error:
-        raise MissingPackageError("accuracy needs faster-coco-eval: pip install 'rtdetr-deploy[bench]'") from error
+    require_evaluator()
+    from faster_coco_eval import COCO, COCOeval_faster
+
     if not results:
         return Accuracy(dict.fromkeys(METRICS, 0.0), dict.fromkeys(class_names, 0.0), len(annotations.images), 0)
     truth = COCO(annotations.content)

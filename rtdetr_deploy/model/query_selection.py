@@ -65,7 +65,8 @@ def select_queries(
     box: nn.Module,
 ) -> Selection:
     """Select the `queries` tokens with the largest class score (all of them where there are fewer)."""
-    anchors = torch.from_numpy(make_anchors(tuple(shapes))[0]).to(memory)
+    # float32 whatever the tokens are: under autocast the boxes must not be rounded to bfloat16.
+    anchors = torch.from_numpy(make_anchors(tuple(shapes))[0]).to(memory.device)
     output_memory, scores = score_tokens(memory, shapes, project=project, score=score)
     count = min(queries, len(anchors))
     tokens = scores.amax(dim=-1).topk(count, dim=1).indices  # (B, Q)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rtdetr_deploy.artifact import METADATA_KEY, ArtifactInfo
-from rtdetr_deploy.errors import ArtifactError
+from rtdetr_deploy.errors import ArtifactError, OptionError
 from rtdetr_deploy.model.checkpoints import Checkpoint, load_checkpoint
 from rtdetr_deploy.model.rtdetr import RTDETR
 from rtdetr_deploy.runtimes import Array, TensorSpec
@@ -71,5 +71,7 @@ class TorchRuntime:
 
 def open_checkpoint(path: Path, height: int, width: int, **options: object) -> TorchRuntime:
     """Open a checkpoint file for images of `height` x `width`; `options` are those of `load_checkpoint`."""
+    if any(side < 64 or side % 32 for side in (height, width)):
+        raise OptionError(f"size {height}x{width} doesn't fit; both sides must be multiples of 32 from 64 up")
     checkpoint: Checkpoint = load_checkpoint(path, **options)  # type: ignore[arg-type]
     return TorchRuntime(checkpoint.model, checkpoint.class_names, height, width, path.name)

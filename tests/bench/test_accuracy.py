@@ -126,8 +126,12 @@ def _without(key: str) -> Any:
         (lambda content: content.update(annotations=[]), "holds no annotations"),
         (lambda content: content.update(images=[]), "holds no images"),
         (lambda content: content["images"].append({"id": 1, "file_name": "gone.png"}), "1 images of .* gone.png"),
-        (lambda content: content["categories"].pop(), "the model has 3 classes, .* has 2 categories"),
+        (
+            lambda content: content["categories"].pop(),
+            r"the model's classes \(red, white, platelet\) are not the categories of",
+        ),
         (_without("id"), "is no COCO json"),
+        (_without("category_id"), "is no COCO json"),
     ],
 )
 def test_annotations_that_do_not_fit_get_one_clear_line(change: Any, message: str, data: tuple[Path, Path]) -> None:
@@ -142,6 +146,8 @@ def test_annotations_that_do_not_fit_get_one_clear_line(change: Any, message: st
 def test_other_names_are_matched_by_order(data: tuple[Path, Path]) -> None:
     assert read_annotations(*data, ("a", "b", "c")).category_ids == (2, 5, 9)
     assert read_annotations(*data, ("white", "red")).category_ids == (5, 2)
+    with pytest.raises(OptionError, match="are not the categories"):
+        read_annotations(*data, ("white", "red", "Platelet"))
     with pytest.raises(OptionError, match="can't read annotations"):
         read_annotations(data[0].with_name("none.json"), data[1], NAMES)
 

@@ -18,7 +18,7 @@ from rtdetr_deploy.model.decoder import ExtraQueries  # noqa: E402
 from rtdetr_train.boxes import iou_and_giou, to_centres, to_corners  # noqa: E402
 from rtdetr_train.denoising import make_denoising  # noqa: E402
 from rtdetr_train.initialize import initialize  # noqa: E402
-from rtdetr_train.losses import matched_losses  # noqa: E402
+from rtdetr_train.losses import matched_losses, set_losses  # noqa: E402
 from rtdetr_train.matcher import Target, match  # noqa: E402
 from rtdetr_train.objective import objective  # noqa: E402
 
@@ -124,6 +124,51 @@ def test_matching_queries_do_not_see_noised_ones() -> None:
             extra = ExtraQueries(denoising.content, denoising.reference, denoising.mask)
             output = model.forward_layers(images, extra)
             assert torch.allclose(output.boxes[-1][:, denoising.count :], alone.boxes, atol=1e-5)
+
+
+def test_groups_see_themselves_and_the_matching_queries_alone() -> None:
+    embedding = torch.nn.Embedding(4, 8)
+    denoising = make_denoising([ONE], embedding, queries=1, amount=2, generator=torch.Generator().manual_seed(0))
+    assert denoising is not None
+    seen = (denoising.mask == 0).int().tolist()
+    assert seen == [[1, 1, 0, 0, 1], [1, 1, 0, 0, 1], [0, 0, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 0, 0, 1]]
+
+
+def test_the_objective_is_the_sum_of_its_parts() -> None:
+    torch.manual_seed(0)
+    model = RTDETR(replace(VARIANTS["r18"], classes=3, queries=20)).train()
+    denoising = make_denoising([ONE, EMPTY], model.decoder.denoising_class_embed, 20)
+    assert denoising is not None
+    extra = ExtraQueries(denoising.content, denoising.reference, denoising.mask)
+    output = model.forward_layers(torch.rand(2, 3, 64, 96), extra)
+    losses = objective(output, [ONE, EMPTY], denoising)
+    selection = output.selection
+    encoder = matched_losses(selection.scores, selection.reference.sigmoid(), [ONE, EMPTY], 1.0)
+    noised = output.logits[1][:, : denoising.count], output.boxes[1][:, : denoising.count]
+    noise = set_losses(*noised, [ONE, EMPTY], denoising.matches, float(denoising.groups))
+    for name in ("vfl", "bbox", "giou"):
+        assert torch.allclose(losses[f"{name}_enc"], encoder[name])
+        assert torch.allclose(losses[f"{name}_dn_1"], noise[name])
+
+
+def test_gradients_end_where_the_released_training_ends_them() -> None:
+    torch.manual_seed(0)
+    model = RTDETR(replace(VARIANTS["r18"], classes=3, queries=20)).train()
+    output = model.forward_layers(torch.rand(2, 3, 64, 96))
+    torch.autograd.backward(output.boxes[2].sum())
+    decoder = model.decoder
+    reached = [next(head.parameters()).grad is not None for head in decoder.dec_bbox_head]
+    assert reached == [False, True, True], "a layer's boxes train its own head and the one before"
+    assert next(decoder.enc_bbox_head.parameters()).grad is None, "the selection has losses of its own"
+    assert decoder.enc_output.proj.weight.grad is None
+
+
+def test_boxes_are_float32_under_autocast() -> None:
+    model = RTDETR(replace(VARIANTS["r18"], classes=3, queries=20)).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model.forward_layers(torch.rand(2, 3, 64, 96))
+    assert output.selection.reference.dtype == torch.float32
+    assert {boxes.dtype for boxes in output.boxes} == {torch.float32}
 
 
 def test_groups_are_positives_then_negatives_of_every_target() -> None:

@@ -14,13 +14,14 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
-from rtdetr_deploy.errors import CheckpointError, OptionError  # noqa: E402
+from rtdetr_deploy.errors import CheckpointError, OptionError, OutputError  # noqa: E402
 from rtdetr_deploy.model import VARIANTS, load_checkpoint  # noqa: E402
 from rtdetr_train.augment import Augmentation, crop_by_iou, expand, flip_horizontally, transpose  # noqa: E402
 from rtdetr_train.cli import main  # noqa: E402
 from rtdetr_train.data import Sample, collate, read_coco  # noqa: E402
+from rtdetr_train.ema import Average  # noqa: E402
 from rtdetr_train.loader import EpochBatches, load_epoch  # noqa: E402
-from rtdetr_train.optimize import make_optimizer, rate_share  # noqa: E402
+from rtdetr_train.optimize import make_optimizer, rate_share, set_rate  # noqa: E402
 from rtdetr_train.options import TrainOptions  # noqa: E402
 from rtdetr_train.trainer import Epoch, Watcher, build_model, train  # noqa: E402
 
@@ -78,6 +79,11 @@ def test_missing_images_and_other_files_get_one_clear_line(data: tuple[Path, Pat
     other.write_text('{"images": [], "annotations": [], "categories": []}')
     with pytest.raises(OptionError, match="holds no images"):
         read_coco(other, tmp_path)
+    content = json.loads(data[0].read_text())
+    for key, what in (("annotations", "objects"), ("categories", "categories")):
+        other.write_text(json.dumps({**content, "annotations": [], key: []}))
+        with pytest.raises(OptionError, match=f"holds no {what}"):
+            read_coco(other, data[1])
 
 
 def _squares(sample: Sample) -> list[tuple[int, ...]]:
@@ -205,6 +211,24 @@ def test_a_frozen_backbone_stays_as_it_is(options: TrainOptions) -> None:
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("decoder."))
 
 
+def test_frozen_norms_keep_statistics_and_gains_while_convolutions_train(options: TrainOptions) -> None:
+    frozen = replace(options, epochs=1, freeze="norms", val=None)
+    torch.manual_seed(frozen.seed)
+    before = build_model(frozen, ("blue", "red")).state_dict()
+    after = load_checkpoint(train(frozen)).model.state_dict()
+    for name in before:
+        if name.startswith("backbone.") and ".norm." in name:
+            assert torch.equal(before[name], after[name]), name
+    convolutions = [name for name in before if name.startswith("backbone.") and name.endswith("conv.weight")]
+    assert any(not torch.equal(before[name], after[name]) for name in convolutions)
+
+
+def test_an_output_that_cannot_be_written_is_named_before_training(options: TrainOptions) -> None:
+    options.output.write_text("a file")
+    with pytest.raises(OutputError, match="can't write"):
+        train(options, Watcher(on_step=lambda step: pytest.fail("trained")))
+
+
 def test_another_runs_folder_is_refused(options: TrainOptions) -> None:
     options.output.mkdir()
     (options.output / "last.pth").write_bytes(b"no checkpoint")
@@ -215,9 +239,43 @@ def test_another_runs_folder_is_refused(options: TrainOptions) -> None:
         train(options)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(options: TrainOptions) -> None:
-    with pytest.raises(OptionError, match="training diverged; lower --rate"):
+def test_a_run_that_diverges_stops_and_keeps_no_broken_weights(options: TrainOptions) -> None:
+    with pytest.raises(OptionError, match="training diverged.* start anew with a lower --rate"):
         train(replace(options, rate=1e30, warmup=0, epochs=4, val=None))
+    if (options.output / "last.pth").exists():
+        load_checkpoint(options.output / "last.pth")
+
+
+def test_other_options_do_not_continue_a_run(options: TrainOptions) -> None:
+    train(replace(options, epochs=1, val=None))
+    with pytest.raises(CheckpointError, match=r"trained with other options \(epochs, rate\)"):
+        train(replace(options, epochs=3, rate=5e-5, val=None))
+
+
+def test_validation_data_is_looked_at_before_training(options: TrainOptions, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="can't read annotations"):
+        train(replace(options, val=tmp_path / "none.json"), Watcher(on_step=lambda step: pytest.fail("trained")))
+
+
+def test_a_device_that_is_not_there_is_refused(options: TrainOptions) -> None:
+    with pytest.raises(OptionError, match="device 'gpu' can't be used"):
+        train(replace(options, device="gpu"))
+
+
+def test_the_average_follows_the_weights_slowly(options: TrainOptions) -> None:
+    model = build_model(options, ("a",))
+    average = Average(model, decay=0.9, ramp=1e-9)
+    before = average.module.decoder.enc_score_head.bias.clone()
+    with torch.no_grad():
+        model.decoder.enc_score_head.bias.add_(1.0)
+    average.update(model)
+    assert torch.allclose(average.module.decoder.enc_score_head.bias, before + 0.1, atol=1e-6)
+
+
+def test_rates_reach_the_optimizer(options: TrainOptions) -> None:
+    optimizer = make_optimizer(build_model(options, ("a",)), options)
+    set_rate(optimizer, 2e-4)
+    assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([2e-5, 2e-5, 2e-4, 2e-4])
 
 
 BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {

@@ -1,6 +1,7 @@
 """Augmentation of training samples: colour, zoom out, IoU crop, flips. Random numbers come from the caller alone.
 
-The operations and their probabilities are those of RT-DETR's recipe (after SSD, arXiv 1512.02325, section 2.2).
+The operations are those of RT-DETR's recipe (after SSD, arXiv 1512.02325, section 2.2), a little milder: colour is left
+alone half of the time, channels are never exchanged, and the canvas of a zoom out has the image's mean colour.
 """
 
 from __future__ import annotations
@@ -85,7 +86,10 @@ CROP_TRIALS = 40
 
 
 def crop_by_iou(sample: Sample, rng: Rng) -> Sample:
-    """Crop a window that overlaps every kept object enough; objects whose centre is outside are dropped."""
+    """Crop a window that overlaps some object enough; objects whose centre is outside are dropped.
+
+    After `CROP_TRIALS` windows that don't, the sample is left as it is.
+    """
     height, width = sample.image.shape[:2]
     overlap = float(rng.choice(CROP_OVERLAPS))
     for _ in range(CROP_TRIALS):

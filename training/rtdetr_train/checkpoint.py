@@ -7,12 +7,13 @@ The first three open anywhere a released checkpoint does; "train" is what contin
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rtdetr_deploy.errors import CheckpointError
+from rtdetr_deploy.errors import CheckpointError, OptionError, OutputError
 from rtdetr_deploy.files import written_beside
 from rtdetr_deploy.model import RTDETR
 from rtdetr_train.ema import Average
@@ -30,22 +31,43 @@ def save_checkpoint(
         "class_names": list(class_names),
         "train": state,
     }
+    if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
+        raise OptionError(f"training diverged; {path.name} is kept as it was: start anew with a lower --rate")
     with written_beside(path) as beside:
-        torch.save(content, beside)
+        try:
+            with beside.open("wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except RuntimeError as error:  # torch's writer reports a full disk so
+            raise OutputError(f"can't write {path}: {str(error).splitlines()[0]}") from error
 
 
 def restore_checkpoint(
-    path: Path, model: RTDETR, average: Average, optimizer: torch.optim.Optimizer, class_names: tuple[str, ...]
+    path: Path,
+    model: RTDETR,
+    average: Average,
+    optimizer: torch.optim.Optimizer,
+    class_names: tuple[str, ...],
+    recipe: dict[str, str],
 ) -> dict[str, Any]:
-    """Load what `save_checkpoint` wrote and return its `state`. Raises `CheckpointError` for another run's file."""
+    """Load what `save_checkpoint` wrote and return its `state`.
+
+    Raises `CheckpointError` for another run's file, or when the run had another `recipe`.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if tuple(content["class_names"]) != class_names:
             raise CheckpointError(f"{path} was trained on other classes; choose another --output folder")
+        state: dict[str, Any] = content["train"]
+        changed = [name for name, value in recipe.items() if state["recipe"].get(name) != value]
+        if changed:
+            raise CheckpointError(
+                f"{path} was trained with other options ({', '.join(changed)}); give the same, or another --output"
+            )
         model.load_state_dict(content["model"], strict=True)
         average.module.load_state_dict(content["ema"]["module"], strict=True)
         average.updates = int(content["ema"]["updates"])
-        state: dict[str, Any] = content["train"]
         optimizer.load_state_dict(state["optimizer"])
     except CheckpointError:
         raise

@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     def add(name: str, text: str, kind: type = str, **more: object) -> None:
         default = getattr(DEFAULTS, name.removeprefix("--").replace("-", "_"))
-        shown = f" (default: {default})" if default not in (None, False) else ""
+        shown = f" (default: {default})" if default is not None and default is not False else ""
         parser.add_argument(name, type=kind, default=default, help=text + shown, **more)  # type: ignore[arg-type]
 
     for name, text in (("--data", "COCO json to train on"), ("--images", "folder of its images")):
@@ -62,7 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", "cpu, cuda or cuda:N")
     add("--workers", "threads that load images ahead", int)
     add("--seed", "seed of everything random", int)
-    parser.add_argument("--freeze", choices=("backbone",), help="keep these weights as they are")
+    parser.add_argument(
+        "--freeze", choices=("backbone", "norms"), help="keep the backbone, or its batch norms, as they are"
+    )
     parser.add_argument("--any-orientation", action="store_true", help="also flip vertically and transpose")
     bf16 = argparse.BooleanOptionalAction
     parser.add_argument("--bf16", action=bf16, default=None, help="bfloat16 autocast (default: on CUDA only)")

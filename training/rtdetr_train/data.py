@@ -78,10 +78,11 @@ def read_coco(path: str | Path, images: str | Path) -> CocoData:
                 found[int(item["image_id"])].append(((x, y, x + width, y + height), labels[int(item["category_id"])]))
     except OSError as error:
         raise OptionError(f"can't read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OptionError(f"{path} is no COCO json with images, annotations and categories: {error!r}") from error
-    if not files:
-        raise OptionError(f"{path} holds no images")
+    if not files or not labels or not any(found.values()):
+        what = "images" if not files else "categories" if not labels else "objects"
+        raise OptionError(f"{path} holds no {what}")
     missing = [file for file in files.values() if not file.is_file()]
     if missing:
         raise OptionError(f"{len(missing)} images of {path} are not in {folder}, {missing[0].name} is the first")

@@ -1,7 +1,7 @@
 """Starting values of a model that is trained without weights, and of heads for another number of classes.
 
-Follows the released training code: class heads start at a probability of 0.01, box heads at "no change", sampling
-offsets on rings around the reference point, attention weights equal.
+As in the released training code, except for smaller weights of the class heads: these start at a probability of 0.01,
+box heads at "no change", sampling offsets on rings around the reference point, attention weights equal.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,10 +19,12 @@ class TrainOptions:
     folder). `output` is the folder of checkpoints; a run found there is continued. `variant` names the model, `weights`
     a checkpoint to start from (its variant is used; heads are reset where the number of classes differs). `size` of
     the input in pixels, varied from batch to batch by up to `scales` steps of 32. `rate` is AdamW's learning rate,
-    `backbone_rate` a factor on it for the backbone; both are warmed up linearly over `warmup` steps and go down as a
-    cosine to 1 % of their value. `average` is the decay of the moving average, `clip` the largest norm of the gradient.
-    `expand` is the largest zoom out of the augmentation. `bf16` None means on CUDA only. `evaluate_every` epochs the
-    average is evaluated on `val`. `encoder_iou_targets` False is an ablation (see `objective`).
+    `backbone_rate` a factor on it for the backbone; both are warmed up linearly over `warmup` steps (at most a tenth of
+    the run) and go down as a cosine to 1 % of their value. `average` is the decay of the moving average, `clip` the
+    largest norm of the gradient. `freeze` keeps the "backbone", or the "norms" in it (batch normalization: usual for
+    pretrained R50 and larger). `expand` is the largest zoom out of the augmentation. `bf16` None means on CUDA only.
+    The average is evaluated on `val` every `evaluate_every` epochs. `encoder_iou_targets` False is an ablation (see
+    `objective`).
 
     Raises `OptionError` for values outside their ranges.
     """
@@ -48,7 +50,7 @@ class TrainOptions:
     clip: float = 0.1
     any_orientation: bool = False
     expand: float = 4.0
-    freeze: Literal["backbone"] | None = None
+    freeze: Literal["backbone", "norms"] | None = None
     evaluate_every: int = 1
     device: str = "cpu"
     bf16: bool | None = None
@@ -59,7 +61,16 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if self.size < 64 or self.size % STRIDE:
             raise OptionError(f"size is {self.size}, expected a multiple of {STRIDE} from 64 up")
-        smallest = {"epochs": 1, "batch": 1, "queries": 1, "evaluate_every": 1, "warmup": 0, "workers": 0}
+        smallest = {
+            "seed": 0,
+            "weight_decay": 0,
+            "epochs": 1,
+            "batch": 1,
+            "queries": 1,
+            "evaluate_every": 1,
+            "warmup": 0,
+            "workers": 0,
+        }
         for name, least in smallest.items():
             if getattr(self, name) < least:
                 raise OptionError(f"{name} is {getattr(self, name)}, expected a number from {least} up")
@@ -73,6 +84,11 @@ class TrainOptions:
             raise OptionError(f"expand is {self.expand}, expected a factor from 1 up")
         if not 0 <= self.average < 1:
             raise OptionError(f"average is {self.average}, expected a decay from 0 to below 1")
+
+    def recipe(self) -> dict[str, str]:
+        """Return every option that decides the result, as text; a run is continued with the same ones only."""
+        free = {"device", "workers", "output", "val", "val_images", "evaluate_every"}
+        return {name: str(value) for name, value in asdict(self).items() if name not in free}
 
     @property
     def use_bf16(self) -> bool:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from rtdetr_deploy.coco import Accuracy, measure_accuracy
+from rtdetr_deploy.coco import Accuracy, measure_accuracy, read_annotations, require_evaluator
 from rtdetr_deploy.errors import OptionError
+from rtdetr_deploy.files import write_atomically
 from rtdetr_deploy.model import RTDETR, load_checkpoint
 from rtdetr_deploy.model.decoder import ExtraQueries
 from rtdetr_deploy.model.torch_runtime import TorchRuntime
@@ -28,6 +29,12 @@ from rtdetr_train.loader import Batch, load_epoch
 from rtdetr_train.objective import objective
 from rtdetr_train.optimize import make_optimizer, rate_share, set_rate
 from rtdetr_train.options import TrainOptions
+
+LONGEST_WARMUP = 10
+"""A run's warm-up takes at most one step in this many, so that short runs reach the full rate too."""
+CLASSES = "classes.txt"
+"""Written before the first epoch, which also shows early that the folder can be written."""
+DIVERGED = "training diverged at step {step}; start anew with a lower --rate and another --output folder"
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,11 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Path:
     Raises `OptionError`, `CheckpointError` or `OutputError` for bad input.
     """
     watcher = watcher or Watcher()
+    check_device(options.device)
     data = read_coco(options.data, options.images)
+    if options.val is not None:
+        require_evaluator()
+        read_annotations(options.val, options.val_images or options.images, data.class_names)
     torch.manual_seed(options.seed)
     # Convolutions run about 15 % faster channels-last on CPUs with bfloat16; results are the same.
     model = build_model(options, data.class_names).to(options.device)
@@ -77,20 +88,30 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Path:
     last, best = options.output / LAST, options.output / BEST
     state: dict[str, Any] = {"epoch": 0, "best": -1.0}
     if last.exists():
-        state = restore_checkpoint(last, model, average, optimizer, data.class_names)
+        state = restore_checkpoint(last, model, average, optimizer, data.class_names, options.recipe())
+    write_atomically(options.output / CLASSES, "\n".join((*data.class_names, "")).encode())
     clock = _Clock(steps_per_epoch * (options.epochs - int(state["epoch"])))
     for epoch in range(int(state["epoch"]), options.epochs):
         losses = _train_epoch(model, average, optimizer, data, options, epoch, clock, watcher)
-        accuracy = _evaluate(average.module, data.class_names, options, epoch)
-        improved = accuracy is not None and accuracy.metrics["AP"] > float(state["best"])
-        if accuracy is not None and improved:
-            state["best"] = accuracy.metrics["AP"]
-        state = {"epoch": epoch + 1, "best": state["best"], "optimizer": optimizer.state_dict()}
-        if improved:
-            save_checkpoint(best, model, average, data.class_names, {"epoch": epoch + 1, "best": state["best"]})
+        facts = {"epoch": epoch + 1, "best": state["best"], "recipe": options.recipe()}
+        state = {**facts, "optimizer": optimizer.state_dict()}
         save_checkpoint(last, model, average, data.class_names, state)
+        accuracy = _evaluate(average.module, data.class_names, options, epoch)
+        improved = accuracy is not None and accuracy.metrics["AP"] >= float(state["best"])
+        if accuracy is not None and improved:
+            facts["best"] = state["best"] = accuracy.metrics["AP"]
+            save_checkpoint(best, model, average, data.class_names, facts)
+            save_checkpoint(last, model, average, data.class_names, state)
         watcher.on_epoch(Epoch(epoch, losses, accuracy, improved))
-    return best if best.exists() else last
+    return best if options.val is not None and best.exists() else last
+
+
+def check_device(name: str) -> None:
+    """Raise `OptionError` unless torch can use the device `name`."""
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"device {name!r} can't be used: {str(error).splitlines()[0]}") from error
 
 
 def build_model(options: TrainOptions, class_names: tuple[str, ...]) -> RTDETR:
@@ -109,16 +130,25 @@ def build_model(options: TrainOptions, class_names: tuple[str, ...]) -> RTDETR:
         model.load_state_dict({**own, **fitting}, strict=True)
         if source.variant.classes != len(class_names):
             initialize_class_heads(model.decoder)
-    if options.freeze == "backbone":
-        for parameter in model.backbone.parameters():
+    for module in _frozen_modules(model, options):
+        for parameter in module.parameters():
             parameter.requires_grad_(False)
     return model
 
 
+def _frozen_modules(model: RTDETR, options: TrainOptions) -> list[nn.Module]:
+    """Return what `options.freeze` keeps as it is: the backbone, or its batch normalization."""
+    if options.freeze == "backbone":
+        return [model.backbone]
+    if options.freeze == "norms":
+        return [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    return []
+
+
 def _set_mode(model: RTDETR, options: TrainOptions) -> None:
     model.train()
-    if options.freeze == "backbone":
-        model.backbone.eval()
+    for module in _frozen_modules(model, options):
+        module.eval()
 
 
 def _train_epoch(
@@ -137,7 +167,8 @@ def _train_epoch(
     sums: dict[str, float] = {}
     for index, batch in enumerate(load_epoch(data, options, epoch)):
         step = epoch * steps + index
-        set_rate(optimizer, options.rate * rate_share(step, steps * options.epochs, options.warmup))
+        total = steps * options.epochs
+        set_rate(optimizer, options.rate * rate_share(step, total, min(options.warmup, total // LONGEST_WARMUP)))
         losses = train_step(model, optimizer, batch, options, step)
         average.update(model)
         for name, value in losses.items():
@@ -166,10 +197,11 @@ def train_step(
     losses = objective(output, targets, denoising, iou_targets=options.encoder_iou_targets)
     total = torch.stack(list(losses.values())).sum()
     if not math.isfinite(total.item()):
-        raise OptionError(f"the loss is {total.item()} at step {step}: training diverged; lower --rate and continue")
+        raise OptionError(DIVERGED.format(step=step))
     optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+    if not math.isfinite(float(nn.utils.clip_grad_norm_(model.parameters(), options.clip))):
+        raise OptionError(DIVERGED.format(step=step))
     optimizer.step()
     return {"total": total.item(), **{name: losses[name].item() for name in ("vfl", "bbox", "giou")}}
 
