@@ -15,14 +15,17 @@ CHECKPOINTS = frozenset({".pth", ".pt", ".safetensors"})
 def open_any(
     engine: Path, *, size: tuple[int, int] | None = None, resizer: Resizer = "opencv", threads: int | None = None
 ) -> Predictor:
-    """Open a model file or a torch checkpoint (`size` height, width; 640x640 unless given) for evaluation."""
+    """Open a model file or a torch checkpoint for evaluation; `size` is (height, width).
+
+    Without `size` a checkpoint is run at what it names, else at 640x640.
+    """
     if engine.suffix.lower() not in CHECKPOINTS:
         return Predictor(engine, size=size, resizer=resizer, threads=threads)
     try:
         from rtdetr_deploy.model.torch_runtime import open_checkpoint
     except ImportError as error:
         raise MissingPackageError(f"checkpoints need {error.name}: pip install 'rtdetr-deploy[export]'") from error
-    return Predictor(open_checkpoint(engine, *(size or (640, 640))), resizer=resizer)
+    return Predictor(open_checkpoint(engine, size), resizer=resizer)
 
 
 def evaluate(

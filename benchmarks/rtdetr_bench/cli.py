@@ -35,7 +35,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--images", action="append", default=[], metavar="PATH", help="image, folder or glob (default: synthetic 720p)")
     add("--accuracy", type=Path, metavar="JSON", help="evaluate on this COCO json; --images names the folder")
     add("--resizer", choices=RESIZERS, default=RESIZERS[0], help="library that resizes (default: %(default)s)")
-    add("--size", metavar="SIZE", help="input of checkpoints (default: 640x640) and of models that leave it open")
+    add(
+        "--size",
+        metavar="SIZE",
+        help="input of checkpoints (default: what they name, else 640) and of models that leave it open",
+    )
     add("--runs", type=int, default=100, metavar="N", help="measured calls (default: %(default)s)")
     add("--warmup", type=int, default=5, metavar="N", help="calls before measuring (default: %(default)s)")
     add("--threads", type=int, metavar="N", help="threads of the engine (default: the engine decides)")

@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--output", type=Path, metavar="FILE", help="default: beside the weights, e.g. r50-l6-640x640-fp32.onnx")
     add("--layers", type=int, metavar="K", help="decoder layers to keep (default: as many as the variant runs)")
-    add("--size", default="640", help="640 or HEIGHTxWIDTH, multiples of 32 (default: %(default)s)")
+    add("--size", help="640 or HEIGHTxWIDTH, multiples of 32 (default: what the checkpoint names, else 640)")
     add("--batch", default="1", metavar="N", help="images at once: a number, or dynamic (default: %(default)s)")
     add("--queries", type=int, metavar="Q", help="queries that the encoder selects (default: the model's, 300)")
     add("--max-detections", type=int, default=300, metavar="N", help="rows returned per image (default: %(default)s)")
@@ -79,7 +79,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> ExportOptions:
-    height, width = parse_size(arguments.size)
+    height, width = parse_size(arguments.size) if arguments.size else (None, None)
     return ExportOptions(
         weights=arguments.weights,
         output=arguments.output,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ Sampler = Literal["gather", "grid", "discrete"]
 
 STRIDE = 32
 SMALLEST = 64
+SIZE = 640
 OPSETS = (17, 18, 19)
 SAMPLERS: tuple[Sampler, ...] = ("gather", "grid", "discrete")
 
@@ -24,11 +25,11 @@ class ExportOptions:
 
     `weights` is the checkpoint; `output` the file to write (default: beside the weights, see `default_output`).
     `layers` decoder layers to keep (default: what the variant runs); `height`, `width` of the input in pixels,
-    multiples of 32 from 64 up; `batch` a number or "dynamic". `queries` selected by the encoder (default: the model's
-    300); `max_detections` rows returned. `sampler` of deformable attention: "gather" (default; no GridSample), "grid",
-    or "discrete" for models trained that way. `raw_input` takes uint8 NHWC; `raw_output` returns logits and cxcywh
-    boxes. `class_names` replace those of the checkpoint; `variant` says what shapes can't tell. `verify` False skips
-    the parity report.
+    multiples of 32 from 64 up (default: what the checkpoint names, else 640); `batch` a number or "dynamic". `queries`
+    selected by the encoder (default: the model's 300); `max_detections` rows returned. `sampler` of deformable
+    attention: "gather" (default; no GridSample), "grid", or "discrete" for models trained that way. `raw_input` takes
+    uint8 NHWC; `raw_output` returns logits and cxcywh boxes. `class_names` replace those of the checkpoint; `variant`
+    says what shapes can't tell. `verify` False skips the parity report.
 
     Raises `OptionError` for values outside these ranges.
     """
@@ -36,8 +37,8 @@ class ExportOptions:
     weights: Path
     output: Path | None = None
     layers: int | None = None
-    height: int = 640
-    width: int = 640
+    height: int | None = None
+    width: int | None = None
     batch: Batch = 1
     queries: int | None = None
     max_detections: int = 300
@@ -54,7 +55,7 @@ class ExportOptions:
         if self.output is not None:
             object.__setattr__(self, "output", Path(self.output))
         for axis, size in (("height", self.height), ("width", self.width)):
-            if size < SMALLEST or size % STRIDE:
+            if size is not None and (size < SMALLEST or size % STRIDE):
                 nearest = max(SMALLEST, round(size / STRIDE) * STRIDE)
                 raise OptionError(f"{axis} {size} is not a multiple of {STRIDE} from {SMALLEST} up; try {nearest}")
         if self.batch != "dynamic" and self.batch < 1:
@@ -81,6 +82,16 @@ class ExportOptions:
             )
         if self.opset not in OPSETS:
             raise OptionError(f"opset {self.opset} has no LayerNormalization; choose one of {choices}")
+
+    def fitted_to(self, input_size: tuple[int, int] | None) -> ExportOptions:
+        """Return a copy for a checkpoint that was trained at `input_size` (height, width), if that is known."""
+        height, width = input_size or (SIZE, SIZE)
+        return replace(self, height=self.height or height, width=self.width or width)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the input."""
+        return self.height or SIZE, self.width or SIZE
 
     def default_output(self, info: ArtifactInfo) -> Path:
         """Return e.g. `r50-l4-640x640-fp32.onnx` beside the weights; what is not the default is named too."""

@@ -62,6 +62,7 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
             class_names=options.class_names,
         )
         sampler = decide_sampler(checkpoint, options.sampler)
+    options = options.fitted_to(checkpoint.input_size)
     with step("fold batch normalization and RepVGG branches"):
         model = reparameterize(checkpoint.model)
         model.use_sampler(sampler)
@@ -105,7 +106,7 @@ def build_graph(model: RTDETR, options: ExportOptions) -> DetectionGraph:
 
 def describe_export(checkpoint: Checkpoint, options: ExportOptions, sampler: str) -> ArtifactInfo:
     """Return the facts that are stored in the file."""
-    height, width = options.height, options.width
+    height, width = options.size
     tokens = sum((height // stride) * (width // stride) for stride in (8, 16, 32))
     queries = min(checkpoint.variant.queries, tokens)
     return ArtifactInfo(
@@ -133,9 +134,9 @@ def trace(graph: DetectionGraph, options: ExportOptions) -> bytes:
     """Return `graph` as a serialized ONNX model with the batch, size and opset of `options`."""
     batch = 1 if options.batch == "dynamic" else options.batch
     if options.raw_input:
-        images = torch.zeros(batch, options.height, options.width, 3, dtype=torch.uint8)
+        images = torch.zeros(batch, *options.size, 3, dtype=torch.uint8)
     else:
-        images = torch.zeros(batch, 3, options.height, options.width)
+        images = torch.zeros(batch, 3, *options.size)
     outputs = OUTPUTS[options.raw_output]
     dynamic = {name: {0: "batch"} for name in ("images", *outputs)} if options.batch == "dynamic" else None
     with TemporaryDirectory() as folder, _quiet():
@@ -161,7 +162,7 @@ def _enough_memory(options: ExportOptions) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "alloc" not in str(error).lower():
             raise
         raise ExportError(
-            f"not enough memory for batch {options.batch} of {options.height}x{options.width} images; choose less"
+            f"not enough memory for batch {options.batch} of {'x'.join(map(str, options.size))} images; choose less"
         ) from error
 
 

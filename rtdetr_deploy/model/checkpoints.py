@@ -44,11 +44,15 @@ _NAMED_KEYS = 3
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model in eval mode and what is known about it; `digest` is the file's SHA-256 in hex."""
+    """A loaded model in eval mode and what is known about it.
+
+    `digest` is the file's SHA-256 in hex, `input_size` the (height, width) that it was trained at, if stored.
+    """
 
     model: RTDETR
     class_names: tuple[str, ...]
     digest: str
+    input_size: tuple[int, int] | None = None
 
     @property
     def variant(self) -> Variant:
@@ -73,7 +77,7 @@ def load_checkpoint(
     Raises `CheckpointError` when the file is no such checkpoint, `OptionError` for arguments that don't fit it.
     """
     path = Path(path)
-    content, stored_names = _read(path)
+    content, stored = _read(path)
     tensors = _canonical(_find_state(content, path))
     architecture = _decide_variant(tensors, variant, path)
     if queries is not None:
@@ -83,12 +87,20 @@ def load_checkpoint(
     model = RTDETR(architecture, decoder_layers)
     _check_finite(tensors, path)
     _fill(model, tensors)
-    names = _decide_names(class_names, stored_names, architecture.classes, path)
-    return Checkpoint(model.eval(), names, hashlib.sha256(path.read_bytes()).hexdigest())
+    names = _decide_names(class_names, stored.class_names, architecture.classes, path)
+    return Checkpoint(model.eval(), names, hashlib.sha256(path.read_bytes()).hexdigest(), stored.input_size)
 
 
-def _read(path: Path) -> tuple[Any, Any]:
-    """Return the content of the file and the class names stored beside the weights (None where there are none)."""
+@dataclass(frozen=True)
+class _Stored:
+    """What lies beside the weights; None where there is nothing."""
+
+    class_names: Any = None
+    input_size: tuple[int, int] | None = None
+
+
+def _read(path: Path) -> tuple[Any, _Stored]:
+    """Return the content of the file and what is stored beside the weights."""
     require_file(path, CheckpointError)
     if path.suffix == ".onnx":
         raise CheckpointError(f"{path} is an exported model already; --weights takes a .pth, .pt or .safetensors file")
@@ -114,10 +126,19 @@ def _read(path: Path) -> tuple[Any, Any]:
         ) from error
     stored = content if _is_map(content) else {}
     names = (stored[key] for key in _CLASS_NAME_KEYS if key in stored)
-    return content, next((value for value in names if not isinstance(value, int)), None)  # an int is a count
+    class_names = next((value for value in names if not isinstance(value, int)), None)  # an int is a count
+    return content, _Stored(class_names, _input_size(stored.get("input_size")))
 
 
-def _read_safetensors(path: Path) -> tuple[Any, Any]:
+def _input_size(value: Any) -> tuple[int, int] | None:
+    """Return (height, width) if `value` is such a pair that the model can take."""
+    fits = isinstance(value, Sequence) and len(value) == 2
+    if not fits or not all(isinstance(side, int) and side >= 64 and side % 32 == 0 for side in value):
+        return None
+    return value[0], value[1]
+
+
+def _read_safetensors(path: Path) -> tuple[Any, _Stored]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -128,11 +149,11 @@ def _read_safetensors(path: Path) -> tuple[Any, Any]:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
     stored = next((metadata[key] for key in _CLASS_NAME_KEYS if key in metadata), None)
     if stored is None:
-        return state, None
+        return state, _Stored()
     try:
-        return state, json.loads(stored)
+        return state, _Stored(json.loads(stored))
     except ValueError:
-        return state, stored.split(",")
+        return state, _Stored(stored.split(","))
 
 
 def _is_map(value: Any) -> TypeGuard[Mapping[Any, Any]]:

@@ -69,9 +69,13 @@ class TorchRuntime:
         self._model = None
 
 
-def open_checkpoint(path: Path, height: int, width: int, **options: object) -> TorchRuntime:
-    """Open a checkpoint file for images of `height` x `width`; `options` are those of `load_checkpoint`."""
+def open_checkpoint(path: Path, size: tuple[int, int] | None = None, **options: object) -> TorchRuntime:
+    """Open a checkpoint file for images of `size` (height, width); `options` are those of `load_checkpoint`.
+
+    Without `size` it is what the checkpoint names, else 640x640.
+    """
+    checkpoint: Checkpoint = load_checkpoint(path, **options)  # type: ignore[arg-type]
+    height, width = size or checkpoint.input_size or (640, 640)
     if any(side < 64 or side % 32 for side in (height, width)):
         raise OptionError(f"size {height}x{width} doesn't fit; both sides must be multiples of 32 from 64 up")
-    checkpoint: Checkpoint = load_checkpoint(path, **options)  # type: ignore[arg-type]
     return TorchRuntime(checkpoint.model, checkpoint.class_names, height, width, path.name)

@@ -37,8 +37,8 @@ def test_default_name_says_what_is_inside(changes: dict[str, Any], name: str) ->
     options = ExportOptions(WEIGHTS, **changes)
     info = ArtifactInfo(
         class_names=("a",),
-        height=options.height,
-        width=options.width,
+        height=options.size[0],
+        width=options.size[1],
         batch=None if options.batch == "dynamic" else options.batch,
         variant="r50",
         layers=4,

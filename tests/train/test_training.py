@@ -20,7 +20,7 @@ from rtdetr_train.augment import Augmentation, crop_by_iou, expand, flip_horizon
 from rtdetr_train.cli import main  # noqa: E402
 from rtdetr_train.data import Sample, collate, read_coco  # noqa: E402
 from rtdetr_train.ema import Average  # noqa: E402
-from rtdetr_train.loader import EpochBatches, load_epoch  # noqa: E402
+from rtdetr_train.loader import EpochBatches, load_epoch, make_augmentation  # noqa: E402
 from rtdetr_train.optimize import make_optimizer, rate_share, set_rate  # noqa: E402
 from rtdetr_train.options import TrainOptions  # noqa: E402
 from rtdetr_train.trainer import Epoch, Watcher, build_model, train  # noqa: E402
@@ -120,6 +120,17 @@ def test_augmented_samples_are_usable_and_reproducible(marked: Sample) -> None:
         again = augment(marked, np.random.default_rng(seed))
         assert np.array_equal(sample.image, again.image)
         assert np.array_equal(sample.boxes, again.boxes)
+
+
+def test_last_epochs_are_plain(options: TrainOptions, marked: Sample) -> None:
+    options = replace(options, epochs=5, plain_epochs=2)
+    before, after = make_augmentation(options, 2), make_augmentation(options, 3)
+    shapes = {before(marked, np.random.default_rng(seed)).image.shape for seed in range(20)}
+    assert len(shapes) > 5
+    for seed in range(20):
+        sample = after(marked, np.random.default_rng(seed))
+        assert sample.image.shape == marked.image.shape
+        assert set(np.unique(sample.image)) == {0, 255}
 
 
 def test_empty_and_degenerate_boxes_go_through() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rtdetr_deploy.command import run_command
 from rtdetr_deploy.errors import MissingPackageError
+from rtdetr_train.memory import keep_freed_memory
 from rtdetr_train.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--average", "decay of the moving average of weights", float)
     add("--clip", "largest norm of the gradient", float)
     add("--expand", "largest zoom out of the augmentation", float)
+    add("--plain-epochs", "last epochs without colour jitter, zoom and crop, flips only", int)
     add("--evaluate-every", "epochs between evaluations", int)
     add("--device", "cpu, cuda or cuda:N")
     add("--workers", "threads that load images ahead", int)
@@ -66,6 +68,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--freeze", choices=("backbone", "norms"), help="keep the backbone, or its batch norms, as they are"
     )
     parser.add_argument("--any-orientation", action="store_true", help="also flip vertically and transpose")
+    parser.add_argument(
+        "--no-encoder-iou-targets",
+        dest="encoder_iou_targets",
+        action="store_false",
+        help="ablation: reward selected encoder predictions alike instead of by IoU (see docs/training.md)",
+    )
     bf16 = argparse.BooleanOptionalAction
     parser.add_argument("--bf16", action=bf16, default=None, help="bfloat16 autocast (default: on CUDA only)")
     return parser
@@ -88,6 +96,8 @@ def _train(arguments: argparse.Namespace) -> int:
         ) from error
     from rtdetr_train.trainer import train
 
+    if options.device == "cpu":
+        keep_freed_memory()
     path = train(options, _watcher(options))
     print(f"checkpoint: {path}")
     return 0

@@ -24,7 +24,7 @@ class EpochBatches:
         self._data = data
         self._options = options
         self._epoch = epoch
-        self._augment = Augmentation(any_orientation=options.any_orientation, largest_expansion=options.expand)
+        self._augment = make_augmentation(options, epoch)
         rng = np.random.default_rng((options.seed, epoch))
         order = rng.permutation(len(data))
         # An incomplete last batch is filled with the epoch's first images: batch norm needs more than one.
@@ -43,6 +43,13 @@ class EpochBatches:
     def _sample(self, row: int) -> Sample:
         rng = np.random.default_rng((self._options.seed, self._epoch, row))
         return self._augment(self._data.load(int(self._order[row])), rng)
+
+
+def make_augmentation(options: TrainOptions, epoch: int) -> Augmentation:
+    """Return the augmentation of `epoch`: only flips in the last `options.plain_epochs`."""
+    if epoch >= options.epochs - options.plain_epochs:
+        return Augmentation(color=0.0, expand=0.0, crop=0.0, any_orientation=options.any_orientation)
+    return Augmentation(any_orientation=options.any_orientation, largest_expansion=options.expand)
 
 
 def load_epoch(data: CocoData, options: TrainOptions, epoch: int) -> Iterator[Batch]:

@@ -22,9 +22,10 @@ class TrainOptions:
     `backbone_rate` a factor on it for the backbone; both are warmed up linearly over `warmup` steps (at most a tenth of
     the run) and go down as a cosine to 1 % of their value. `average` is the decay of the moving average, `clip` the
     largest norm of the gradient. `freeze` keeps the "backbone", or the "norms" in it (batch normalization: usual for
-    pretrained R50 and larger). `expand` is the largest zoom out of the augmentation. `bf16` None means on CUDA only.
-    The average is evaluated on `val` every `evaluate_every` epochs. `encoder_iou_targets` False is an ablation (see
-    `objective`).
+    pretrained R50 and larger). `expand` is the largest zoom out of the augmentation; the last
+    `plain_epochs` have no colour jitter, zoom or crop (as RT-DETRv2 is trained), flips only. `bf16` None means on CUDA
+    only. The average is evaluated on `val` every `evaluate_every` epochs. `encoder_iou_targets` False is an ablation
+    (see `objective`).
 
     Raises `OptionError` for values outside their ranges.
     """
@@ -50,6 +51,7 @@ class TrainOptions:
     clip: float = 0.1
     any_orientation: bool = False
     expand: float = 4.0
+    plain_epochs: int = 0
     freeze: Literal["backbone", "norms"] | None = None
     evaluate_every: int = 1
     device: str = "cpu"
@@ -69,6 +71,7 @@ class TrainOptions:
             "queries": 1,
             "evaluate_every": 1,
             "warmup": 0,
+            "plain_epochs": 0,
             "workers": 0,
         }
         for name, least in smallest.items():

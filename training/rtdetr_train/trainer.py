@@ -95,13 +95,13 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Path:
         losses = _train_epoch(model, average, optimizer, data, options, epoch, clock, watcher)
         facts = {"epoch": epoch + 1, "best": state["best"], "recipe": options.recipe()}
         state = {**facts, "optimizer": optimizer.state_dict()}
-        save_checkpoint(last, model, average, data.class_names, state)
+        save_checkpoint(last, model, average, data.class_names, options.size, state)
         accuracy = _evaluate(average.module, data.class_names, options, epoch)
         improved = accuracy is not None and accuracy.metrics["AP"] >= float(state["best"])
         if accuracy is not None and improved:
             facts["best"] = state["best"] = accuracy.metrics["AP"]
-            save_checkpoint(best, model, average, data.class_names, facts)
-            save_checkpoint(last, model, average, data.class_names, state)
+            save_checkpoint(best, model, average, data.class_names, options.size, facts)
+            save_checkpoint(last, model, average, data.class_names, options.size, state)
         watcher.on_epoch(Epoch(epoch, losses, accuracy, improved))
     return best if options.val is not None and best.exists() else last
 

@@ -1,0 +1,32 @@
+"""Turn a run's checkpoint into the file to deploy: `python -m rtdetr_train.publish runs/cells/best.pth cells.pth`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rtdetr_deploy.command import run_command
+from rtdetr_train.checkpoint import publish
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="rtdetr_train.publish", description="Keep the averaged weights alone, in half precision."
+    )
+    parser.add_argument("source", type=Path, help="best.pth or last.pth of a run, or another checkpoint")
+    parser.add_argument("target", type=Path, help="file to write")
+    arguments = parser.parse_args(argv)
+    return run_command("rtdetr_train.publish", lambda: _publish(arguments.source, arguments.target), "nothing written")
+
+
+def _publish(source: Path, target: Path) -> int:
+    publish(source, target)
+    print(f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
