@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
 from rtdetr_bench.accuracy import evaluate
+from rtdetr_bench.accuracy_study import format_study, study_accuracy
 from rtdetr_bench.latency import Latency, measure_latency
 from rtdetr_bench.machine import describe_machine
 from rtdetr_deploy import OptionError, find_images
@@ -34,6 +36,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--engine", type=Path, required=True, metavar="MODEL", help="model file; with --accuracy also a checkpoint")
     add("--images", action="append", default=[], metavar="PATH", help="image, folder or glob (default: synthetic 720p)")
     add("--accuracy", type=Path, metavar="JSON", help="evaluate on this COCO json; --images names the folder")
+    add(
+        "--study",
+        action="store_true",
+        help="with --accuracy and a checkpoint: repeat with fewer layers and queries, both resizers, in torch and ONNX",
+    )
     add("--resizer", choices=RESIZERS, default=RESIZERS[0], help="library that resizes (default: %(default)s)")
     add(
         "--size",
@@ -50,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (0 done, 2 wrong input, 130 interrupted)."""
     arguments = build_parser().parse_args(argv)
-    work = _bench if arguments.accuracy is None else _accuracy
+    work = _study if arguments.study else _bench if arguments.accuracy is None else _accuracy
     return run_command("rtdetr-bench", lambda: work(arguments), "nothing was measured")
 
 
@@ -83,18 +90,12 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _accuracy(arguments: argparse.Namespace) -> int:
-    if len(arguments.images) != 1:
-        raise OptionError("--accuracy needs --images with the folder of the json's images")
-    with tqdm(unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
-
-        def on_image(total: int) -> None:
-            bar.total = total
-            bar.update()
-
+    folder = _image_folder(arguments)
+    with _image_bar() as on_image:
         accuracy = evaluate(
             arguments.engine,
             arguments.accuracy,
-            Path(arguments.images[0]),
+            folder,
             size=_size(arguments),
             resizer=arguments.resizer,
             threads=arguments.threads,
@@ -114,6 +115,43 @@ def _accuracy(arguments: argparse.Namespace) -> int:
         },
     )
     return 0
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    if arguments.accuracy is None:
+        raise OptionError("--study needs --accuracy with a COCO json")
+    folder = _image_folder(arguments)
+    with _image_bar() as on_image:
+        rows = study_accuracy(
+            arguments.engine,
+            arguments.accuracy,
+            folder,
+            size=_size(arguments),
+            threads=arguments.threads,
+            on_image=on_image,
+        )
+    print(format_study(rows))
+    content = {"annotations": arguments.accuracy.name, "images": rows[0].accuracy.images}
+    _write_json(arguments, {**content, "rows": [row.to_json() for row in rows]})
+    return 0
+
+
+def _image_folder(arguments: argparse.Namespace) -> Path:
+    if len(arguments.images) != 1:
+        raise OptionError("--accuracy needs --images with the folder of the json's images")
+    return Path(arguments.images[0])
+
+
+@contextmanager
+def _image_bar() -> Iterator[Callable[[int], None]]:
+    """Show a progress bar; the function is called with the number of all images after each of them."""
+    with tqdm(unit="image", leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def on_image(total: int) -> None:
+            bar.total = total
+            bar.update()
+
+        yield on_image
 
 
 def _size(arguments: argparse.Namespace) -> tuple[int, int] | None:

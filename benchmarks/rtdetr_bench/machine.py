@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("rtdetr-deploy", "numpy", "opencv-python-headless", "onnxruntime")
+PACKAGES = ("rtdetr-deploy", "numpy", "opencv-python-headless", "onnxruntime", "openvino", "torch")
 
 
 def describe_machine() -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,47 @@ def test_checkpoint_and_export_agree(
     assert found["images"] == torch_accuracy.images == 3
     assert found["detections"] == torch_accuracy.detections == 900
     assert found["metrics"] == pytest.approx(torch_accuracy.metrics, abs=1e-3)
+
+
+def test_the_study_changes_one_thing_at_a_time(
+    data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from rtdetr_deploy.model import RTDETR, VARIANTS
+    from rtdetr_deploy.model.random_weights import fill_randomly
+
+    model = RTDETR(replace(VARIANTS["r18"], classes=3), 2)
+    fill_randomly(model, seed=7)
+    weights = tmp_path / "two.pth"
+    torch.save({"model": model.state_dict(), "class_names": list(NAMES), "input_size": [128, 160]}, weights)
+    command = ["--engine", str(weights), "--accuracy", str(data[0]), "--images", str(data[1]), "--study"]
+    assert main([*command, "--json", str(tmp_path / "study.json")]) == 0
+    rows = json.loads((tmp_path / "study.json").read_text())["rows"]
+    keys = ("runtime", "layers", "queries", "resizer")
+    assert [tuple(row[key] for key in keys) for row in rows] == [
+        ("onnxruntime", 2, 300, "opencv"),
+        ("torch", 2, 300, "opencv"),
+        ("onnxruntime", 2, 300, "pillow"),
+        ("onnxruntime", 1, 300, "opencv"),
+        ("onnxruntime", 2, 200, "opencv"),
+        ("onnxruntime", 2, 100, "opencv"),
+    ]
+    assert rows[0]["metrics"] == pytest.approx(rows[1]["metrics"], abs=1e-3)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 7
+    assert lines[1].endswith("+0.0000")
+
+
+def test_a_study_needs_a_checkpoint_and_annotations(
+    data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"")
+    assert main(["--engine", str(model), "--study"]) == 2
+    assert "--study needs --accuracy" in capsys.readouterr().err
+    assert main(["--engine", str(model), "--study", "--accuracy", str(data[0]), "--images", str(data[1])]) == 2
+    assert "model.onnx is a model file" in capsys.readouterr().err
 
 
 def _without(key: str) -> Any:
