@@ -12,13 +12,14 @@ from rtdetr_deploy.arguments import parse_size
 from rtdetr_deploy.classes import read_class_names
 from rtdetr_deploy.command import run_command
 from rtdetr_deploy.errors import MissingPackageError
-from rtdetr_export.options import OPSETS, SAMPLERS, ExportOptions, parse_batch
+from rtdetr_export.options import OPSETS, PRECISIONS, SAMPLERS, ExportOptions, parse_batch
 
 if TYPE_CHECKING:
     from rtdetr_export.to_onnx import ExportResult
 
 EXAMPLES = """examples:
   rtdetr-export --weights r50.pth --layers 4
+  rtdetr-export --weights r50.pth --precision fp16 --calibration photos/
   rtdetr-export --weights r18.pth --size 480x800 --batch dynamic --output r18.onnx
   rtdetr-export --variants
 """
@@ -54,6 +55,20 @@ def build_parser() -> argparse.ArgumentParser:
     add("--raw-output", action="store_true", help="return logits and cxcywh boxes instead of labels, boxes, scores")
     add("--classes", type=Path, metavar="FILE", help="one class name per line (default: the file's, COCO's for 80)")
     add("--variant", metavar="NAME", help="say what shapes can't tell: r50-m's 3 layers, discrete sampling (r18-dsp)")
+    add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="of the weights and the arithmetic in the file")
+    add(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="images like those to detect on, for lower precisions: ranges are measured and detections compared there",
+    )
+    add(
+        "--keep-fp32",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="nodes whose name matches this regular expression stay in FP32; may be repeated",
+    )
     opsets = ", ".join(map(str, OPSETS))
     add("--opset", type=int, default=OPSETS[0], metavar="V", help=f"ONNX opset: {opsets} (default: %(default)s)")
     add("--no-verify", action="store_true", help="skip the comparison with torch; the file records that")
@@ -95,6 +110,9 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         class_names=read_class_names(arguments.classes) if arguments.classes else None,
         variant=arguments.variant,
         opset=arguments.opset,
+        precision=arguments.precision,
+        keep_fp32=tuple(arguments.keep_fp32),
+        calibration=arguments.calibration,
         verify=not arguments.no_verify,
     )
 
@@ -119,6 +137,8 @@ def print_result(result: ExportResult) -> None:
     info = result.info
     layers = f"{info.layers} decoder layer{'s' * (info.layers > 1)}"
     batch = "dynamic batch" if info.batch is None else f"batch {info.batch}"
+    if result.half is not None:
+        print(result.half)
     print(result.report if result.report is not None else "not verified (--no-verify)")
     print(
         f"wrote {result.path} ({result.path.stat().st_size / 1e6:.1f} MB): {info.variant}, {layers}, "

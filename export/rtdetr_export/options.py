@@ -11,11 +11,13 @@ from rtdetr_deploy.errors import OptionError
 
 Batch = int | Literal["dynamic"]
 Sampler = Literal["gather", "grid", "discrete"]
+Precision = Literal["fp32", "fp16"]
 
 STRIDE = 32
 SMALLEST = 64
 SIZE = 640
 OPSETS = (17, 18, 19)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 SAMPLERS: tuple[Sampler, ...] = ("gather", "grid", "discrete")
 
 
@@ -30,6 +32,9 @@ class ExportOptions:
     attention: "gather" (default; no GridSample), "grid", or "discrete" for models trained that way. `raw_input` takes
     uint8 NHWC; `raw_output` returns logits and cxcywh boxes. `class_names` replace those of the checkpoint; `variant`
     says what shapes can't tell. `verify` False skips the parity report.
+
+    `precision` is "fp32" or "fp16" (mixed, see `precision`); `keep_fp32` patterns of node names that stay in FP32;
+    `calibration` a folder of images on which lower precisions are measured and compared (default: synthetic ones).
 
     Raises `OptionError` for values outside these ranges.
     """
@@ -48,6 +53,9 @@ class ExportOptions:
     class_names: tuple[str, ...] | None = None
     variant: str | None = None
     opset: int = 17
+    precision: Precision = "fp32"
+    keep_fp32: tuple[str, ...] = ()
+    calibration: Path | None = None
     verify: bool = True
 
     def __post_init__(self) -> None:
@@ -69,6 +77,10 @@ class ExportOptions:
                 raise OptionError(f"{name} is {value}, expected a number from 1 up")
         if self.sampler is not None and self.sampler not in SAMPLERS:
             raise OptionError(f"unknown sampler {self.sampler!r}; choose one of {', '.join(SAMPLERS)}")
+        if self.precision not in PRECISIONS:
+            raise OptionError(f"unknown precision {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
+        if self.precision == "fp32" and (self.keep_fp32 or self.calibration is not None):
+            raise OptionError("--keep-fp32 and --calibration are for lower precisions; add --precision fp16")
         self._check_opset()
         if self.output is not None and self.output.suffix != ".onnx":
             raise OptionError(f"can't write {self.output.name}: the output's name must end in .onnx")
@@ -104,6 +116,7 @@ class ExportOptions:
             f"op{info.opset}": info.opset != OPSETS[0],
             "uint8": info.raw_input,
             "raw": info.outputs == "raw",
+            "kept": bool(self.keep_fp32),
             "unverified": not info.verified,
         }
         return self.weights.with_name("-".join([stem, *(name for name, given in extras.items() if given)]) + ".onnx")

@@ -19,11 +19,8 @@ from rtdetr_deploy.errors import ExportError
 ITERATIONS = 2
 
 
-def simplify(content: bytes, metadata: Mapping[str, str], producer_version: str) -> bytes:
-    """Return the serialized model `content` simplified, with `metadata` as its only metadata.
-
-    Raises `ExportError` when the result holds an infinite or NaN constant.
-    """
+def simplify(content: bytes) -> onnx_ir.Model:
+    """Return the serialized model `content` simplified. Raises `ExportError` for an infinite or NaN constant."""
     model = onnx_ir.serde.deserialize_model(onnx.load_from_string(content))
     optimizer.optimize_ir(model, num_iterations=ITERATIONS, onnx_shape_inference=True)
     for graph_pass in (
@@ -34,6 +31,11 @@ def simplify(content: bytes, metadata: Mapping[str, str], producer_version: str)
     ):
         graph_pass(model)
     _check_constants(model)
+    return model
+
+
+def serialize(model: onnx_ir.Model, metadata: Mapping[str, str], producer_version: str) -> bytes:
+    """Return `model` as the content of a file, with `metadata` alone; the same bytes for the same model."""
     model.metadata_props.clear()
     model.metadata_props.update(metadata)
     model.producer_name, model.producer_version, model.doc_string = "rtdetr-deploy", producer_version, None

@@ -25,12 +25,15 @@ from rtdetr_deploy.artifact import METADATA_KEY, ArtifactInfo
 from rtdetr_deploy.errors import ExportError, OptionError
 from rtdetr_deploy.files import written_beside
 from rtdetr_deploy.model import RTDETR, Checkpoint, load_checkpoint, reparameterize
+from rtdetr_deploy.sources import ImageLike
 from rtdetr_export.graph import DetectionGraph, ScaleBytes, TopDetections
+from rtdetr_export.lower import choose_images, lower_to_half
 from rtdetr_export.options import ExportOptions
-from rtdetr_export.simplify import simplify
+from rtdetr_export.precision import HalfReport
+from rtdetr_export.simplify import serialize, simplify
 from rtdetr_export.verify import ParityReport, verify_file
+from rtdetr_export.verify_lower import LowerReport, verify_lower
 
-PRECISION = "fp32"
 OUTPUTS = {False: ("labels", "boxes", "scores"), True: ("logits", "boxes")}
 
 Progress = Callable[[str, float], None]
@@ -39,11 +42,15 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class ExportResult:
-    """`path` of the written file, its `info`, and the parity `report` (None where it was skipped)."""
+    """`path` of the written file, its `info`, and the parity `report` (None where it was skipped).
+
+    `half` says which nodes are computed in FP16, for files that are.
+    """
 
     path: Path
     info: ArtifactInfo
-    report: ParityReport | None
+    report: ParityReport | LowerReport | None
+    half: HalfReport | None = None
 
 
 def export_onnx(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
@@ -70,17 +77,28 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
         traced = trace(build_graph(model, options), options)
     with step("simplify"):
         info = describe_export(checkpoint, options, sampler)
-        content = simplify(traced, {METADATA_KEY: info.to_json()}, __version__)
+        graph = simplify(traced)
+    half = None
+    images: list[ImageLike] = []
+    if options.precision != "fp32":
+        images = choose_images(options)
+        with step(f"measure values on {len(images)} images, place FP16"), _enough_memory(options):
+            half = lower_to_half(graph, info, images, options.keep_fp32)
+    content = serialize(graph, {METADATA_KEY: info.to_json()}, __version__)
     path = options.output or options.default_output(info)
-    report = None
+    report: ParityReport | LowerReport | None = None
     with written_beside(path) as beside:
         with step(f"write {len(content) / 1e6:.0f} MB"):
             beside.write_bytes(content)
         if options.verify:
             with step("verify against torch"), _enough_memory(options):
-                report = verify_file(beside, reference_model(checkpoint, sampler), info)
+                reference = reference_model(checkpoint, sampler)
+                if options.precision == "fp32":
+                    report = verify_file(beside, reference, info)
+                else:
+                    report = verify_lower(beside, reference, info, images)
                 report.require(path.name)
-    return ExportResult(path, info, report)
+    return ExportResult(path, info, report, half)
 
 
 def decide_sampler(checkpoint: Checkpoint, asked: str | None) -> str:
@@ -118,7 +136,7 @@ def describe_export(checkpoint: Checkpoint, options: ExportOptions, sampler: str
         layers=checkpoint.model.decoder_layers,
         queries=queries,
         max_detections=min(options.max_detections, queries * checkpoint.variant.classes),
-        precision=PRECISION,
+        precision=options.precision,
         sampler=sampler,
         outputs="raw" if options.raw_output else "detections",
         raw_input=options.raw_input,
