@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from conftest import SHARED, shared_folder
+from golden_files import VARIANTS, read_golden, write_weights
 
 torch = pytest.importorskip("torch")
 
@@ -25,44 +23,12 @@ BOX_TOLERANCE = 2e-5
 LOGIT_TOLERANCE = 5e-4
 SLICE_TOLERANCE = 1e-4
 
-VARIANTS = {
-    "v1_r18": "r18",
-    "v1_r18_480x800": "r18",
-    "v1_r34": "r34",
-    "v1_r50_m": "r50-m",
-    "v1_r50": "r50",
-    "v2_r18": "r18",
-    "v2_r18_dsp": "r18-dsp",
-    "v2_r50_m": "r50-m",
-    "v2_hgnetv2_l": "hgnetv2-l",
-    "v2_hgnetv2_x": "hgnetv2-x",
-}
-
-
-@cache
-def _golden(name: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]], NDArray[np.float32]]:
-    """Return the description, the reference arrays and the image of one reference file."""
-    folder = shared_folder("golden")
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
-    import golden_fill  # type: ignore[import-not-found]
-
-    spec = json.loads((folder / f"{name}.keys.json").read_text())
-    image = golden_fill.probe_image(spec["height"], spec["width"], seed=spec["seed"])
-    return spec, dict(np.load(folder / f"{name}.npz")), image
-
 
 @pytest.fixture
 def released(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
     """Write the reference weights as a file in the released layout."""
     name: str = request.param
-    spec, _, _ = _golden(name)
-    import golden_fill
-
-    state = {key: torch.from_numpy(np.asarray(value)) for key, value in golden_fill.fill_state(spec["shapes"]).items()}
-    path = tmp_path / f"{name}.pth"
-    torch.save({"ema": {"module": state}, "model": {}}, path)
-    return name, path
+    return name, write_weights(name, tmp_path)
 
 
 def test_every_reference_file_is_used() -> None:
@@ -75,7 +41,7 @@ def test_every_layer_matches_the_released_model_before_and_after_reparameterizat
     released: tuple[str, Path],
 ) -> None:
     name, path = released
-    _, reference, image = _golden(name)
+    _, reference, image = read_golden(name)
     default = load_checkpoint(path, variant=VARIANTS[name]).model
     assert default.decoder_layers == int(reference["default_layers"])
     built = default.variant.built_layers
@@ -97,7 +63,7 @@ def test_every_layer_matches_the_released_model_before_and_after_reparameterizat
 @pytest.mark.parametrize("released", ["v1_r50", "v2_r50_m", "v2_hgnetv2_l"], indirect=True)
 def test_truncated_model_matches_and_drops_unused_layers(released: tuple[str, Path]) -> None:
     name, path = released
-    _, reference, image = _golden(name)
+    _, reference, image = read_golden(name)
     model = load_checkpoint(path, decoder_layers=4).model
     keys = model.state_dict().keys()
     assert not [key for key in keys if key.startswith(("decoder.decoder.layers.4", "decoder.dec_score_head.4"))]
@@ -118,7 +84,7 @@ def test_truncated_model_matches_and_drops_unused_layers(released: tuple[str, Pa
 )
 def test_exported_onnx_matches_the_released_model(released: tuple[str, Path], sampler: Sampler | None) -> None:
     name, path = released
-    spec, reference, image = _golden(name)
+    spec, reference, image = read_golden(name)
     result = export_onnx(
         ExportOptions(
             weights=path,
