@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   rtdetr-export --weights r50.pth --layers 4
   rtdetr-export --weights r50.pth --precision fp16 --calibration photos/
   rtdetr-export --weights r18.pth --size 480x800 --batch dynamic --output r18.onnx
+  rtdetr-export --lint r18.onnx
   rtdetr-export --variants
 """
 
@@ -38,6 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--weights", type=Path, metavar="FILE", help="checkpoint: .pth, .pt or .safetensors")
     what.add_argument(
         "--variants", action="store_true", help="print parameters and GFLOPs of every variant beside the published ones"
+    )
+    what.add_argument(
+        "--lint", type=Path, metavar="ONNX", help="check an .onnx file against what TensorRT's parser documents"
     )
     add("--output", type=Path, metavar="FILE", help="default: beside the weights, e.g. r50-l6-640x640-fp32.onnx")
     add("--layers", type=int, metavar="K", help="decoder layers to keep (default: as many as the variant runs)")
@@ -76,12 +80,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status (0 done, 2 wrong input, 130 interrupted)."""
+    """Run the command; returns the exit status (0 done, 1 findings of --lint, 2 wrong input, 130 interrupted)."""
     arguments = build_parser().parse_args(argv)
     return run_command("rtdetr-export", lambda: _export(arguments), "nothing was written")
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    if arguments.lint is not None:
+        return print_findings(arguments.lint)
     options = None if arguments.variants else _options(arguments)
     _require_packages()
     if options is None:
@@ -144,6 +150,20 @@ def print_result(result: ExportResult) -> None:
         f"wrote {result.path} ({result.path.stat().st_size / 1e6:.1f} MB): {info.variant}, {layers}, "
         f"{info.height}x{info.width}, {batch}, {info.precision}, {len(info.class_names)} classes"
     )
+
+
+def print_findings(path: Path) -> int:
+    """Print what is wrong with an ONNX file for TensorRT, and return 1 when there are errors."""
+    try:
+        from rtdetr_export.lint import RULES, lint_file
+    except ImportError as error:
+        raise MissingPackageError(f"--lint needs {error.name}: pip install 'rtdetr-deploy[export]'") from error
+    findings = lint_file(path)
+    for finding in findings:
+        print(finding)
+    errors = sum(finding.severity == "error" for finding in findings)
+    print(f"{path.name}: {errors} errors, {len(findings) - errors} warnings of {len(RULES)} rules")
+    return 1 if errors else 0
 
 
 def print_variants() -> None:

@@ -17,10 +17,13 @@ from rtdetr_deploy.model.query_selection import gather_rows
 
 
 class ScaleBytes(nn.Module):
-    """uint8 `(B, H, W, 3)` in 0 .. 255 -> float32 `(B, 3, H, W)` in [0, 1]."""
+    """uint8 `(B, H, W, 3)` in 0 .. 255 -> float32 `(B, 3, H, W)` in [0, 1].
+
+    The cast comes first: TensorRT takes UINT8 as the network's input, and for nothing else.
+    """
 
     def forward(self, images: Tensor) -> Tensor:
-        return images.permute(0, 3, 1, 2).to(torch.float32) / 255.0
+        return images.to(torch.float32).permute(0, 3, 1, 2) / 255.0
 
 
 class TopDetections(nn.Module):

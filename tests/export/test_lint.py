@@ -1,0 +1,175 @@
+"""Every rule for TensorRT rejects a graph that breaks it, and our own exports break none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+
+from onnx import TensorProto, numpy_helper, parser  # noqa: E402
+
+from rtdetr_deploy import ArtifactError  # noqa: E402
+from rtdetr_export.cli import main  # noqa: E402
+from rtdetr_export.lint import RULES, Finding, lint, lint_file  # noqa: E402
+
+MAP, PAIRS = "float[1,4,8,8]", "float[1,6,6,2]"
+BROKEN = {
+    "opset": ("", f"({MAP} x) => ({MAP} y) {{ y = Relu(x) }}", 8),
+    "operator": ("Unique", "(float[9] x) => (float[n] y) { y = Unique(x) }", 17),
+    "plugin": ("own::Magic", f"({MAP} x) => ({MAP} y) {{ y = own.Magic(x) }}", 17),
+    "type": ("DOUBLE", "(double[4] x) => (double[4] y) { y = Add(x, x) }", 17),
+    "uint8": ("cast first", "(float[4] x) => (float[4] y) { b = Cast<to=2>(x) y = Cast<to=1>(b) }", 17),
+    "finite": ("infinity", "(float[2] x) => (float[2] y) <float[2] c = {1.0, 1.0}> { y = Add(x, c) }", 17),
+    "strong-typing": ("FLOAT and FLOAT16", "(float[4] x, float16[4] h) => (float[4] y) { y = Add(x, h) }", 17),
+    "dynamic-axes": ("[2, 3]", "(float[1,3,h,w] x) => (float[1,3,h,w] y) { y = Relu(x) }", 17),
+    "gridsample-mode": (
+        "nearest",
+        f"({MAP} x, {PAIRS} p) => (float[1,4,6,6] y) {{ y = GridSample<mode=\"linear\">(x, p) }}",
+        20,
+    ),
+    "gridsample-rank": (
+        "5 axes",
+        "(float[1,4,8,8,8] x, float[1,2,2,2,3] p) => (float[1,4,2,2,2] y) { y = GridSample(x, p) }",
+        20,
+    ),
+    "float-only": (
+        "DOUBLE",
+        "(double[1,4,8,8] x, double[1,6,6,2] p) => (double[1,4,6,6] y) { y = GridSample(x, p) }",
+        17,
+    ),
+    "gridsample": ("--sampler gather", f"({MAP} x, {PAIRS} p) => (float[1,4,6,6] y) {{ y = GridSample(x, p) }}", 17),
+    "nms-constants": (
+        "input 2 (m)",
+        "(float[1,9,4] b, float[1,1,9] s, int64[1] m) => (int64[n,3] y) { y = NonMaxSuppression(b, s, m) }",
+        17,
+    ),
+    "topk": (
+        "K is 4000",
+        "(float[5000] x) => (float[4000] y, int64[4000] i) <int64[1] k = {4000}> { y, i = TopK(x, k) }",
+        17,
+    ),
+    "layernorm-outputs": (
+        "first output",
+        "(float[2,4] x, float[4] s) => (float[2,4] y, float[2,1] m) { y, m = LayerNormalization(x, s) }",
+        17,
+    ),
+    "maxpool-indices": (
+        "Indices",
+        f"({MAP} x) => (float[1,4,7,7] y, int64[1,4,7,7] i) {{ y, i = MaxPool<kernel_shape=[2,2]>(x) }}",
+        17,
+    ),
+    "scatter-reduction": (
+        "reductions",
+        "(float[4] x, int64[1,1] i, float[1] u) => (float[4] y) { y = ScatterND<reduction=\"add\">(x, i, u) }",
+        17,
+    ),
+    "constant-axes": ("axes must", "(float[2,4] x, int64[1] a) => (float[n,m] y) { y = ReduceMean(x, a) }", 18),
+    "resize": (
+        "tf_crop_and_resize",
+        "(float[1,1,4,4] x) => (float[1,1,8,8] y) <float[8] r = {0,0,0,0,1,1,1,1}, float[4] s = {1,1,2,2}> "
+        "{ y = Resize<coordinate_transformation_mode=\"tf_crop_and_resize\">(x, r, s) }",
+        17,
+    ),
+    "zero-point": (
+        "zero point",
+        "(float[4] x) => (int8[4] y) <float s = {0.1}, int8 z = {3}> { y = QuantizeLinear(x, s, z) }",
+        17,
+    ),
+    "per-channel": (
+        "weights only",
+        "(float[2,4] x) => (int8[2,4] y) <float[2] s = {0.1,0.2}, int8[2] z = {0,0}> "
+        "{ y = QuantizeLinear<axis=0>(x, s, z) }",
+        17,
+    ),
+}  # fmt: skip
+
+
+def _model(text: str, opset: int) -> Any:
+    return parser.parse_model(f'<ir_version: 9, opset_import: ["" : {opset}, "own" : 1]> g {text}')
+
+
+def _findings(name: str) -> list[Finding]:
+    _, text, opset = BROKEN[name]
+    model = _model(text, opset)
+    if name == "finite":
+        array = np.array([1.0, np.inf], np.float32)
+        model.graph.initializer[0].CopyFrom(numpy_helper.from_array(array, "c"))
+    return lint(model)
+
+
+def test_there_is_a_broken_graph_for_every_rule() -> None:
+    assert [rule.name for rule in RULES] == list(BROKEN)
+    assert all(rule.source for rule in RULES)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_graph_that_breaks_the_rule_is_found(name: str) -> None:
+    found = [finding for finding in _findings(name) if finding.rule == name]
+    assert found
+    assert BROKEN[name][0] in str(found[0])
+    assert found[0].source in str(found[0])
+
+
+def test_plain_graphs_break_no_rule() -> None:
+    text = (
+        "(float[n,3,8,8] x) => (float[n,4,8,8] y) <float[4,3,1,1] w = {1,2,3,4,5,6,7,8,9,10,11,12}, int64[1] k = {2}> "
+        "{ c = Conv(x, w) d = Relu(c) t, i = TopK<axis=1>(d, k) y = Add(d, c) }"
+    )
+    assert lint(_model(text, 17)) == []
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"batch": "dynamic", "raw_input": True}, {"precision": "fp16", "verify": False}]
+)
+def test_our_exports_break_no_rule(changes: dict[str, Any], small_options: Any) -> None:
+    from rtdetr_export import export_onnx
+
+    assert lint_file(export_onnx(small_options(f"lint-{len(changes)}.onnx", **changes)).path) == []
+
+
+def test_changes_of_a_real_export_are_found(small_onnx: Path) -> None:
+    def findings(change: Any) -> set[str]:
+        model = onnx.load(str(small_onnx))
+        change(model)
+        return {finding.rule for finding in lint(model)}
+
+    def cast_one_input(model: Any) -> None:
+        node = next(node for node in model.graph.node if node.name == "/model/decoder/layers.0/Add")
+        half = onnx.helper.make_node("Cast", [node.input[0]], ["half"], to=TensorProto.FLOAT16)
+        node.input[0] = "half"
+        model.graph.node.insert(list(model.graph.node).index(node), half)
+
+    def unsort(model: Any) -> None:
+        for node in model.graph.node:
+            if node.op_type == "TopK":
+                del node.attribute[:]
+                node.attribute.append(onnx.helper.make_attribute("sorted", 0))
+
+    def open_size(model: Any) -> None:
+        model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+
+    assert findings(lambda model: None) == set()
+    assert "strong-typing" in findings(cast_one_input)
+    assert findings(unsort) == {"topk"}
+    assert "dynamic-axes" in findings(open_size)
+
+
+def test_the_command_prints_findings_and_fails_on_errors(
+    small_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--lint", str(small_onnx)]) == 0
+    assert f"0 errors, 0 warnings of {len(RULES)} rules" in capsys.readouterr().out
+    broken = tmp_path / "broken.onnx"
+    _, text, opset = BROKEN["topk"]
+    onnx.save(_model(text, opset), broken)
+    assert main(["--lint", str(broken)]) == 1
+    assert "K is 4000; at most 3840 are supported" in capsys.readouterr().out
+    (tmp_path / "text.onnx").write_text("no model")
+    assert main(["--lint", str(tmp_path / "text.onnx")]) == 2
+    assert "is no valid ONNX model" in capsys.readouterr().err
+    with pytest.raises(ArtifactError, match="none.onnx"):
+        lint_file(tmp_path / "none.onnx")
