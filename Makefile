@@ -8,12 +8,13 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup test lint format demo wheel-check clean
+.PHONY: help setup test lint format demo wheel-check tensorrt-check clean
 
 help:
 	@echo "make demo [WEIGHTS=FILE]  export, detect on a photograph, show boxes and times"
 	@echo "make test                 run the tests"
 	@echo "make lint                 ruff, ruff format, mypy"
+	@echo "make tensorrt-check       check the TensorRT code against its real Python bindings (needs a C compiler)"
 	@echo "make wheel-check          build the wheel, predict with it where torch is not installed"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -47,6 +48,9 @@ wheel-check: setup
 	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		"$$(ls build/wheel/rtdetr_deploy-*.whl)[cpu]"
 	cd build/wheel && venv/bin/python $(CURDIR)/tests/wheel_check.py tiny.onnx
+
+tensorrt-check: setup
+	$(BIN)/python tests/engine/check_bindings.py
 
 clean:
 	rm -rf $(VENV) build dist demo/output .mypy_cache .pytest_cache .ruff_cache

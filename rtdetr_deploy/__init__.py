@@ -8,6 +8,7 @@ from rtdetr_deploy.detections import Detection, Detections
 from rtdetr_deploy.errors import (
     ArtifactError,
     CheckpointError,
+    DeviceError,
     ExportError,
     ImageError,
     MissingPackageError,
@@ -32,6 +33,7 @@ __all__ = [
     "CheckpointError",
     "Detection",
     "Detections",
+    "DeviceError",
     "ExportError",
     "ImageError",
     "MissingPackageError",

@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--class-names", type=Path, metavar="FILE", help="one name per line (default: those stored in the model)")
     add("--resizer", choices=RESIZERS, default=RESIZERS[0], help="library that resizes (default: %(default)s)")
     add("--threads", type=int, metavar="N", help="threads of the engine (default: the engine decides)")
-    add("--device", choices=DEVICES, default=DEVICES[0], help="where the engine runs (default: %(default)s)")
+    add("--device", choices=DEVICES, help="where the model runs (default: engines on the GPU, all else on the CPU)")
     add("--size", metavar="SIZE", help="640 or HEIGHTxWIDTH, for models of others that leave it open")
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="largest image decoded (default: %(default)s)")
     return parser

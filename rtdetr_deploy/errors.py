@@ -20,6 +20,10 @@ class ArtifactError(RtdetrError):
     """A file is no model that can be run here."""
 
 
+class DeviceError(RtdetrError):
+    """A GPU can't be used: none there, out of memory, or CUDA reports a failure."""
+
+
 class ImageError(RtdetrError):
     """An image can't be read or has no usable content."""
 

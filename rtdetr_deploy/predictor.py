@@ -39,7 +39,8 @@ class Predictor:
     `engine` is the model file, or a runtime that is open already; `threshold` the smallest score that is kept unless a
     call says otherwise. `class_names` (a list, or a file with one name per line) replaces the names stored in the file.
     `resizer` is "opencv" or "pillow" (see `preprocess`). `threads` limits the engine's threads. `device` is "cpu" or
-    "cuda" (an NVIDIA GPU, needs onnxruntime-gpu). `size` (height, width) is needed for files of others that leave it
+    "cuda" (an NVIDIA GPU; for .onnx files that needs onnxruntime-gpu); by default engines run on the GPU and all else
+    on the CPU. `size` (height, width) is needed for files of others that leave it
     open. `max_pixels` is the largest image that is decoded.
 
     Raises `ArtifactError` when the file can't be run, `OptionError` for other arguments.
@@ -53,7 +54,7 @@ class Predictor:
         class_names: Sequence[str] | str | Path | None = None,
         resizer: Resizer = "opencv",
         threads: int | None = None,
-        device: Device = "cpu",
+        device: Device | None = None,
         size: tuple[int, int] | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -126,7 +127,7 @@ class Predictor:
         self.labels_of(classes)
         images = _as_list(images)
         results: list[Detections] = []
-        step = self.batch or MAX_BATCH
+        step = self.batch or min(MAX_BATCH, self._runtime.largest_batch or MAX_BATCH)
         for start in range(0, len(images), step):
             frames = self.load(images[start : start + step], color=color)
             outputs = self.infer(self.prepare(frames))

@@ -49,6 +49,7 @@ class TorchRuntime:
             verified=False,
             version="",
         )
+        self.largest_batch: int | None = None
         self.metadata: Mapping[str, str] = {METADATA_KEY: info.to_json()}
 
     @torch.no_grad()

@@ -48,6 +48,10 @@ class Runtime(Protocol):
     def metadata(self) -> Mapping[str, str]:
         """Text entries stored with the model."""
 
+    @property
+    def largest_batch(self) -> int | None:
+        """The most images at once where the batch is dynamic; None where there is no limit."""
+
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output by name. The caller owns the arrays."""
 
@@ -55,23 +59,24 @@ class Runtime(Protocol):
         """Free the model; calling it twice is harmless."""
 
 
-_MODULES = {".onnx": "onnx_runtime"}
+_MODULES = {".onnx": "onnx_runtime", ".engine": "tensorrt_runtime", ".plan": "tensorrt_runtime"}
 _HINTS = dict.fromkeys(
     (".pth", ".pt", ".safetensors"), "export it first: rtdetr-export --weights {name} writes an .onnx file"
 )
 
 
-def open_runtime(path: str | Path, *, threads: int | None = None, device: Device = "cpu") -> Runtime:
+def open_runtime(path: str | Path, *, threads: int | None = None, device: Device | None = None) -> Runtime:
     """Open the model file `path` with the engine that its suffix names; `threads` None leaves their number to it.
 
-    `device` is never replaced by another one: what can't run there is an error.
+    `device` None is the CPU for ONNX files and the GPU for engines. A device is never replaced by another one: what
+    can't run there is an error.
 
     Raises `ArtifactError` when the file is missing, is no model, has an unknown suffix, or can't run on `device`,
     `MissingPackageError` when the engine's package is not installed, and `OptionError` for other arguments.
     """
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise OptionError(f"threads is {threads}, expected a number from 1 to {MAX_THREADS}")
-    if device not in DEVICES:
+    if device is not None and device not in DEVICES:
         raise OptionError(f"unknown device {device!r}; choose one of {', '.join(DEVICES)}")
     path = Path(path)
     module = _MODULES.get(path.suffix.lower())

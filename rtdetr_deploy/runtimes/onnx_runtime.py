@@ -31,6 +31,7 @@ class OnnxRuntime:
         self.name = f"ONNX Runtime {version} ({device.upper()})"
         self.inputs = tuple(_spec(node, name) for node in session.get_inputs())
         self.outputs = tuple(_spec(node, name) for node in session.get_outputs())
+        self.largest_batch: int | None = None
         self.metadata: Mapping[str, str] = dict(session.get_modelmeta().custom_metadata_map)
         self._output_names = [spec.name for spec in self.outputs]
 
@@ -50,12 +51,13 @@ class OnnxRuntime:
         self._session = None
 
 
-def open_model(path: Path, threads: int | None, device: Device) -> OnnxRuntime:
+def open_model(path: Path, threads: int | None, device: Device | None) -> OnnxRuntime:
     """Open an `.onnx` file. Raises `ArtifactError` when ONNX Runtime can't load it or can't use `device`."""
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingPackageError("running .onnx files needs ONNX Runtime: pip install 'rtdetr-deploy[cpu]'") from error
+    device = device or "cpu"
     provider = _PROVIDERS[device]
     if provider not in onnxruntime.get_available_providers():
         raise MissingPackageError(

@@ -1,0 +1,191 @@
+"""The few calls of the CUDA runtime that are needed here, through cuda-python.
+
+Every failure is a `DeviceError` in CUDA's own words. Resources have `close`, which may be called twice; nothing is
+freed by the garbage collector, whose order would be anybody's guess.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rtdetr_deploy.errors import DeviceError, MissingPackageError
+from rtdetr_deploy.runtimes import Array
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The device that is used: its name, its compute capability ("7.5" for a T4) and its memory in bytes."""
+
+    name: str
+    capability: str
+    memory: int
+
+
+class Cuda:
+    """The CUDA runtime. `module` is `cuda.bindings.runtime`, or a double of it."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Call a function and return what it returns beside the status. Raises `DeviceError`."""
+        status, *values = getattr(self._module, function)(*arguments)
+        if status != self._module.cudaError_t.cudaSuccess:
+            _, text = self._module.cudaGetErrorString(status)
+            words = text.decode() if isinstance(text, bytes) else str(text)
+            out_of_memory = status == self._module.cudaError_t.cudaErrorMemoryAllocation
+            hint = "; close other programs on the GPU, or use a smaller batch" if out_of_memory else ""
+            raise DeviceError(f"CUDA says: {words} ({function}){hint}")
+        return values[0] if len(values) == 1 else tuple(values) if values else None
+
+    def constant(self, kind: str, name: str) -> Any:
+        """Return a member of an enumeration, e.g. `cudaMemcpyKind.cudaMemcpyHostToDevice`."""
+        return getattr(getattr(self._module, kind), name)
+
+    def flag(self, name: str) -> int:
+        """Return a plain constant, e.g. `cudaStreamNonBlocking`."""
+        return int(getattr(self._module, name))
+
+    def gpu(self) -> Gpu:
+        """Describe the current device. Raises `DeviceError` where there is none."""
+        try:
+            count = self.call("cudaGetDeviceCount")
+        except DeviceError as error:
+            raise DeviceError(f"no NVIDIA GPU can be used: {error}; is the driver installed, and recent?") from error
+        if count < 1:
+            raise DeviceError("no NVIDIA GPU can be used: CUDA finds none")
+        properties = self.call("cudaGetDeviceProperties", self.call("cudaGetDevice"))
+        name = properties.name
+        return Gpu(
+            name.decode().rstrip("\0") if isinstance(name, bytes) else str(name),
+            f"{properties.major}.{properties.minor}",
+            int(properties.totalGlobalMem),
+        )
+
+
+def import_cuda() -> Cuda:
+    """Return the CUDA runtime. Raises `MissingPackageError` without cuda-python."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise MissingPackageError("running engines needs cuda-python: pip install 'rtdetr-deploy[tensorrt]'") from error
+    return Cuda(runtime)
+
+
+class DeviceMemory:
+    """A block of `size` bytes on the GPU at `address`."""
+
+    def __init__(self, cuda: Cuda, size: int) -> None:
+        self._cuda = cuda
+        self.size = size
+        self.address = int(cuda.call("cudaMalloc", max(1, size)))
+
+    def close(self) -> None:
+        """Free the block."""
+        if self.address:
+            self._cuda.call("cudaFree", self.address)
+            self.address = 0
+
+
+class PinnedArray:
+    """Host memory that the GPU reads and writes without a copy in between, as a NumPy `array`."""
+
+    def __init__(self, cuda: Cuda, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
+        self._cuda = cuda
+        size = max(1, int(np.prod(shape)) * dtype.itemsize)
+        self.address = int(cuda.call("cudaHostAlloc", size, cuda.flag("cudaHostAllocDefault")))
+        block = (ctypes.c_uint8 * size).from_address(self.address)
+        count = int(np.prod(shape)) * dtype.itemsize
+        self.array: Array = (
+            np.frombuffer(memoryview(block).cast("B"), np.uint8, count).view(dtype).reshape(tuple(shape))
+        )
+
+    def close(self) -> None:
+        """Free the memory; `array` must not be used any more."""
+        if self.address:
+            self.array = np.empty(0, self.array.dtype)
+            self._cuda.call("cudaFreeHost", self.address)
+            self.address = 0
+
+
+class Stream:
+    """A queue of work on the GPU, in order."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self._stream: Any = cuda.call("cudaStreamCreateWithFlags", cuda.flag("cudaStreamNonBlocking"))
+
+    @property
+    def handle(self) -> int:
+        """The stream as the number that TensorRT wants."""
+        return int(self._stream)
+
+    def upload(self, target: DeviceMemory, source: PinnedArray, size: int) -> None:
+        """Queue a copy of the first `size` bytes to the GPU."""
+        self._copy(target.address, source.address, size, "cudaMemcpyHostToDevice")
+
+    def download(self, target: PinnedArray, source: DeviceMemory, size: int) -> None:
+        """Queue a copy of the first `size` bytes from the GPU."""
+        self._copy(target.address, source.address, size, "cudaMemcpyDeviceToHost")
+
+    def _copy(self, target: int, source: int, size: int, direction: str) -> None:
+        kind = self._cuda.constant("cudaMemcpyKind", direction)
+        self._cuda.call("cudaMemcpyAsync", target, source, size, kind, self._stream)
+
+    def synchronize(self) -> None:
+        """Wait until everything queued is done."""
+        self._cuda.call("cudaStreamSynchronize", self._stream)
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Record what `work` queues here, instead of doing it, and return it as a graph.
+
+        The stream is usable afterwards, also when `work` raises or can't be recorded.
+        """
+        mode = self._cuda.constant("cudaStreamCaptureMode", "cudaStreamCaptureModeThreadLocal")
+        self._cuda.call("cudaStreamBeginCapture", self._stream, mode)
+        try:
+            work()
+        except BaseException:
+            self._abandon_capture()
+            raise
+        recorded = self._cuda.call("cudaStreamEndCapture", self._stream)
+        try:
+            return Graph(self._cuda, self._cuda.call("cudaGraphInstantiate", recorded, 0))
+        finally:
+            self._cuda.call("cudaGraphDestroy", recorded)
+
+    def _abandon_capture(self) -> None:
+        try:
+            recorded = self._cuda.call("cudaStreamEndCapture", self._stream)
+        except DeviceError:  # a capture that has failed has no graph; ending it is all that is wanted
+            return
+        self._cuda.call("cudaGraphDestroy", recorded)
+
+    def launch(self, graph: Graph) -> None:
+        """Queue all the work of `graph` at once."""
+        self._cuda.call("cudaGraphLaunch", graph.executable, self._stream)
+
+    def close(self) -> None:
+        """Destroy the stream."""
+        if self._stream is not None:
+            self._cuda.call("cudaStreamDestroy", self._stream)
+            self._stream = None
+
+
+class Graph:
+    """Recorded work that is launched as a whole."""
+
+    def __init__(self, cuda: Cuda, executable: Any) -> None:
+        self._cuda = cuda
+        self.executable = executable
+
+    def close(self) -> None:
+        """Destroy the graph."""
+        if self.executable is not None:
+            self._cuda.call("cudaGraphExecDestroy", self.executable)
+            self.executable = None

@@ -1,0 +1,178 @@
+"""A strict double of `cuda.bindings.runtime`: GPU memory is host memory, work is done in order, misuse is an error.
+
+It keeps count of what is allocated, so that a test can ask for leaks, double frees and use after free.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+
+class Status(enum.IntEnum):
+    """Statuses that the double returns; values are CUDA's."""
+
+    cudaSuccess = 0
+    cudaErrorInvalidValue = 1
+    cudaErrorMemoryAllocation = 2
+    cudaErrorInsufficientDriver = 35
+    cudaErrorStreamCaptureUnsupported = 900
+
+
+OK = (Status.cudaSuccess,)
+TEXTS = {
+    Status.cudaErrorInvalidValue: b"invalid argument",
+    Status.cudaErrorMemoryAllocation: b"out of memory",
+    Status.cudaErrorInsufficientDriver: b"CUDA driver version is insufficient for CUDA runtime version",
+    Status.cudaErrorStreamCaptureUnsupported: b"operation not permitted when stream is capturing",
+}
+Work = Callable[[], None]
+
+
+class FakeCuda:
+    """The module's functions as methods, with what they made."""
+
+    cudaError_t = Status
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+    cudaStreamNonBlocking = 1
+    cudaHostAllocDefault = 0
+
+    def __init__(self, memory: int = 1 << 34, capability: tuple[int, int] = (7, 5), gpus: int = 1) -> None:
+        self.memory = memory
+        self.capability = capability
+        self.gpus = gpus
+        self.device: dict[int, Any] = {}
+        self.pinned: dict[int, Any] = {}
+        self.streams: dict[int, list[Work]] = {}
+        self.capturing: dict[int, list[Work]] = {}
+        self.graphs: set[int] = set()
+        self.executables: dict[int, list[Work]] = {}
+        self.launches = 0
+        self.records = True
+        self.log: list[str] = []
+        self._recorded: dict[int, list[Work]] = {}
+        self._next = 1000
+
+    @property
+    def alive(self) -> int:
+        """Number of blocks, streams and graphs that were not given back."""
+        kinds = (self.device, self.pinned, self.streams, self.graphs, self.executables)
+        return sum(len(kind) for kind in kinds)
+
+    def enqueue(self, stream: int, work: Work) -> bool:
+        """Do `work` when the stream comes to it, or record it while the stream is captured."""
+        if stream not in self.streams:
+            return False
+        self.capturing.get(stream, self.streams[stream]).append(work)
+        return True
+
+    def block(self, address: int) -> bytes | None:
+        """Return the block that starts at `address` on either side of the bus, or None."""
+        found: Any = self.device.get(address, self.pinned.get(address))
+        return found  # type: ignore[no-any-return]
+
+    def _number(self) -> int:
+        self._next += 1
+        return self._next
+
+    def cudaGetErrorString(self, status: Status) -> tuple[Any, ...]:
+        return (*OK, TEXTS[status])
+
+    def cudaGetDeviceCount(self) -> tuple[Any, ...]:
+        if self.gpus < 0:
+            return (Status.cudaErrorInsufficientDriver, None)
+        return (*OK, self.gpus)
+
+    def cudaGetDevice(self) -> tuple[Any, ...]:
+        return (*OK, 0)
+
+    def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
+        major, minor = self.capability
+        return (*OK, SimpleNamespace(name=b"Tesla T4\0\0", major=major, minor=minor, totalGlobalMem=self.memory))
+
+    def _allocate(self, kind: dict[int, Any], size: int) -> tuple[Any, ...]:
+        if sum(ctypes.sizeof(block) for block in self.device.values()) + size > self.memory:
+            return (Status.cudaErrorMemoryAllocation, None)
+        block = (ctypes.c_uint8 * size)()
+        kind[ctypes.addressof(block)] = block
+        return (*OK, ctypes.addressof(block))
+
+    def cudaMalloc(self, size: int) -> tuple[Any, ...]:
+        return self._allocate(self.device, size)
+
+    def cudaHostAlloc(self, size: int, flags: int) -> tuple[Any, ...]:
+        return self._allocate(self.pinned, size)
+
+    def _free(self, kind: dict[int, Any], address: int, what: str) -> tuple[Any, ...]:
+        self.log.append(what)
+        return OK if kind.pop(address, None) is not None else (Status.cudaErrorInvalidValue,)
+
+    def cudaFree(self, address: int) -> tuple[Any, ...]:
+        return self._free(self.device, address, "free device")
+
+    def cudaFreeHost(self, address: int) -> tuple[Any, ...]:
+        return self._free(self.pinned, address, "free pinned")
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
+        stream = self._number()
+        self.streams[stream] = []
+        return (*OK, stream)
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[Any, ...]:
+        return self._free(self.streams, stream, "destroy stream")
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
+        if stream in self.capturing:
+            return (Status.cudaErrorStreamCaptureUnsupported,)
+        for work in self.streams[stream]:
+            work()
+        self.streams[stream].clear()
+        return OK
+
+    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[Any, ...]:
+        sides = (self.device, self.pinned) if kind == 1 else (self.pinned, self.device)
+        to, origin = sides[0].get(target), sides[1].get(source)
+        if to is None or origin is None or size > min(ctypes.sizeof(to), ctypes.sizeof(origin)):
+            return (Status.cudaErrorInvalidValue,)
+
+        def copy() -> None:
+            ctypes.memmove(to, origin, size)
+
+        done = self.enqueue(stream, copy)
+        return OK if done else (Status.cudaErrorInvalidValue,)
+
+    def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[Any, ...]:
+        self.capturing[stream] = []
+        return OK
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[Any, ...]:
+        work = self.capturing.pop(stream)
+        if not self.records:
+            return (Status.cudaErrorStreamCaptureUnsupported, None)
+        graph = self._number()
+        self.graphs.add(graph)
+        self._recorded[graph] = work
+        return (*OK, graph)
+
+    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[Any, ...]:
+        executable = self._number()
+        self.executables[executable] = self._recorded[graph]
+        return (*OK, executable)
+
+    def cudaGraphDestroy(self, graph: int) -> tuple[Any, ...]:
+        self.graphs.remove(graph)
+        del self._recorded[graph]
+        return OK
+
+    def cudaGraphExecDestroy(self, executable: int) -> tuple[Any, ...]:
+        return self._free(self.executables, executable, "destroy graph")
+
+    def cudaGraphLaunch(self, executable: int, stream: int) -> tuple[Any, ...]:
+        self.launches += 1
+        for work in self.executables[executable]:
+            self.enqueue(stream, work)
+        return OK

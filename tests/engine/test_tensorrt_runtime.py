@@ -1,0 +1,344 @@
+"""The TensorRT runtime over strict doubles of TensorRT and CUDA (neither can run here), backed by ONNX Runtime."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import inspect
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import fake_tensorrt
+from conftest import shared_folder
+from fake_cuda import FakeCuda
+from rtdetr_deploy import ArtifactError, DeviceError, MissingPackageError, OptionError, Predictor, open_runtime
+from rtdetr_deploy.artifact import read_metadata
+from rtdetr_deploy.engine_info import EngineInfo, sidecar_path
+from rtdetr_deploy.runtimes.tensorrt_runtime import TensorRtRuntime
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def cuda() -> FakeCuda:
+    return FakeCuda()
+
+
+@pytest.fixture
+def world(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_tensorrt.World]:
+    """Put the doubles where `import tensorrt` and `from cuda.bindings import runtime` find them."""
+    gc.collect()
+    world = fake_tensorrt.World(cuda)
+    monkeypatch.setattr(fake_tensorrt, "WORLD", world, raising=False)
+    bindings = ModuleType("cuda.bindings")
+    bindings.runtime = cuda  # type: ignore[attr-defined]
+    package = ModuleType("cuda")
+    package.bindings = bindings  # type: ignore[attr-defined]
+    for name, module in (("tensorrt", fake_tensorrt), ("cuda", package), ("cuda.bindings", bindings)):
+        monkeypatch.setitem(sys.modules, name, module)
+    yield world
+    gc.collect()
+    assert cuda.alive == 0, "not everything was given back"
+    assert (world.engines_alive, world.contexts_alive, world.problems) == (0, 0, [])
+
+
+def make_engine(onnx: Path, folder: Path, **changes: Any) -> Path:
+    """Write an engine for the double, with its sidecar."""
+    from rtdetr_deploy.runtimes.onnx_runtime import open_model
+
+    model = open_model(onnx, None, "cpu")
+    info = read_metadata(model.metadata, onnx.name)
+    assert info is not None
+    path = folder / f"{onnx.stem}.engine"
+    path.write_bytes(fake_tensorrt.MAGIC + onnx.read_bytes())
+    facts = EngineInfo(
+        info=info,
+        tensorrt=fake_tensorrt.__version__,
+        gpu="Tesla T4",
+        capability="7.5",
+        profile=(1, 1, 4),
+        onnx_digest="",
+        engine_digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+    sidecar_path(path).write_text(replace(facts, **changes).to_json())
+    return path
+
+
+@pytest.fixture
+def engine(dynamic_onnx: Path, tmp_path: Path) -> Path:
+    return make_engine(dynamic_onnx, tmp_path)
+
+
+def test_an_engine_detects_what_its_onnx_file_does(
+    world: fake_tensorrt.World, engine: Path, dynamic_onnx: Path, picture: NDArray[np.uint8]
+) -> None:
+    pictures = [picture, picture[::-1].copy(), picture[:, ::-1].copy(), picture[:50], picture[:, :70], picture]
+    with Predictor(engine, 0.0) as predictor, Predictor(dynamic_onnx, 0.0) as reference:
+        assert predictor.runtime == "TensorRT 10.13.3.9 (Tesla T4)"
+        assert predictor.class_names == ("red", "white", "platelet")
+        for batch in (1, 6, 3, 1, 1, 3, 6):  # 6 is split: the profile ends at 4
+            for one, other in zip(
+                predictor.detect_batch(pictures[:batch]), reference.detect_batch(pictures[:batch]), strict=True
+            ):
+                assert np.abs(one.boxes - other.boxes).max() < 0.01
+                assert np.abs(one.scores - other.scores).max() < 1e-4
+    assert world.cuda.launches > 0
+
+
+def test_a_file_of_a_fixed_batch_runs_too(
+    world: fake_tensorrt.World, small_onnx: Path, tmp_path: Path, picture: NDArray[np.uint8]
+) -> None:
+    with Predictor(make_engine(small_onnx, tmp_path), 0.0) as predictor:
+        assert predictor.batch == 1
+        assert len(predictor.detect(picture)) == 300
+
+
+def _feed(batch: int, seed: int = 0) -> dict[str, Any]:
+    return {"images": np.random.default_rng(seed).integers(0, 256, (batch, 128, 160, 3), np.uint8)}
+
+
+def test_the_second_call_of_a_batch_size_is_one_graph(world: fake_tensorrt.World, engine: Path) -> None:
+    runtime = open_runtime(engine)
+    first = runtime.run(_feed(2))
+    assert (world.cuda.launches, world.executions) == (0, 1)
+    second = runtime.run(_feed(2))
+    assert (world.cuda.launches, world.executions) == (1, 2)
+    other = runtime.run(_feed(2, seed=1))
+    assert (world.cuda.launches, world.executions) == (2, 3)
+    runtime.run(_feed(1))
+    assert world.cuda.launches == 2
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert not np.array_equal(first["boxes"], other["boxes"])
+    runtime.close()
+    runtime.close()
+
+
+def test_outputs_belong_to_the_caller(world: fake_tensorrt.World, engine: Path) -> None:
+    runtime = open_runtime(engine)
+    first = runtime.run(_feed(1))
+    kept = {name: array.copy() for name, array in first.items()}
+    runtime.run(_feed(1, seed=5))
+    runtime.close()
+    assert all(np.array_equal(kept[name], first[name]) for name in kept)
+    first["boxes"][:] = 0
+
+
+def test_resources_are_released_in_order(world: fake_tensorrt.World, engine: Path) -> None:
+    runtime = open_runtime(engine)
+    runtime.run(_feed(1))
+    runtime.run(_feed(1))
+    runtime.close()
+    log = world.cuda.log
+    assert log[0] == "destroy graph"
+    assert log[-1] == "destroy stream"
+    assert log.count("free device") == 5  # images, labels, boxes, scores, working memory
+    assert log.count("free pinned") == 4
+    with pytest.raises(ArtifactError, match="is closed"):
+        runtime.run(_feed(1))
+
+
+def test_threads_share_an_engine(world: fake_tensorrt.World, engine: Path) -> None:
+    runtime = open_runtime(engine)
+    expected = [runtime.run(_feed(1 + seed % 2, seed))["boxes"] for seed in range(4)]
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        for _ in range(5):
+            if not np.array_equal(runtime.run(_feed(1 + seed % 2, seed))["boxes"], expected[seed]):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    runtime.close()
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("feed", "message"),
+    [
+        (_feed(5), "batch 5 is outside this engine's range 1 to 4"),
+        (_feed(0), "batch 0 is outside"),
+        ({"images": _feed(1)["images"].astype(np.float32)}, "takes images as uint8"),
+        ({"images": _feed(1)["images"][:, :64]}, r"not uint8\(64, 160, 3\)"),
+        ({"pictures": _feed(1)["images"]}, "takes images, not"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(
+    feed: dict[str, Any], message: str, world: fake_tensorrt.World, engine: Path
+) -> None:
+    runtime = open_runtime(engine)
+    with pytest.raises(ArtifactError, match=message):
+        runtime.run(feed)
+    assert runtime.run(_feed(1))["scores"].shape == (1, 300)
+    runtime.close()
+
+
+def test_a_refused_execution_is_an_error_in_tensorrts_words(world: fake_tensorrt.World, engine: Path) -> None:
+    runtime = open_runtime(engine)
+    world.refuse = True
+    with pytest.raises(DeviceError, match=r"refused execution: Error Code 3: API Usage Error"):
+        runtime.run(_feed(1))
+    world.refuse = False
+    assert runtime.run(_feed(1))["scores"].shape == (1, 300)
+    runtime.close()
+
+
+def test_an_engine_that_cannot_be_recorded_runs_without_a_graph(world: fake_tensorrt.World, engine: Path) -> None:
+    world.cuda.records = False
+    runtime = open_runtime(engine)
+    first = runtime.run(_feed(1))
+    with pytest.warns(UserWarning, match="runs without CUDA graphs"):
+        second = runtime.run(_feed(1))
+    third = runtime.run(_feed(1))
+    runtime.close()
+    assert np.array_equal(first["boxes"], second["boxes"])
+    assert np.array_equal(first["boxes"], third["boxes"])
+    assert world.cuda.launches == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tensorrt": "11.4.0.106"}, "was built by TensorRT 11.4.0.106, this is 10.13.3.9"),
+        (
+            {"capability": "8.6", "gpu": "A10"},
+            r"was built for A10 \(compute capability 8.6\), this is Tesla T4",
+        ),
+        ({"engine_digest": "0"}, "belongs to another engine"),
+    ],
+)
+def test_engines_of_another_machine_are_refused(
+    changes: dict[str, Any], message: str, world: fake_tensorrt.World, dynamic_onnx: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        open_runtime(make_engine(dynamic_onnx, tmp_path, **changes))
+
+
+def test_compatible_engines_of_another_machine_run(
+    world: fake_tensorrt.World, dynamic_onnx: Path, tmp_path: Path
+) -> None:
+    other = {"tensorrt": "10.1", "capability": "8.6", "version_compatible": True, "hardware_compatible": True}
+    runtime = open_runtime(make_engine(dynamic_onnx, tmp_path, **other))
+    assert isinstance(runtime, TensorRtRuntime)
+    assert runtime._runtime is not None
+    assert runtime._runtime.engine_host_code_allowed
+    runtime.close()
+
+
+def test_an_engine_without_sidecar_runs_as_a_file_of_others(
+    world: fake_tensorrt.World, engine: Path, picture: NDArray[np.uint8]
+) -> None:
+    sidecar_path(engine).unlink()
+    with Predictor(engine, 0.0) as predictor:
+        assert predictor.info is None
+        assert predictor.detect(picture).names[0].startswith("class ")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "can't be read"),
+        ("{}", "does not describe an engine"),
+        ('{"format": 99}', "newer rtdetr-deploy"),
+        ('{"format": 1, "info": {}}', "does not describe an engine"),
+    ],
+)
+def test_damaged_sidecars_are_refused(content: str, message: str, world: fake_tensorrt.World, engine: Path) -> None:
+    sidecar_path(engine).write_text(content)
+    with pytest.raises(ArtifactError, match=message):
+        open_runtime(engine)
+
+
+def test_a_sidecar_with_damaged_info_is_refused(world: fake_tensorrt.World, engine: Path) -> None:
+    stored = json.loads(sidecar_path(engine).read_text())
+    del stored["info"]["height"]
+    sidecar_path(engine).write_text(json.dumps(stored))
+    with pytest.raises(ArtifactError, match="lacks height"):
+        open_runtime(engine)
+
+
+def test_a_file_that_is_no_engine_is_refused_in_tensorrts_words(world: fake_tensorrt.World, tmp_path: Path) -> None:
+    path = tmp_path / "x.engine"
+    path.write_bytes(b"something else")
+    with pytest.raises(ArtifactError, match=r"can't be loaded by TensorRT 10.13.3.9: Serialization assertion magicTag"):
+        open_runtime(path)
+
+
+def test_too_little_memory_is_one_clear_line_and_leaks_nothing(world: fake_tensorrt.World, engine: Path) -> None:
+    world.cuda.memory = 10_000
+    with pytest.raises(DeviceError, match=r"out of memory \(cuda.*smaller batch"):
+        open_runtime(engine)
+
+
+@pytest.mark.parametrize("gpus", [0, -1])
+def test_no_gpu_is_one_clear_line(gpus: int, world: fake_tensorrt.World, engine: Path) -> None:
+    world.cuda.gpus = gpus
+    with pytest.raises(DeviceError, match="no NVIDIA GPU can be used"):
+        open_runtime(engine)
+
+
+def test_options_that_engines_do_not_have_are_refused(world: fake_tensorrt.World, engine: Path) -> None:
+    with pytest.raises(OptionError, match="runs on NVIDIA GPUs only"):
+        open_runtime(engine, device="cpu")
+    with pytest.raises(OptionError, match="has no threads"):
+        open_runtime(engine, threads=2)
+    open_runtime(engine, device="cuda").close()
+
+
+@pytest.mark.parametrize(("hidden", "package"), [("tensorrt", "TensorRT"), ("cuda.bindings", "cuda-python")])
+def test_missing_packages_are_named(
+    hidden: str, package: str, world: fake_tensorrt.World, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, hidden, None)
+    with pytest.raises(MissingPackageError, match=rf"needs {package}: pip install 'rtdetr-deploy\[tensorrt\]'"):
+        open_runtime(engine)
+
+
+@pytest.mark.parametrize("version", ["10.13.3.9", "10.16.1.11", "11.4.0.106"])
+def test_the_double_has_only_what_the_bindings_have(version: str) -> None:
+    """Every public name of the double exists in the real bindings, and methods take the same arguments."""
+    api = json.loads((shared_folder("tensorrt") / f"api_{version}.json").read_text())
+    compared = 0
+    for name in ("Runtime", "ICudaEngine", "IExecutionContext", "ILogger"):
+        listed = api["classes"][name]
+        double = getattr(fake_tensorrt, name)
+        for member, function in vars(double).items():
+            if member.startswith("_") or not inspect.isfunction(function):
+                continue
+            signatures = listed["methods"][member]
+            arguments = [argument for argument in inspect.signature(function).parameters if argument != "self"]
+            assert any(all(f"{argument}:" in text for argument in arguments) for text in signatures), (
+                member,
+                signatures,
+            )
+            compared += 1
+    assert compared >= 13
+    assert {"device_memory_size_v2", "num_io_tensors"} <= set(api["classes"]["ICudaEngine"]["props"])
+    assert "engine_host_code_allowed" in api["classes"]["Runtime"]["props"]
+    for name in ("TensorIOMode", "ExecutionContextAllocationStrategy"):
+        assert {member.name for member in getattr(fake_tensorrt, name)} == set(api["enums"][name])
+    assert {member.name for member in fake_tensorrt.ILogger.Severity} == set(api["enums"]["ILogger.Severity"])
+    assert {member.name for member in fake_tensorrt.DataType} <= set(api["enums"]["DataType"])
+
+
+def test_the_cuda_double_has_only_what_cuda_python_has() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    for name in vars(FakeCuda):
+        if name.startswith("cuda"):
+            assert hasattr(runtime, name), name
+    for kind in ("cudaMemcpyKind", "cudaStreamCaptureMode"):
+        for member in vars(getattr(FakeCuda, kind)):
+            assert hasattr(getattr(runtime, kind), member), member
