@@ -11,16 +11,21 @@ from typing import TYPE_CHECKING
 from rtdetr_deploy.arguments import parse_size
 from rtdetr_deploy.classes import read_class_names
 from rtdetr_deploy.command import run_command
-from rtdetr_deploy.errors import MissingPackageError
+from rtdetr_deploy.errors import MissingPackageError, OptionError
 from rtdetr_export.options import OPSETS, PRECISIONS, SAMPLERS, ExportOptions, parse_batch
 
 if TYPE_CHECKING:
     from rtdetr_export.to_onnx import ExportResult
 
+ENGINES = (".engine", ".plan")
+ENGINE_OPTIONS = (
+    "largest_batch", "best_batch", "workspace", "timing_cache", "version_compatible", "hardware_compatible",
+)  # fmt: skip
 EXAMPLES = """examples:
   rtdetr-export --weights r50.pth --layers 4
   rtdetr-export --weights r50.pth --precision fp16 --calibration photos/
   rtdetr-export --weights r18.pth --size 480x800 --batch dynamic --output r18.onnx
+  rtdetr-export --weights r50.pth --precision fp16 --batch dynamic --output r50.engine
   rtdetr-export --lint r18.onnx
   rtdetr-export --variants
 """
@@ -30,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `rtdetr-export`."""
     parser = argparse.ArgumentParser(
         prog="rtdetr-export",
-        description="Export an RT-DETR or RT-DETRv2 checkpoint to ONNX and check it against the torch model.",
+        description="Export an RT-DETR or RT-DETRv2 checkpoint to ONNX or TensorRT, and check what it detects.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -73,6 +78,15 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATTERN",
         help="nodes whose name matches this regular expression stay in FP32; may be repeated",
     )
+    engine = parser.add_argument_group("TensorRT engines (--output NAME.engine; also from an .onnx file as --weights)")
+    engine.add_argument(
+        "--largest-batch", type=int, metavar="N", help="images at once for --batch dynamic (default: 8)"
+    )
+    engine.add_argument("--best-batch", type=int, metavar="N", help="batch that it is tuned for (default: 1)")
+    engine.add_argument("--workspace", type=float, metavar="GIB", help="limit of the builder's scratch memory")
+    engine.add_argument("--timing-cache", type=Path, metavar="FILE", help="makes the next build faster")
+    engine.add_argument("--version-compatible", action="store_true", help="run on later TensorRT versions too")
+    engine.add_argument("--hardware-compatible", action="store_true", help="run on every GPU from Ampere on (no T4)")
     opsets = ", ".join(map(str, OPSETS))
     add("--opset", type=int, default=OPSETS[0], metavar="V", help=f"ONNX opset: {opsets} (default: %(default)s)")
     add("--no-verify", action="store_true", help="skip the comparison with torch; the file records that")
@@ -88,6 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     if arguments.lint is not None:
         return print_findings(arguments.lint)
+    target = arguments.output
+    if target is not None and target.suffix in ENGINES:
+        return _export_engine(arguments)
+    _refuse_engine_options(arguments)
     options = None if arguments.variants else _options(arguments)
     _require_packages()
     if options is None:
@@ -97,6 +115,43 @@ def _export(arguments: argparse.Namespace) -> int:
 
     print_result(export_onnx(options, _print_step if sys.stderr.isatty() else None))
     return 0
+
+
+def _export_engine(arguments: argparse.Namespace) -> int:
+    """Export to ONNX beside the engine, unless that is what was given, and build the engine from it."""
+    target: Path = arguments.output
+    arguments.output = target.with_name(target.name + ".onnx")
+    options = None if arguments.weights.suffix == ".onnx" else _options(arguments)
+    try:
+        from rtdetr_export.lower import choose_images
+        from rtdetr_export.to_tensorrt import EngineOptions, build_engine, print_phase, read_onnx_info
+    except ImportError as error:
+        raise MissingPackageError(f"exporting needs {error.name}: pip install 'rtdetr-deploy[export]'") from error
+    chosen = {name: getattr(arguments, name) for name in ENGINE_OPTIONS if getattr(arguments, name)}
+    onnx = arguments.weights if options is None else arguments.output
+    engine = EngineOptions(onnx, target, **chosen)
+    if options is not None:
+        from rtdetr_export.to_onnx import export_onnx
+
+        _require_packages()
+        print_result(export_onnx(options, _print_step if sys.stderr.isatty() else None))
+    info = read_onnx_info(onnx)
+    images = choose_images(arguments.calibration, info.height, info.width)
+    result = build_engine(engine, images, print_phase)
+    facts, smallest, largest = result.facts, *result.facts.profile[::2]
+    batch = f"batch {smallest}" if smallest == largest else f"batch {smallest} to {largest}"
+    print(result.report)
+    print(
+        f"wrote {result.path} ({result.path.stat().st_size / 1e6:.1f} MB): {info.variant}, {info.height}x{info.width}, "
+        f"{batch}, {info.precision}, for TensorRT {facts.tensorrt} on {facts.gpu}"
+    )
+    return 0
+
+
+def _refuse_engine_options(arguments: argparse.Namespace) -> None:
+    given = [name for name in ENGINE_OPTIONS if getattr(arguments, name)]
+    if given:
+        raise OptionError(f"--{given[0].replace('_', '-')} is for engines; add --output NAME.engine")
 
 
 def _options(arguments: argparse.Namespace) -> ExportOptions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import onnx_ir
 
@@ -11,23 +12,22 @@ from rtdetr_deploy.artifact import ArtifactInfo
 from rtdetr_deploy.preprocess import prepare_batch
 from rtdetr_deploy.sources import ImageLike, find_images, load_frame
 from rtdetr_export.magnitudes import measure_magnitudes
-from rtdetr_export.options import ExportOptions
 from rtdetr_export.precision import HalfReport, to_half
+from rtdetr_export.probes import probe_frames
 from rtdetr_export.simplify import serialize
-from rtdetr_export.verify_lower import probe_frames
 
 MOST_IMAGES = 128
 """Calibration images that are used, evenly chosen from more."""
 
 
-def choose_images(options: ExportOptions) -> list[ImageLike]:
-    """Return the calibration images, evenly chosen where there are many, or synthetic ones.
+def choose_images(folder: Path | None, height: int, width: int) -> list[ImageLike]:
+    """Return the images of `folder`, evenly chosen where there are many, or synthetic ones of the given size.
 
     Raises `OptionError` when the folder holds no image.
     """
-    if options.calibration is None:
-        return probe_frames(*options.size)
-    paths = find_images([str(options.calibration)])
+    if folder is None:
+        return probe_frames(height, width)
+    paths = find_images([str(folder)])
     step = max(1, len(paths) / MOST_IMAGES)
     return [paths[int(index * step)] for index in range(min(len(paths), MOST_IMAGES))]
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from rtdetr_deploy.sources import ImageLike
+
 SHAPES = 12
+PROBES = 4
 
 
 def structured_image(height: int, width: int, seed: int) -> NDArray[np.uint8]:
@@ -28,3 +31,9 @@ def noisy_image(height: int, width: int, seed: int) -> NDArray[np.uint8]:
     rng = np.random.default_rng(seed)
     noise = rng.normal(0.0, 60.0, (height, width, 3))
     return (structured_image(height, width, seed) + noise).clip(0, 255).astype(np.uint8)
+
+
+def probe_frames(height: int, width: int) -> list[ImageLike]:
+    """Return the synthetic pictures (BGR) that are compared where no others are given."""
+    makers = (structured_image, noisy_image)
+    return [np.ascontiguousarray(makers[seed % 2](height, width, seed)[..., ::-1]) for seed in range(PROBES)]

@@ -81,7 +81,7 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
     half = None
     images: list[ImageLike] = []
     if options.precision != "fp32":
-        images = choose_images(options)
+        images = choose_images(options.calibration, *options.size)
         with step(f"measure values on {len(images)} images, place FP16"), _enough_memory(options):
             half = lower_to_half(graph, info, images, options.keep_fp32)
     content = serialize(graph, {METADATA_KEY: info.to_json()}, __version__)

@@ -11,15 +11,13 @@ from rtdetr_deploy.artifact import ArtifactInfo
 from rtdetr_deploy.errors import ExportError
 from rtdetr_deploy.model import RTDETR
 from rtdetr_deploy.model.torch_runtime import TorchRuntime
-from rtdetr_deploy.sources import Frame, ImageLike
+from rtdetr_deploy.sources import ImageLike
 from rtdetr_export.agreement import Agreement, compare
-from rtdetr_export.probes import noisy_image, structured_image
 
 REQUIRED = {"fp16": 0.98, "int8": 0.9}
 """Share of detections that must be matched at the widest tolerance, else the file is not written."""
 LEAST = 20
 """Detections per image that are compared even where fewer are confident."""
-PROBES = 4
 
 
 @dataclass(frozen=True)
@@ -54,12 +52,6 @@ class LowerReport:
         ]
         lines.append(f"  {agreement.unasked} detections that torch doesn't make")
         return "\n".join(lines)
-
-
-def probe_frames(height: int, width: int) -> list[ImageLike]:
-    """Return the synthetic pictures that are compared where no others are given."""
-    makers = (structured_image, noisy_image)
-    return [Frame(makers[seed % 2](height, width, seed), rgb=True).to_rgb()[..., ::-1].copy() for seed in range(PROBES)]
 
 
 def verify_lower(path: Path, reference: RTDETR, info: ArtifactInfo, images: Sequence[ImageLike]) -> LowerReport:

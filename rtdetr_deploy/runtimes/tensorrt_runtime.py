@@ -9,6 +9,7 @@ working memory, since calls are serialized. Written for TensorRT 10.x and 11.x.
 
 from __future__ import annotations
 
+import json
 import threading
 import warnings
 from collections.abc import Mapping
@@ -104,6 +105,22 @@ class TensorRtRuntime:
             self._stream.synchronize()
             lane.runs += 1
             return {port.name: port.host.array[:batch].copy() for port in self._outputs}
+
+    def layers(self) -> list[Any]:
+        """Return the engine inspector's list of layers: maps where the engine was built with details, else names.
+
+        Raises `ArtifactError` when the inspector gives no list.
+        """
+        import tensorrt as trt
+
+        with self._lock:
+            if self._engine is None:
+                raise ArtifactError(f"{self._file} is closed; open it again with Predictor or open_runtime")
+            text = self._engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+        try:
+            return list(json.loads(text)["Layers"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{self._file}: the engine inspector gives no layers ({error!r})") from error
 
     def close(self) -> None:
         """See `Runtime.close`."""

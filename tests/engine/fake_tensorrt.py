@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from fake_cuda import FakeCuda
@@ -70,6 +73,11 @@ class World:
         self.engines_alive = 0
         self.executions = 0
         self.refuse = False
+        self.parser_errors: list[ParserError] = []
+        self.instead: bytes | None = None  # what a miscompiling builder makes of any graph
+        self.row_noise = 0.0
+        self.claims: str | None = None  # precision that every layer really has
+        self.builds: list[IBuilderConfig] = []
         self.problems: list[str] = []
 
 
@@ -92,6 +100,7 @@ class Runtime:
 class ICudaEngine:
     def __init__(self, content: bytes, logger: ILogger) -> None:
         self.logger = logger
+        self.content = content
         self.session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         self._inputs = {value.name: value for value in self.session.get_inputs()}
         self._outputs = {value.name: value for value in self.session.get_outputs()}
@@ -124,6 +133,9 @@ class ICudaEngine:
         assert self.get_tensor_mode(name) == TensorIOMode.INPUT, "profiles are for inputs"
         batch, *rest = self.get_tensor_shape(name)
         return [(size, *rest) for size in (WORLD.profile if batch < 0 else (batch,) * 3)]
+
+    def create_engine_inspector(self) -> EngineInspector:
+        return EngineInspector(self)
 
     def create_execution_context(
         self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
@@ -183,7 +195,10 @@ class IExecutionContext:
             dtype = np.dtype(nptype(DataType(value.type)))
             feed[name] = self._view(name, shape, dtype).copy()
         for name, result in zip(self.engine._outputs, self.engine.session.run(None, feed), strict=True):
-            self._view(name, result.shape, result.dtype)[...] = result
+            noisy = result.copy()
+            if WORLD.row_noise and noisy.dtype == np.float32:
+                noisy[1:] += WORLD.row_noise
+            self._view(name, result.shape, result.dtype)[...] = noisy
         WORLD.executions += 1
 
     def _view(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
@@ -191,3 +206,200 @@ class IExecutionContext:
         size = int(np.prod(shape)) * dtype.itemsize
         assert ctypes.sizeof(block) >= size, f"{name} needs {size} bytes"
         return np.frombuffer(memoryview(block).cast("B"), np.uint8, size).view(dtype).reshape(shape)
+
+
+class LayerInformationFormat(enum.Enum):
+    ONELINE = 0
+    JSON = 1
+
+
+class EngineInspector:
+    def __init__(self, engine: ICudaEngine) -> None:
+        self._engine = engine
+
+    def get_engine_information(self, format: LayerInformationFormat) -> str:
+        """List convolutions and matrix products with the types that the graph gives them."""
+        assert format == LayerInformationFormat.JSON
+        model = onnx.shape_inference.infer_shapes(onnx.load_from_string(self._engine.content))
+        graph = model.graph
+        types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)}
+        layers = []
+        for node in graph.node:
+            if node.op_type in ("Conv", "MatMul"):
+                half = types.get(node.input[0]) == onnx.TensorProto.FLOAT16
+                kind = WORLD.claims or ("Half" if half else "Float")
+                inputs = [{"Name": node.input[0], "Format/Datatype": f"{kind} NCHW"}]
+                layers.append({"Name": node.name, "LayerType": "CaskConvolution", "Inputs": inputs})
+        return json.dumps({"Layers": layers, "Bindings": []})
+
+
+class BuilderFlag(enum.Enum):
+    TF32 = 7
+    VERSION_COMPATIBLE = 16
+
+
+class NetworkDefinitionCreationFlag(enum.IntEnum):
+    STRONGLY_TYPED = 1
+
+
+class MemoryPoolType(enum.Enum):
+    WORKSPACE = 0
+
+
+class HardwareCompatibilityLevel(enum.Enum):
+    NONE = 0
+    AMPERE_PLUS = 1
+
+
+class ProfilingVerbosity(enum.Enum):
+    LAYER_NAMES_ONLY = 0
+    NONE = 1
+    DETAILED = 2
+
+
+class Dims(tuple):  # type: ignore[type-arg]
+    """A tuple, as far as callers here see."""
+
+
+class ITensor:
+    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
+        self.name, self.shape = name, Dims(shape)
+
+
+class INetworkDefinition:
+    def __init__(self, flags: int) -> None:
+        self.strongly_typed = bool(flags & 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        self.content = b""
+        self.inputs: list[ITensor] = []
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.inputs)
+
+    def get_input(self, index: int) -> ITensor:
+        return self.inputs[index]
+
+
+class ParserError:
+    def __init__(self, name: str, operator: str, text: str) -> None:
+        self._parts = name, operator, text
+
+    def node_name(self) -> str:
+        return self._parts[0]
+
+    def node_operator(self) -> str:
+        return self._parts[1]
+
+    def desc(self) -> str:
+        return self._parts[2]
+
+
+class OnnxParser:
+    def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:
+        self._network = network
+
+    @property
+    def num_errors(self) -> int:
+        return len(WORLD.parser_errors)
+
+    def get_error(self, index: int) -> ParserError:
+        return WORLD.parser_errors[index]
+
+    def parse_from_file(self, model: str) -> bool:
+        content = Path(model).read_bytes()
+        graph = onnx.load_from_string(content).graph
+        self._network.content = content
+        for value in graph.input:
+            shape = tuple(dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim)
+            self._network.inputs.append(ITensor(value.name, shape))
+        return not WORLD.parser_errors
+
+
+class IOptimizationProfile:
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[Dims, Dims, Dims]] = {}
+
+    def set_shape(self, input: str, min: Dims, opt: Dims, max: Dims) -> None:
+        assert all(isinstance(dims, Dims) for dims in (min, opt, max))
+        self.shapes[input] = (min, opt, max)
+
+
+class ITimingCache:
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def serialize(self) -> bytes:
+        return self.content + b"+"
+
+
+class IBuilderConfig:
+    def __init__(self) -> None:
+        self.flags = {BuilderFlag.TF32}
+        self.pools: dict[MemoryPoolType, int] = {}
+        self.profiles: list[IOptimizationProfile] = []
+        self.profiling_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
+        self.hardware_compatibility_level = HardwareCompatibilityLevel.NONE
+        self.progress_monitor: IProgressMonitor | None = None
+        self.cache: ITimingCache | None = None
+
+    def set_flag(self, flag: BuilderFlag) -> None:
+        self.flags.add(flag)
+
+    def clear_flag(self, flag: BuilderFlag) -> None:
+        self.flags.discard(flag)
+
+    def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None:
+        self.pools[pool] = pool_size
+
+    def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
+        fits = all(low[0] <= best[0] <= high[0] for low, best, high in profile.shapes.values())
+        self.profiles.append(profile)
+        return len(self.profiles) - 1 if fits else -1
+
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache:
+        return ITimingCache(serialized_timing_cache)
+
+    def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        if cache.content.startswith(b"other machine"):
+            return False
+        self.cache = cache
+        return True
+
+
+class IProgressMonitor:
+    def __init__(self) -> None:
+        self.ready = True
+
+
+class Builder:
+    def __init__(self, logger: ILogger) -> None:
+        assert logger.ready, "ILogger.__init__ was not called"
+        self._logger = logger
+
+    def create_network(self, flags: int = 0) -> INetworkDefinition:
+        return INetworkDefinition(flags)
+
+    def create_builder_config(self) -> IBuilderConfig:
+        return IBuilderConfig()
+
+    def create_optimization_profile(self) -> IOptimizationProfile:
+        return IOptimizationProfile()
+
+    def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> bytes | None:
+        WORLD.builds.append(config)
+        dynamic = [tensor for tensor in network.inputs if -1 in tensor.shape]
+        if dynamic and not config.profiles:
+            self._logger.log(ILogger.ERROR, "Network has dynamic inputs, but no optimization profile has been defined.")
+            return None
+        assert network.strongly_typed
+        monitor: Any = config.progress_monitor
+        if monitor is not None:
+            monitor.phase_start("Building Engine", None, 2)
+            going = all([monitor.step_complete("Building Engine", step) for step in range(2)])
+            monitor.phase_finish("Building Engine")
+            if not going:
+                return None
+        if config.profiles:
+            low, best, high = next(iter(config.profiles[0].shapes.values()))
+            WORLD.profile = (low[0], best[0], high[0])
+        return MAGIC + (WORLD.instead or network.content)

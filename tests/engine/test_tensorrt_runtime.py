@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import inspect
 import json
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,30 +23,10 @@ from rtdetr_deploy.artifact import read_metadata
 from rtdetr_deploy.engine_info import EngineInfo, sidecar_path
 from rtdetr_deploy.runtimes.tensorrt_runtime import TensorRtRuntime
 
+pytest_plugins = ("engine_world",)
+
+
 pytest.importorskip("onnxruntime")
-
-
-@pytest.fixture
-def cuda() -> FakeCuda:
-    return FakeCuda()
-
-
-@pytest.fixture
-def world(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_tensorrt.World]:
-    """Put the doubles where `import tensorrt` and `from cuda.bindings import runtime` find them."""
-    gc.collect()
-    world = fake_tensorrt.World(cuda)
-    monkeypatch.setattr(fake_tensorrt, "WORLD", world, raising=False)
-    bindings = ModuleType("cuda.bindings")
-    bindings.runtime = cuda  # type: ignore[attr-defined]
-    package = ModuleType("cuda")
-    package.bindings = bindings  # type: ignore[attr-defined]
-    for name, module in (("tensorrt", fake_tensorrt), ("cuda", package), ("cuda.bindings", bindings)):
-        monkeypatch.setitem(sys.modules, name, module)
-    yield world
-    gc.collect()
-    assert cuda.alive == 0, "not everything was given back"
-    assert (world.engines_alive, world.contexts_alive, world.problems) == (0, 0, [])
 
 
 def make_engine(onnx: Path, folder: Path, **changes: Any) -> Path:

@@ -1,0 +1,233 @@
+"""Building and verifying engines over strict doubles: what is asked of TensorRT, and that wrong engines are caught."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import fake_tensorrt
+from conftest import shared_folder
+from fake_tensorrt import BuilderFlag, HardwareCompatibilityLevel, MemoryPoolType, ParserError, ProfilingVerbosity
+from rtdetr_deploy import ExportError, MissingPackageError, OptionError, Predictor
+from rtdetr_deploy.engine_info import sidecar_path
+from rtdetr_export.cli import main
+from rtdetr_export.lower import choose_images
+from rtdetr_export.to_tensorrt import EngineOptions, build_engine
+from rtdetr_export.verify_engine import EngineReport, count_precisions
+
+pytest_plugins = ("engine_world",)
+
+
+World = fake_tensorrt.World
+
+
+@pytest.fixture(scope="module")
+def half_onnx(small_options: Any) -> Path:
+    from rtdetr_export import export_onnx
+
+    return export_onnx(small_options("engine-half.onnx", precision="fp16", batch="dynamic")).path
+
+
+def _images() -> list[Any]:
+    return choose_images(None, 128, 160)
+
+
+def test_a_built_engine_is_verified_and_detects(
+    world: World, half_onnx: Path, tmp_path: Path, picture: NDArray[np.uint8]
+) -> None:
+    phases: list[tuple[str, int, int]] = []
+    target = tmp_path / "cells.engine"
+    options = EngineOptions(half_onnx, target, best_batch=2, largest_batch=3)
+    result = build_engine(options, _images(), lambda *phase: phases.append(phase))
+    assert result.facts.profile == (1, 2, 3)
+    assert result.facts.info.precision == "fp16"
+    assert result.report.agreement.share() == 1.0
+    assert result.report.rows == 0.0
+    assert result.report.layers["fp16"] > result.report.layers["fp32"]
+    assert phases == [("Building Engine", done, 2) for done in range(3)]
+    (config,) = world.builds
+    assert BuilderFlag.TF32 not in config.flags
+    assert config.profiling_verbosity == ProfilingVerbosity.DETAILED
+    (shapes,) = config.profiles[0].shapes.values()
+    assert shapes == tuple((batch, 3, 128, 160) for batch in (1, 2, 3))
+    with Predictor(target, 0.0) as predictor, Predictor(half_onnx, 0.0) as reference:
+        assert predictor.info == reference.info
+        one, other = predictor.detect(picture), reference.detect(picture)
+        assert np.abs(one.boxes - other.boxes).max() < 0.01
+
+
+def test_options_reach_the_builder(world: World, small_onnx: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "timing.cache"
+    options: dict[str, Any] = {
+        "workspace": 0.5,
+        "timing_cache": cache,
+        "version_compatible": True,
+        "hardware_compatible": True,
+    }
+    for expected in (b"+", b"++"):
+        result = build_engine(EngineOptions(small_onnx, tmp_path / "a.plan", **options), _images())
+        assert cache.read_bytes() == expected
+    cache.write_bytes(b"other machine")
+    build_engine(EngineOptions(small_onnx, tmp_path / "a.plan", **options), _images())
+    assert cache.read_bytes() == b"+"
+    config = world.builds[0]
+    assert config.pools == {MemoryPoolType.WORKSPACE: 2**29}
+    assert BuilderFlag.VERSION_COMPATIBLE in config.flags
+    assert config.hardware_compatibility_level == HardwareCompatibilityLevel.AMPERE_PLUS
+    assert config.profiles == []
+    stored = json.loads(sidecar_path(result.path).read_text())
+    assert (stored["profile"], stored["version_compatible"], stored["hardware_compatible"]) == ([1, 1, 1], True, True)
+
+
+def _refused(world: World, onnx: Path, folder: Path, message: str) -> None:
+    target = folder / "wrong.engine"
+    with pytest.raises(ExportError, match=message):
+        build_engine(EngineOptions(onnx, target), _images())
+    assert [path.name for path in folder.iterdir()] == []
+
+
+def test_an_engine_that_samples_nearest_is_caught(
+    world: World, small_onnx: Path, small_options: Any, tmp_path: Path
+) -> None:
+    from rtdetr_export import export_onnx
+
+    world.instead = export_onnx(small_options("nearest.onnx", sampler="discrete", verify=False)).path.read_bytes()
+    _refused(world, small_onnx, tmp_path, r"boxes and scores: only 0\.\d+ of \d+ detections .*try --sampler gather")
+
+
+def test_an_fp32_engine_called_fp16_is_caught(world: World, half_onnx: Path, tmp_path: Path) -> None:
+    world.claims = "Float"
+    _refused(world, half_onnx, tmp_path, r"fp16 was asked for, and the engine's layers are \d+ fp32")
+
+
+def test_rows_that_differ_are_caught(world: World, half_onnx: Path, tmp_path: Path) -> None:
+    world.row_noise = 0.01
+    _refused(world, half_onnx, tmp_path, r"equal images in one batch give outputs that differ by 0.01")
+
+
+def test_an_engine_that_hides_its_layers_is_caught(world: World, half_onnx: Path, tmp_path: Path) -> None:
+    world.claims = "?"
+    _refused(world, half_onnx, tmp_path, "the inspector names no precision")
+
+
+def test_nodes_that_the_parser_refuses_are_named(world: World, small_onnx: Path, tmp_path: Path) -> None:
+    world.parser_errors = [ParserError("/a", "Resize", "not supported"), ParserError("/b", "TopK", "K is too large")]
+    _refused(world, small_onnx, tmp_path, "can't parse small.onnx: Resize /a: not supported; TopK /b: K is too large")
+
+
+def test_graphs_that_break_a_rule_are_refused_before_the_build(world: World, small_onnx: Path, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(str(small_onnx))
+    for node in model.graph.node:
+        if node.op_type == "TopK":
+            node.attribute.append(onnx.helper.make_attribute("sorted", 0))
+            del node.attribute[:-1]
+    broken = tmp_path.parent / "broken-topk.onnx"
+    onnx.save(model, broken)
+    _refused(world, broken, tmp_path, "TensorRT can't take broken-topk.onnx: error: .* unsorted results")
+    assert world.builds == []
+
+
+def test_files_of_others_are_refused(world: World, small_onnx: Path, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(str(small_onnx))
+    del model.metadata_props[:]
+    other = tmp_path.parent / "other.onnx"
+    onnx.save(model, other)
+    _refused(world, other, tmp_path, "was not written by rtdetr-export")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"output": Path("x.onnx")}, "must end in .engine or .plan"),
+        ({"best_batch": 9}, "the batch to tune for is 9; choose 1 to the largest batch, 8"),
+        ({"best_batch": 0}, "choose 1 to"),
+        ({"workspace": 0.0}, "expected GiB above 0"),
+    ],
+)
+def test_values_outside_their_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        EngineOptions(**{"onnx": Path("x.onnx"), "output": Path("x.engine"), **changes})
+
+
+def test_the_command_builds_from_a_checkpoint_and_from_a_file(
+    world: World, r18_checkpoint: Path, small_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "cells.engine"
+    command = ["--weights", str(r18_checkpoint), "--layers", "1", "--size", "64x96", "--precision", "fp16"]
+    assert main([*command, "--batch", "dynamic", "--largest-batch", "2", "--output", str(target)]) == 0
+    text = capsys.readouterr().out
+    assert "batch 1 to 2, fp16, for TensorRT 10.13.3.9 on Tesla T4" in text
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "cells.engine", "cells.engine.json", "cells.engine.onnx",
+    }  # fmt: skip
+    assert main(["--weights", str(small_onnx), "--output", str(tmp_path / "small.engine")]) == 0
+    assert "128x160, batch 1, fp32" in capsys.readouterr().out
+    assert main(["--weights", str(small_onnx), "--output", str(tmp_path / "x.onnx"), "--largest-batch", "2"]) == 2
+    assert "--largest-batch is for engines; add --output NAME.engine" in capsys.readouterr().err
+
+
+def test_building_without_tensorrt_says_what_to_install(small_onnx: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingPackageError, match=r"pip install 'rtdetr-deploy\[tensorrt\]'"):
+        build_engine(EngineOptions(small_onnx, tmp_path / "x.engine"), [])
+
+
+def test_precisions_are_counted_by_what_layers_read() -> None:
+    def layer(name: str, *types: str) -> dict[str, Any]:
+        return {"Name": name, "LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": kind} for kind in types]}
+
+    layers = [
+        layer("a", "Half NHWC8"),
+        layer("b", "Channel major FP16 format where channel % 8 == 0"),
+        layer("c", "Int8 NC/32HW32"),
+        layer("d", "Row major linear FP32"),
+        {"Name": "shuffle", "LayerType": "Shuffle", "Inputs": [{"Format/Datatype": "Half"}]},
+        "a name only",
+    ]
+    assert count_precisions(layers) == {"fp16": 2, "int8": 1, "fp32": 1}
+
+
+def test_a_good_report_has_no_problems(world: World, half_onnx: Path, tmp_path: Path) -> None:
+    report: EngineReport = build_engine(EngineOptions(half_onnx, tmp_path / "a.engine"), _images()).report
+    assert report.problems() == []
+    assert "layers of the engine: " in str(report)
+
+
+@pytest.mark.parametrize("version", ["10.13.3.9", "10.16.1.11", "11.4.0.106"])
+def test_the_builders_double_has_only_what_the_bindings_have(version: str) -> None:
+    api = json.loads((shared_folder("tensorrt") / f"api_{version}.json").read_text())
+    methods = {
+        "Builder": (
+            "create_network", "create_builder_config", "create_optimization_profile", "build_serialized_network",
+        ),
+        "OnnxParser": ("parse_from_file", "get_error"),
+        "ParserError": ("node_name", "node_operator", "desc"),
+        "INetworkDefinition": ("get_input",),
+        "IOptimizationProfile": ("set_shape",),
+        "IBuilderConfig": (
+            "set_flag", "clear_flag", "set_memory_pool_limit", "add_optimization_profile", "create_timing_cache",
+            "set_timing_cache",
+        ),
+        "ITimingCache": ("serialize",),
+        "EngineInspector": ("get_engine_information",),
+        "IProgressMonitor": ("phase_start", "step_complete", "phase_finish"),
+        "ICudaEngine": ("create_engine_inspector",),
+    }  # fmt: skip
+    for name, members in methods.items():
+        assert set(members) <= set(api["classes"][name]["methods"]), name
+    assert {"profiling_verbosity", "hardware_compatibility_level", "progress_monitor"} <= set(
+        api["classes"]["IBuilderConfig"]["props"]
+    )
+    assert {"num_errors"} <= set(api["classes"]["OnnxParser"]["props"])
+    for name in ("BuilderFlag", "MemoryPoolType", "HardwareCompatibilityLevel", "ProfilingVerbosity"):
+        assert {member.name for member in getattr(fake_tensorrt, name)} <= set(api["enums"][name])
+    assert "STRONGLY_TYPED" in api["enums"]["NetworkDefinitionCreationFlag"]
+    assert "JSON" in api["enums"]["LayerInformationFormat"]
