@@ -1,0 +1,155 @@
+"""What FP16 does to detections, by how it is placed: by rtdetr-export, everywhere, and by onnxconverter-common.
+
+    python -m rtdetr_bench.precision_study --weights cells.pth --accuracy val.json --images val/ --json precision.json
+
+Every file is run by ONNX Runtime on the CPU and compared with the FP32 torch model, detection by detection.
+onnxconverter-common is a peer, not a dependency: its row is there when it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx
+import onnx_ir
+
+from rtdetr_bench.accuracy import open_any
+from rtdetr_bench.machine import describe_machine
+from rtdetr_deploy import Detections
+from rtdetr_deploy.coco import read_annotations, score
+from rtdetr_deploy.command import run_command
+from rtdetr_deploy.files import write_atomically
+from rtdetr_export import ExportOptions, export_onnx
+from rtdetr_export.agreement import TOLERANCES, Agreement, compare
+from rtdetr_export.precision import ISLANDS, to_half
+
+SCHEMA = 1
+PIXELS = r"conv1/conv1_1|stem/stem1"
+"""The island of the first convolution."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A file: its AP, what became of the reference's detections, and its size in MB."""
+
+    name: str
+    ap: float
+    agreement: Agreement
+    megabytes: float
+
+
+def _without(model: onnx_ir.Model, *left_out: str) -> None:
+    islands = [island for island in ISLANDS if not any(part in island.pattern for part in left_out)]
+    to_half(model, islands=islands)
+
+
+def _everywhere(model: onnx_ir.Model) -> None:
+    to_half(model, islands=[island for island in ISLANDS if island.pattern == "^/behind/"])
+
+
+PLACEMENTS: dict[str, Callable[[onnx_ir.Model], object]] = {
+    "FP16 by rtdetr-export": to_half,
+    "the same, first convolution in FP16 too": lambda model: _without(model, PIXELS),
+    "FP16 everywhere": _everywhere,
+}
+
+
+def study(weights: Path, annotations: Path, images: Path, on_row: Callable[[Row], None]) -> list[Row]:
+    """Return a row per way to place FP16, the FP32 file first."""
+    rows: list[Row] = []
+    with TemporaryDirectory() as folder:
+        single = export_onnx(ExportOptions(weights, Path(folder, "single.onnx"))).path
+        files = {"FP32": single}
+        for number, (name, place) in enumerate(PLACEMENTS.items()):
+            model = onnx_ir.load(single)
+            place(model)
+            files[name] = Path(folder, f"half{number}.onnx")
+            onnx_ir.save(model, files[name])
+        converted = _convert(single, Path(folder, "converted.onnx"))
+        if converted is not None:
+            files["onnxconverter-common"] = converted
+        expected, _ = _detect(weights, annotations, images)
+        for name, file in files.items():
+            found, ap = _detect(file, annotations, images)
+            rows.append(Row(name, ap, compare(expected, found), file.stat().st_size / 1e6))
+            on_row(rows[-1])
+    return rows
+
+
+def _convert(source: Path, target: Path) -> Path | None:
+    """Convert with onnxconverter-common as its documentation says; None where it is not installed."""
+    try:
+        from onnxconverter_common import float16
+    except ImportError:
+        return None
+    onnx.save(float16.convert_float_to_float16(onnx.load(str(source)), keep_io_types=True), str(target))
+    return target
+
+
+def _detect(file: Path, annotations: Path, images: Path) -> tuple[list[Detections], float]:
+    with open_any(file) as predictor:
+        truth = read_annotations(annotations, images, predictor.class_names)
+        found = predictor.detect_batch([path for _, path in truth.images], threshold=0.0)
+        entries = [
+            entry
+            for (number, _), detections in zip(truth.images, found, strict=True)
+            for entry in detections.to_coco(number, truth.category_ids)
+        ]
+        return found, score(entries, truth, predictor.class_names).metrics["AP"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="rtdetr_bench.precision_study", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--weights", type=Path, required=True, help="checkpoint")
+    parser.add_argument("--accuracy", type=Path, required=True, help="COCO json")
+    parser.add_argument("--images", type=Path, required=True, help="folder of its images")
+    parser.add_argument("--json", type=Path, help="write the figures")
+    arguments = parser.parse_args(argv)
+    return run_command("rtdetr_bench.precision_study", lambda: _study(arguments), "nothing was measured")
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    head = "".join(f"{tolerance!s:>14}" for tolerance in TOLERANCES)
+    print(f"{'file':<42}{'AP':>8}{'MB':>7}{head}{'unasked':>9}")
+
+    def show(row: Row) -> None:
+        shares = "".join(f"{row.agreement.share(index):>14.4f}" for index in range(len(TOLERANCES)))
+        print(f"{row.name:<42}{row.ap:>8.4f}{row.megabytes:>7.1f}{shares}{row.agreement.unasked:>9}", flush=True)
+
+    rows = study(arguments.weights, arguments.accuracy, arguments.images, show)
+    print(f"{rows[0].agreement.wanted} detections of the torch model with score >= 0.3")
+    if arguments.json is not None:
+        write_atomically(arguments.json, json.dumps(_content(arguments, rows), indent=1).encode())
+    return 0
+
+
+def _content(arguments: argparse.Namespace, rows: Sequence[Row]) -> dict[str, object]:
+    return {
+        "schema": SCHEMA,
+        "study": "precision",
+        "weights": arguments.weights.name,
+        "annotations": arguments.accuracy.name,
+        "machine": describe_machine(),
+        "wanted": rows[0].agreement.wanted,
+        "rows": [
+            {
+                "file": row.name,
+                "AP": row.ap,
+                "megabytes": round(row.megabytes, 1),
+                "matched": {str(t): row.agreement.share(index) for index, t in enumerate(TOLERANCES)},
+                "unasked": row.agreement.unasked,
+            }
+            for row in rows
+        ],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
