@@ -68,8 +68,13 @@ class Predictor:
             self._runtime = open_runtime(engine, threads=threads, device=device)
         else:
             self._name, self._runtime = engine.name, engine
-        self._contract = recognize(self._runtime, self._name, size)
-        self._names = self._decide_names(class_names)
+        try:
+            self._contract = recognize(self._runtime, self._name, size)
+            self._names = self._decide_names(class_names)
+        except BaseException:
+            if isinstance(engine, (str, Path)):  # what was opened here; a GPU's memory isn't freed by itself
+                self._runtime.close()
+            raise
 
     @property
     def info(self) -> ArtifactInfo | None:

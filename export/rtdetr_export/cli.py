@@ -66,6 +66,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--variant", metavar="NAME", help="say what shapes can't tell: r50-m's 3 layers, discrete sampling (r18-dsp)")
     add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="of the weights and the arithmetic in the file")
     add(
+        "--rest",
+        choices=("fp32", "fp16"),
+        help="with --precision int8, of what is not INT8 (default: fp16 in engines, else fp32)",
+    )
+    add(
         "--calibration",
         type=Path,
         metavar="DIR",
@@ -85,10 +90,10 @@ def build_parser() -> argparse.ArgumentParser:
     engine.add_argument("--best-batch", type=int, metavar="N", help="batch that it is tuned for (default: 1)")
     engine.add_argument("--workspace", type=float, metavar="GIB", help="limit of the builder's scratch memory")
     engine.add_argument("--timing-cache", type=Path, metavar="FILE", help="makes the next build faster")
-    engine.add_argument("--version-compatible", action="store_true", help="run on later TensorRT versions too")
+    engine.add_argument("--version-compatible", action="store_true", help="also run on later versions 10.x or 11.x")
     engine.add_argument("--hardware-compatible", action="store_true", help="run on every GPU from Ampere on (no T4)")
     opsets = ", ".join(map(str, OPSETS))
-    add("--opset", type=int, default=OPSETS[0], metavar="V", help=f"ONNX opset: {opsets} (default: %(default)s)")
+    add("--opset", type=int, metavar="V", help=f"ONNX opset: {opsets} (default: {OPSETS[0]})")
     add("--no-verify", action="store_true", help="skip the comparison with torch; the file records that")
     return parser
 
@@ -103,7 +108,7 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.lint is not None:
         return print_findings(arguments.lint)
     target = arguments.output
-    if target is not None and target.suffix in ENGINES:
+    if target is not None and target.suffix in ENGINES and arguments.weights is not None:
         return _export_engine(arguments)
     _refuse_engine_options(arguments)
     options = None if arguments.variants else _options(arguments)
@@ -121,21 +126,30 @@ def _export_engine(arguments: argparse.Namespace) -> int:
     """Export to ONNX beside the engine, unless that is what was given, and build the engine from it."""
     target: Path = arguments.output
     arguments.output = target.with_name(target.name + ".onnx")
-    options = None if arguments.weights.suffix == ".onnx" else _options(arguments)
+    if arguments.precision == "int8":
+        arguments.rest = arguments.rest or "fp16"
+    options = None
+    if arguments.weights.suffix == ".onnx":
+        _refuse_model_options(arguments)
+    else:
+        options = _options(arguments)
     try:
         from rtdetr_export.lower import choose_images
-        from rtdetr_export.to_tensorrt import EngineOptions, build_engine, print_phase, read_onnx_info
+        from rtdetr_export.to_tensorrt import EngineOptions, build_engine, print_phase, read_onnx_info, require_gpu
     except ImportError as error:
         raise MissingPackageError(f"exporting needs {error.name}: pip install 'rtdetr-deploy[export]'") from error
-    chosen = {name: getattr(arguments, name) for name in ENGINE_OPTIONS if getattr(arguments, name)}
+    chosen = {name: getattr(arguments, name) for name in _given_engine_options(arguments)}
     onnx = arguments.weights if options is None else arguments.output
     engine = EngineOptions(onnx, target, **chosen)
+    require_gpu(engine)
     if options is not None:
         from rtdetr_export.to_onnx import export_onnx
 
         _require_packages()
         print_result(export_onnx(options, _print_step if sys.stderr.isatty() else None))
     info = read_onnx_info(onnx)
+    if info.batch is not None and (arguments.largest_batch is not None or arguments.best_batch is not None):
+        raise OptionError(f"{onnx.name} takes batch {info.batch} alone; export it with --batch dynamic for a choice")
     images = choose_images(arguments.calibration, info.height, info.width)
     result = build_engine(engine, images, print_phase)
     facts, smallest, largest = result.facts, *result.facts.profile[::2]
@@ -148,8 +162,24 @@ def _export_engine(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_model_options(arguments: argparse.Namespace) -> None:
+    """Refuse what an .onnx file has decided already: it would be left out in silence."""
+    parser = build_parser()
+    kept = {"weights", "output", "calibration", "rest", *ENGINE_OPTIONS}
+    given = [name for name, value in vars(arguments).items() if name not in kept and value != parser.get_default(name)]
+    if given:
+        raise OptionError(
+            f"--{given[0].replace('_', '-')} is decided in {arguments.weights.name} already; export it again"
+        )
+
+
+def _given_engine_options(arguments: argparse.Namespace) -> list[str]:
+    values = {name: getattr(arguments, name) for name in ENGINE_OPTIONS}
+    return [name for name, value in values.items() if value is not None and value is not False]
+
+
 def _refuse_engine_options(arguments: argparse.Namespace) -> None:
-    given = [name for name in ENGINE_OPTIONS if getattr(arguments, name)]
+    given = _given_engine_options(arguments)
     if given:
         raise OptionError(f"--{given[0].replace('_', '-')} is for engines; add --output NAME.engine")
 
@@ -172,6 +202,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         variant=arguments.variant,
         opset=arguments.opset,
         precision=arguments.precision,
+        rest=arguments.rest or "fp32",
         keep_fp32=tuple(arguments.keep_fp32),
         calibration=arguments.calibration,
         verify=not arguments.no_verify,
@@ -198,6 +229,8 @@ def print_result(result: ExportResult) -> None:
     info = result.info
     layers = f"{info.layers} decoder layer{'s' * (info.layers > 1)}"
     batch = "dynamic batch" if info.batch is None else f"batch {info.batch}"
+    if result.choice is not None:
+        print(result.choice)
     if result.half is not None:
         print(result.half)
     print(result.report if result.report is not None else "not verified (--no-verify)")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx_ir
 
 from rtdetr_deploy import __version__
-from rtdetr_deploy.artifact import ArtifactInfo
+from rtdetr_deploy.artifact import METADATA_KEY, ArtifactInfo
 from rtdetr_deploy.preprocess import prepare_batch
+from rtdetr_deploy.runtimes import Array
 from rtdetr_deploy.sources import ImageLike, find_images, load_frame
 from rtdetr_export.magnitudes import measure_magnitudes
-from rtdetr_export.precision import HalfReport, to_half
+from rtdetr_export.precision import HalfReport, compile_pattern, to_half
 from rtdetr_export.probes import probe_frames
+from rtdetr_export.quantize import find_layers, measure_scales, quantize
+from rtdetr_export.sensitivity import Choice, choose_blocks
 from rtdetr_export.simplify import serialize
 
 MOST_IMAGES = 128
@@ -36,9 +39,26 @@ def lower_to_half(
     graph: onnx_ir.Model, info: ArtifactInfo, images: Sequence[ImageLike], keep_fp32: Sequence[str]
 ) -> HalfReport:
     """Turn the FP32 `graph` into a mixed FP16 one in place; nodes with values near FP16's limit stay in FP32."""
-    content = serialize(graph, {}, __version__)
-    frames = (load_frame(image) for image in images)
-    rows = info.batch or 1
-    prepared = (prepare_batch([frame] * rows, info.height, info.width, raw=info.raw_input) for frame in frames)
-    magnitudes = measure_magnitudes(content, prepared)
+    magnitudes = measure_magnitudes(serialize(graph, {}, __version__), _prepare(info, images))
     return to_half(graph, keep_fp32=keep_fp32, magnitudes=magnitudes)
+
+
+def lower_to_int8(
+    graph: onnx_ir.Model, info: ArtifactInfo, images: Sequence[ImageLike], keep_fp32: Sequence[str]
+) -> Choice:
+    """Quantize the blocks of the FP32 `graph` that bear it, in place, and return the choice."""
+    nodes = list(graph.graph)
+    patterns = [compile_pattern(pattern, nodes) for pattern in keep_fp32]
+    layers = [layer for layer in find_layers(graph) if not any(p.search(layer.node) for p in patterns)]
+    content = serialize(graph, {METADATA_KEY: info.to_json()}, __version__)
+    scales = measure_scales(content, {layer.activation for layer in layers}, _prepare(info, images))
+    choice = choose_blocks(graph, layers, scales, images)
+    quantize(graph, [layer for layer in layers if layer.block in choice.blocks], scales)
+    return choice
+
+
+def _prepare(info: ArtifactInfo, images: Sequence[ImageLike]) -> Iterator[Array]:
+    """Yield each image as the model's input, in every row of the batch."""
+    for image in images:
+        rows = [load_frame(image)] * (info.batch or 1)
+        yield prepare_batch(rows, info.height, info.width, raw=info.raw_input)

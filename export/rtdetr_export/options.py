@@ -11,13 +11,13 @@ from rtdetr_deploy.errors import OptionError
 
 Batch = int | Literal["dynamic"]
 Sampler = Literal["gather", "grid", "discrete"]
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 
 STRIDE = 32
 SMALLEST = 64
 SIZE = 640
 OPSETS = (17, 18, 19)
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 SAMPLERS: tuple[Sampler, ...] = ("gather", "grid", "discrete")
 
 
@@ -33,8 +33,10 @@ class ExportOptions:
     uint8 NHWC; `raw_output` returns logits and cxcywh boxes. `class_names` replace those of the checkpoint; `variant`
     says what shapes can't tell. `verify` False skips the parity report.
 
-    `precision` is "fp32" or "fp16" (mixed, see `precision`); `keep_fp32` patterns of node names that stay in FP32;
-    `calibration` a folder of images on which lower precisions are measured and compared (default: synthetic ones).
+    `precision` is "fp32", "fp16" (mixed, see `precision`) or "int8" (blocks that bear it, see `sensitivity`), with
+    `rest` "fp32" or "fp16" for what is not INT8. `keep_fp32` are patterns of node names that stay in FP32;
+    `calibration` is a folder of images on which lower precisions are measured and compared: needed for "int8", else
+    synthetic ones serve. `opset` None is 17, or 19 where INT8 and FP16 meet.
 
     Raises `OptionError` for values outside these ranges.
     """
@@ -52,8 +54,9 @@ class ExportOptions:
     raw_output: bool = False
     class_names: tuple[str, ...] | None = None
     variant: str | None = None
-    opset: int = 17
+    opset: int | None = None
     precision: Precision = "fp32"
+    rest: Precision = "fp32"
     keep_fp32: tuple[str, ...] = ()
     calibration: Path | None = None
     verify: bool = True
@@ -81,19 +84,31 @@ class ExportOptions:
             raise OptionError(f"unknown precision {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
         if self.precision == "fp32" and (self.keep_fp32 or self.calibration is not None):
             raise OptionError("--keep-fp32 and --calibration are for lower precisions; add --precision fp16")
+        if self.precision == "int8" and self.calibration is None:
+            raise OptionError("--precision int8 needs --calibration with a folder of images like those to detect on")
+        if self.rest not in ("fp32", "fp16") or (self.rest != "fp32" and self.precision != "int8"):
+            raise OptionError("--rest is fp32 or fp16, for what is not INT8; add --precision int8")
         self._check_opset()
         if self.output is not None and self.output.suffix != ".onnx":
             raise OptionError(f"can't write {self.output.name}: the output's name must end in .onnx")
 
     def _check_opset(self) -> None:
         choices = ", ".join(map(str, OPSETS))
-        if self.opset >= 20:
+        opset = self.graph_opset
+        if self.rest == "fp16" and opset < OPSETS[-1]:
+            raise OptionError(f"INT8 with FP16 needs opset {OPSETS[-1]}; leave --opset out")
+        if opset >= 20:
             raise OptionError(
-                f"opset {self.opset} is refused: from 20 on GridSample's mode has another name, which TensorRT reads "
+                f"opset {opset} is refused: from 20 on GridSample's mode has another name, which TensorRT reads "
                 f"as nearest, and nothing here needs it; choose one of {choices}"
             )
-        if self.opset not in OPSETS:
-            raise OptionError(f"opset {self.opset} has no LayerNormalization; choose one of {choices}")
+        if opset not in OPSETS:
+            raise OptionError(f"opset {opset} has no LayerNormalization; choose one of {choices}")
+
+    @property
+    def graph_opset(self) -> int:
+        """The ONNX opset of the graph."""
+        return self.opset if self.opset is not None else OPSETS[-1 if self.rest == "fp16" else 0]
 
     def fitted_to(self, input_size: tuple[int, int] | None) -> ExportOptions:
         """Return a copy for a checkpoint that was trained at `input_size` (height, width), if that is known."""
@@ -113,7 +128,8 @@ class ExportOptions:
             f"q{self.queries}": self.queries is not None,
             f"d{self.max_detections}": self.max_detections != 300,
             info.sampler: info.sampler != "gather",
-            f"op{info.opset}": info.opset != OPSETS[0],
+            "fp16": self.rest == "fp16",
+            f"op{info.opset}": self.opset not in (None, OPSETS[0]),
             "uint8": info.raw_input,
             "raw": info.outputs == "raw",
             "kept": bool(self.keep_fp32),

@@ -27,9 +27,10 @@ from rtdetr_deploy.files import written_beside
 from rtdetr_deploy.model import RTDETR, Checkpoint, load_checkpoint, reparameterize
 from rtdetr_deploy.sources import ImageLike
 from rtdetr_export.graph import DetectionGraph, ScaleBytes, TopDetections
-from rtdetr_export.lower import choose_images, lower_to_half
+from rtdetr_export.lower import choose_images, lower_to_half, lower_to_int8
 from rtdetr_export.options import ExportOptions
 from rtdetr_export.precision import HalfReport
+from rtdetr_export.sensitivity import Choice
 from rtdetr_export.simplify import serialize, simplify
 from rtdetr_export.verify import ParityReport, verify_file
 from rtdetr_export.verify_lower import LowerReport, verify_lower
@@ -44,13 +45,14 @@ Progress = Callable[[str, float], None]
 class ExportResult:
     """`path` of the written file, its `info`, and the parity `report` (None where it was skipped).
 
-    `half` says which nodes are computed in FP16, for files that are.
+    `half` says which nodes are computed in FP16 and `choice` which blocks in INT8, for files that have some.
     """
 
     path: Path
     info: ArtifactInfo
     report: ParityReport | LowerReport | None
     half: HalfReport | None = None
+    choice: Choice | None = None
 
 
 def export_onnx(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
@@ -78,10 +80,14 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
     with step("simplify"):
         info = describe_export(checkpoint, options, sampler)
         graph = simplify(traced)
-    half = None
+    half, choice = None, None
     images: list[ImageLike] = []
     if options.precision != "fp32":
         images = choose_images(options.calibration, *options.size)
+    if options.precision == "int8":
+        with step(f"choose INT8 blocks on {len(images)} images"), _enough_memory(options):
+            choice = lower_to_int8(graph, info, images, options.keep_fp32)
+    if "fp16" in (options.precision, options.rest):
         with step(f"measure values on {len(images)} images, place FP16"), _enough_memory(options):
             half = lower_to_half(graph, info, images, options.keep_fp32)
     content = serialize(graph, {METADATA_KEY: info.to_json()}, __version__)
@@ -98,7 +104,7 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
                 else:
                     report = verify_lower(beside, reference, info, images)
                 report.require(path.name)
-    return ExportResult(path, info, report, half)
+    return ExportResult(path, info, report, half, choice)
 
 
 def decide_sampler(checkpoint: Checkpoint, asked: str | None) -> str:
@@ -140,7 +146,7 @@ def describe_export(checkpoint: Checkpoint, options: ExportOptions, sampler: str
         sampler=sampler,
         outputs="raw" if options.raw_output else "detections",
         raw_input=options.raw_input,
-        opset=options.opset,
+        opset=options.graph_opset,
         source=options.weights.name,
         source_digest=checkpoint.digest,
         verified=options.verify,
@@ -164,7 +170,7 @@ def trace(graph: DetectionGraph, options: ExportOptions) -> bytes:
             (images,),
             path,
             dynamo=False,
-            opset_version=options.opset,
+            opset_version=options.graph_opset,
             input_names=["images"],
             output_names=list(outputs),
             dynamic_axes=dynamic,

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtdetr_deploy.artifact import ArtifactInfo, read_metadata
 from rtdetr_deploy.engine_info import EngineInfo, sidecar_path
-from rtdetr_deploy.errors import ExportError, MissingPackageError, OptionError
+from rtdetr_deploy.errors import ExportError, MissingPackageError, OptionError, OutputError
 from rtdetr_deploy.files import require_file, write_atomically, written_beside
 from rtdetr_deploy.runtimes import open_runtime
 from rtdetr_deploy.runtimes.cuda import Cuda, Gpu, import_cuda
-from rtdetr_deploy.runtimes.tensorrt_runtime import TensorRtRuntime
+from rtdetr_deploy.runtimes.tensorrt_runtime import AMPERE, TensorRtRuntime, start
 from rtdetr_deploy.sources import ImageLike
 from rtdetr_export.lint import lint_file
-from rtdetr_export.verify_engine import EngineReport, verify_engine
+from rtdetr_export.verify_engine import EngineReport, count_in_graph, verify_engine
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -83,15 +87,14 @@ def build_engine(options: EngineOptions, images: Sequence[ImageLike], on_phase: 
     Raises `ExportError` when TensorRT refuses the graph or the engine disagrees with it (nothing is written then),
     `MissingPackageError` without TensorRT, `DeviceError` without a usable GPU, `OptionError` and `OutputError`.
     """
-    try:
-        import tensorrt as trt
-    except ImportError as error:
-        raise MissingPackageError("building engines needs TensorRT: pip install 'rtdetr-deploy[tensorrt]'") from error
+    cuda, gpu = require_gpu(options)
+    import tensorrt as trt
+
+    if not images:
+        raise OptionError("an engine is verified on images; none were given")
     info = read_onnx_info(options.onnx)
     require_buildable(options.onnx)
-    cuda = import_cuda()
-    gpu = cuda.gpu()
-    content = build(options, info, on_phase)
+    content = _build_interruptibly(options, info, on_phase)
     profile = (1, options.best_batch, options.largest_batch) if info.batch is None else (info.batch,) * 3
     facts = EngineInfo(
         info=info,
@@ -115,13 +118,50 @@ def build_engine(options: EngineOptions, images: Sequence[ImageLike], on_phase: 
 def _verify(
     options: EngineOptions, content: bytes, facts: EngineInfo, cuda: Cuda, gpu: Gpu, images: Sequence[ImageLike]
 ) -> EngineReport:
-    engine = TensorRtRuntime(content, options.output.name, facts, cuda, gpu)
-    reference = open_runtime(options.onnx)
+    with ExitStack() as stack:
+        reference = open_runtime(options.onnx)
+        stack.callback(reference.close)
+        host_code = options.version_compatible
+        engine = TensorRtRuntime(content, options.output.name, facts, cuda, gpu, host_code=host_code)
+        stack.callback(engine.close)
+        return verify_engine(engine, reference, facts, images, count_in_graph(options.onnx))
+
+
+def require_gpu(options: EngineOptions) -> tuple[Cuda, Gpu]:
+    """Return CUDA and the GPU that the engine is built for.
+
+    Raises `MissingPackageError` without TensorRT or cuda-python, `DeviceError` without a usable GPU, `OptionError` when
+    the options don't suit it.
+    """
     try:
-        return verify_engine(engine, reference, facts.info, images)
-    finally:
-        engine.close()
-        reference.close()
+        import tensorrt as trt  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError("building engines needs TensorRT: pip install 'rtdetr-deploy[tensorrt]'") from error
+    cuda = import_cuda()
+    gpu = cuda.gpu()
+    if options.hardware_compatible and int(gpu.capability.partition(".")[0]) < AMPERE[0]:
+        raise OptionError(f"--hardware-compatible is for GPUs from Ampere on; this is {gpu.name} ({gpu.capability})")
+    return cuda, gpu
+
+
+def _build_interruptibly(options: EngineOptions, info: ArtifactInfo, on_phase: Phase | None) -> bytes:
+    """Run `build` in a thread: Ctrl-C reaches only the main thread, which must not be inside TensorRT then."""
+    stop = threading.Event()
+
+    def phase(name: str, done: int, steps: int) -> None:
+        if on_phase is not None:
+            on_phase(name, done, steps)
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(build, options, info, phase, stop)
+        try:
+            while not wait([future], timeout=0.2).done:
+                pass
+        except KeyboardInterrupt:
+            stop.set()
+            wait([future])
+            raise
+        return future.result()
 
 
 def read_onnx_info(path: Path) -> ArtifactInfo:
@@ -142,25 +182,34 @@ def require_buildable(path: Path) -> None:
         raise ExportError(f"TensorRT can't take {path.name}: " + "; ".join(errors[:SHOWN_ERRORS]))
 
 
-def build(options: EngineOptions, info: ArtifactInfo, on_phase: Phase | None = None) -> bytes:
-    """Return the serialized engine of an ONNX file. Raises `ExportError` in TensorRT's words, node by node."""
+def build(
+    options: EngineOptions, info: ArtifactInfo, on_phase: Phase | None = None, stop: threading.Event | None = None
+) -> bytes:
+    """Return the serialized engine of an ONNX file; the builder ends early once `stop` is set.
+
+    Raises `ExportError` in TensorRT's words, node by node.
+    """
     import tensorrt as trt
 
     messages: list[str] = []
     logger = make_logger(messages)
-    builder = trt.Builder(logger)
+    builder = start(trt.Builder, logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(options.onnx)):
         raise ExportError(f"TensorRT {trt.__version__} can't parse {options.onnx.name}: {describe_errors(parser)}")
-    config = configure(builder, network, options, info, on_phase)
+    config = configure(builder, network, options, info)
+    config.progress_monitor = make_monitor(on_phase, stop or threading.Event())
     cache = _read_timing_cache(config, options.timing_cache)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         reason = messages[-1] if messages else "it gave no reason"
         raise ExportError(f"TensorRT {trt.__version__} can't build {options.onnx.name}: {reason}")
     if cache is not None and options.timing_cache is not None:
-        write_atomically(options.timing_cache, _to_bytes(cache.serialize()))
+        try:
+            write_atomically(options.timing_cache, _to_bytes(cache.serialize()))
+        except OutputError as error:  # the engine is worth more than its cache
+            warnings.warn(f"the timing cache was not written: {error}", stacklevel=2)
     return _to_bytes(serialized)
 
 
@@ -174,7 +223,6 @@ def configure(
     network: trt.INetworkDefinition,
     options: EngineOptions,
     info: ArtifactInfo,
-    on_phase: Phase | None,
 ) -> trt.IBuilderConfig:
     """Return the builder's configuration."""
     import tensorrt as trt
@@ -188,8 +236,6 @@ def configure(
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if on_phase is not None:
-        config.progress_monitor = make_monitor(on_phase)
     if info.batch is None:
         profile = builder.create_optimization_profile()
         batches = (1, options.best_batch, options.largest_batch)
@@ -218,7 +264,7 @@ def _read_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> trt.ITi
         return None
     content = path.read_bytes() if path.exists() else b""
     cache = config.create_timing_cache(content)
-    if not config.set_timing_cache(cache, False):
+    if cache is None or not config.set_timing_cache(cache, False):
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
     return cache
@@ -239,8 +285,8 @@ def make_logger(messages: list[str]) -> Any:
     return Logger()
 
 
-def make_monitor(on_phase: Phase) -> Any:
-    """Return a progress monitor that calls `on_phase`; Ctrl-C stops the builder at its next step."""
+def make_monitor(on_phase: Phase | None, stop: threading.Event) -> Any:
+    """Return a progress monitor that calls `on_phase`, and ends the build at its next step once `stop` is set."""
     import tensorrt as trt
 
     class Monitor(trt.IProgressMonitor):
@@ -250,14 +296,13 @@ def make_monitor(on_phase: Phase) -> Any:
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: Any) -> None:
             self._steps[phase_name] = int(num_steps)
-            on_phase(phase_name, 0, int(num_steps))
+            if on_phase is not None:
+                on_phase(phase_name, 0, int(num_steps))
 
         def step_complete(self, phase_name: str, step: Any) -> bool:
-            try:
+            if on_phase is not None:
                 on_phase(phase_name, int(step) + 1, self._steps.get(phase_name, 0))
-            except KeyboardInterrupt:
-                return False
-            return True
+            return not stop.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
             self._steps.pop(phase_name, None)
@@ -266,7 +311,7 @@ def make_monitor(on_phase: Phase) -> Any:
 
 
 def print_phase(name: str, done: int, steps: int) -> None:
-    """Show the builder's progress as a moving line on a terminal."""
+    """Show the builder's progress as a moving line on a terminal, which the last step of a phase wipes."""
     if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K  {name[:60]}  {done}/{steps}")
+        sys.stderr.write("\r\x1b[K" if done >= steps else f"\r\x1b[K  {name[:60]}  {done}/{steps}")
         sys.stderr.flush()

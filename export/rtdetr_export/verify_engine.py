@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+import onnx
 
-from rtdetr_deploy import Predictor
-from rtdetr_deploy.artifact import ArtifactInfo
+from rtdetr_deploy import Detections, Predictor
+from rtdetr_deploy.engine_info import EngineInfo
 from rtdetr_deploy.errors import ExportError
 from rtdetr_deploy.runtimes import Runtime
 from rtdetr_deploy.runtimes.tensorrt_runtime import TensorRtRuntime
@@ -25,51 +26,68 @@ TOLERANCES = (Tolerance(0.5, 0.01), Tolerance(2.0, 0.05))
 REQUIRED = 0.98
 """Share of detections within the widest tolerance. FP16 kernels sum in another order than ONNX Runtime."""
 LEAST = 20
-ROW_TOLERANCE = 1e-3
-"""Largest difference of boxes (in [0, 1]) and scores between rows of a batch that were given the same image."""
-LOW_SHARE = 0.5
-"""Least share of convolutions and matrix products that must have the precision that was asked for."""
+SAME = (Tolerance(0.1, 1e-3),)
+"""What rows of a batch that were given the same image may differ by, and a recorded call from a plain one."""
+MOST_UNASKED = 0.02
+"""Share of confident detections that ONNX Runtime doesn't make."""
+LOW_SHARE = 0.8
+"""Least part of the graph's layers of a precision that the engine must have in that precision: kernels are fused."""
 
 _KINDS = {"fp32": r"\b(fp32|float32|float)\b", "fp16": r"\b(fp16|float16|half)\b", "int8": r"\bint8\b"}
-_COMPUTE = re.compile(r"conv|gemm|matrix|matmul|matrixmultiply|myelin", re.IGNORECASE)
+_COMPUTE = re.compile(r"conv|gemm|matrix|matmul|myelin", re.IGNORECASE)
+_TYPE_KEYS = ("Format/Datatype", "Datatype", "DataType", "Format")
+_TACTICS = {"int8": r"i8i8|imma", "fp16": r"f16f16|h16|hmma|_h\d", "fp32": r"f32f32|sgemm|ffma"}
 
 
 @dataclass(frozen=True)
 class EngineReport:
-    """Agreement with ONNX Runtime, the largest difference between equal rows, and layers by precision.
+    """What an engine does and is.
 
-    `rows` is None where the engine takes one image only.
+    `agreements` with ONNX Runtime by batch; `replays` says how calls from a recorded graph agree with plain ones, by
+    batch; `rows` how rows of one batch agree that were given the same image (None where there is one row). `layers` of
+    the engine by precision, `graph` those of the ONNX file.
     """
 
     runtime: str
     precision: str
     images: int
-    agreement: Agreement
-    rows: float | None
+    agreements: dict[int, Agreement]
+    replays: dict[int, Agreement]
+    rows: Agreement | None
     layers: dict[str, int]
+    graph: dict[str, int]
 
     def problems(self) -> list[str]:
         """Return what is wrong with the engine, in words; empty when it may be handed over."""
         found = []
-        agreement = self.agreement
-        if agreement.share(-1) < REQUIRED:
+        for batch, agreement in self.agreements.items():
+            if agreement.share(-1) < REQUIRED or agreement.unasked > MOST_UNASKED * agreement.wanted:
+                found.append(
+                    f"boxes and scores, batch {batch}: only {agreement.share(-1):.3f} of {agreement.wanted} detections "
+                    f"are within {agreement.tolerances[-1]} of ONNX Runtime's, {agreement.unasked} are new; try "
+                    "--sampler gather, or keep more in FP32 with --keep-fp32 '/decoder/'"
+                )
+        for batch, agreement in self.replays.items():
+            if agreement.share() < REQUIRED:
+                found.append(f"batch {batch}: a recorded call gives other detections than a plain one (a stale graph?)")
+        if self.rows is not None and self.rows.share() < REQUIRED:
             found.append(
-                f"boxes and scores: only {agreement.share(-1):.3f} of {agreement.wanted} detections are within "
-                f"{agreement.tolerances[-1]} of ONNX Runtime's; try --sampler gather, or keep more in FP32 with "
-                "--keep-fp32 '/decoder/'"
+                f"equal images in one batch give other detections ({self.rows.share():.3f} within "
+                f"{self.rows.tolerances[0]}); TensorRT has miscompiled the graph: try --sampler gather, --batch 1, or "
+                "another TensorRT version"
             )
-        if self.rows is not None and not self.rows <= ROW_TOLERANCE:
-            found.append(
-                f"equal images in one batch give outputs that differ by {self.rows:.3g}; TensorRT has miscompiled the "
-                "graph: try --sampler gather, --batch 1, or another TensorRT version"
-            )
-        asked, compute = self.layers.get(self.precision, 0), sum(self.layers.values())
-        if not compute:
-            found.append("the inspector names no precision, so it can't be confirmed; is this a stripped engine?")
-        elif asked < LOW_SHARE * compute:
-            counted = ", ".join(f"{count} {name}" for name, count in sorted(self.layers.items()))
-            found.append(f"{self.precision} was asked for, and the engine's layers are {counted}")
-        return found
+        return found + self._precision_problems()
+
+    def _precision_problems(self) -> list[str]:
+        counted = ", ".join(f"{count} {name}" for name, count in sorted(self.layers.items()))
+        if not self.layers:
+            return ["the inspector names no precision, so it can't be confirmed; is this a stripped engine?"]
+        total, in_graph = sum(self.layers.values()), max(1, sum(self.graph.values()))
+        for name in ("int8", "fp16"):
+            wanted = self.graph.get(name, 0) / in_graph
+            if self.layers.get(name, 0) / total < LOW_SHARE * wanted:
+                return [f"{wanted:.0%} of the graph's layers are {name}, and the engine's layers are {counted}"]
+        return []
 
     def require(self, name: str) -> None:
         """Raise `ExportError` when anything is wrong."""
@@ -78,58 +96,106 @@ class EngineReport:
             raise ExportError(f"{name} was built and is wrong, so it was not written: " + "; ".join(found))
 
     def __str__(self) -> str:
-        agreement = self.agreement
         lines = [f"{self.runtime} against ONNX Runtime on {self.images} images:"]
-        lines += [
-            f"  {agreement.share(index):8.4f} of {agreement.wanted} detections within {tolerance}"
-            for index, tolerance in enumerate(agreement.tolerances)
-        ]
-        rows = "one image at a time" if self.rows is None else f"equal rows differ by {self.rows:.1e}"
+        for batch, agreement in self.agreements.items():
+            lines += [
+                f"  batch {batch}: {agreement.share(index):.4f} of {agreement.wanted} detections within {tolerance}"
+                for index, tolerance in enumerate(agreement.tolerances)
+            ]
+        rows = "one image at a time" if self.rows is None else f"equal rows agree: {self.rows.share():.4f}"
         layers = ", ".join(f"{count} {name}" for name, count in sorted(self.layers.items()))
-        return "\n".join([*lines, f"  {rows}; layers of the engine: {layers}"])
+        return "\n".join([*lines, f"  recorded and plain calls agree; {rows}; layers of the engine: {layers}"])
 
 
 def verify_engine(
-    engine: TensorRtRuntime, reference: Runtime, info: ArtifactInfo, images: Sequence[ImageLike]
+    engine: TensorRtRuntime,
+    reference: Runtime,
+    facts: EngineInfo,
+    images: Sequence[ImageLike],
+    graph: dict[str, int],
 ) -> EngineReport:
-    """Run `images` through both and look into the engine; both stay open."""
+    """Run `images` through both, at the smallest, best and largest batch, and look into the engine; both stay open."""
     one, other = Predictor(engine, threshold=0.0), Predictor(reference, threshold=0.0)
-    expected, found = other.detect_batch(images), one.detect_batch(images)
-    agreement = compare(expected, found, TOLERANCES, least=LEAST)
-    layers = count_precisions(engine.layers())
-    return EngineReport(engine.name, info.precision, len(images), agreement, _rows(engine, one, images), layers)
+    expected = other.detect_batch(images)
+    batches = sorted(set(facts.profile))
+    agreements, replays = {}, {}
+    for batch in batches:
+        plain, recorded = (_detect(one, images, batch) for _ in range(2))
+        agreements[batch] = compare(expected, plain, TOLERANCES, least=LEAST)
+        replays[batch] = compare(plain, recorded, SAME, least=LEAST)
+    return EngineReport(
+        runtime=engine.name,
+        precision=facts.info.precision,
+        images=len(images),
+        agreements=agreements,
+        replays=replays,
+        rows=_compare_rows(one, images, batches[-1]) if batches[-1] > 1 else None,
+        layers=count_precisions(engine.layers()),
+        graph=graph,
+    )
 
 
-def _rows(engine: TensorRtRuntime, predictor: Predictor, images: Sequence[ImageLike]) -> float | None:
-    """Return the largest difference between the outputs of one image in every row of a full batch."""
-    batch = engine.largest_batch
-    if batch < 2:
-        return None
-    (name,) = (spec.name for spec in engine.inputs)
-    largest = 0.0
+def _detect(predictor: Predictor, images: Sequence[ImageLike], batch: int) -> list[Detections]:
+    """Detect on `images`, always `batch` at a time; the last batch is filled with the first images."""
+    found: list[Detections] = []
+    for start in range(0, len(images), batch):
+        rows = [images[(start + offset) % len(images)] for offset in range(batch)]
+        found += _run(predictor, rows)
+    return found[: len(images)]
+
+
+def _run(predictor: Predictor, rows: Sequence[ImageLike]) -> list[Detections]:
+    frames = predictor.load(rows)
+    return predictor.decode(predictor.infer(predictor.prepare(frames)), [frame.size for frame in frames])
+
+
+def _compare_rows(predictor: Predictor, images: Sequence[ImageLike], batch: int) -> Agreement:
+    """Compare the rows of a batch that holds one image, with the first row, over all images."""
+    first: list[Detections] = []
+    others: list[Detections] = []
     for image in images:
-        prepared = predictor.prepare(predictor.load([image]))[:1]
-        outputs = engine.run({name: np.repeat(prepared, batch, axis=0)})
-        for array in outputs.values():
-            difference = np.abs(array.astype(np.float64) - array[:1].astype(np.float64)).max(initial=0.0)
-            largest = max(largest, float(difference)) if np.isfinite(difference) else float("inf")
-    return largest
+        rows = _run(predictor, [image] * batch)
+        first += rows[:1] * (batch - 1)
+        others += rows[1:]
+    return compare(first, others, SAME, least=LEAST)
 
 
 def count_precisions(layers: Sequence[Any]) -> dict[str, int]:
-    """Return how many computing layers of the inspector's list give out each precision.
+    """Return how many computing layers of the inspector's list have each precision.
 
-    A layer counts as the lowest precision among its inputs' types. Layers given as bare names tell nothing.
+    It is read off the types of a layer's inputs (one field up to TensorRT 10, two from 11 on), else off its weights,
+    else off the kernel's name. Layers given as bare names tell nothing.
     """
     counts: dict[str, int] = {}
     for layer in layers:
-        if not isinstance(layer, dict) or not _COMPUTE.search(f"{layer.get('LayerType', '')} {layer.get('Name', '')}"):
+        if not isinstance(layer, dict) or not _COMPUTE.search(str(layer.get("LayerType", ""))):
             continue
-        types = " ".join(
-            str(value.get("Format/Datatype", value.get("Format", ""))) for value in layer.get("Inputs", [])
-        )
-        for name in ("int8", "fp16", "fp32"):
-            if re.search(_KINDS[name], types, re.IGNORECASE):
-                counts[name] = counts.get(name, 0) + 1
-                break
+        inputs = [value for value in layer.get("Inputs") or [] if isinstance(value, dict)]
+        types = " ".join(str(value[key]) for value in inputs for key in _TYPE_KEYS if key in value)
+        weights = layer.get("Weights")
+        stored = str(weights.get("Type", "")) if isinstance(weights, dict) else ""
+        sources = ((types, _KINDS), (stored, _KINDS), (str(layer.get("TacticName", "")), _TACTICS))
+        kind = next((found for text, kinds in sources if (found := _lowest(text, kinds)) is not None), None)
+        if kind is not None:
+            counts[kind] = counts.get(kind, 0) + 1
+    return counts
+
+
+def _lowest(text: str, kinds: dict[str, str]) -> str | None:
+    """Return the lowest precision that `text` names."""
+    return next((name for name in ("int8", "fp16", "fp32") if re.search(kinds[name], text, re.IGNORECASE)), None)
+
+
+def count_in_graph(path: Path) -> dict[str, int]:
+    """Return how many convolutions and matrix products of an ONNX file have each precision."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+    graph = model.graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
+    restored = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    counts: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type in ("Conv", "MatMul", "Gemm"):
+            half = types.get(node.input[0]) == onnx.TensorProto.FLOAT16
+            kind = "int8" if node.input[0] in restored else "fp16" if half else "fp32"
+            counts[kind] = counts.get(kind, 0) + 1
     return counts

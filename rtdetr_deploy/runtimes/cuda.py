@@ -19,8 +19,9 @@ from rtdetr_deploy.runtimes import Array
 
 @dataclass(frozen=True)
 class Gpu:
-    """The device that is used: its name, its compute capability ("7.5" for a T4) and its memory in bytes."""
+    """The device that is used: its number, name, compute capability ("7.5" for a T4) and memory in bytes."""
 
+    number: int
     name: str
     capability: str
     memory: int
@@ -56,16 +57,25 @@ class Cuda:
         try:
             count = self.call("cudaGetDeviceCount")
         except DeviceError as error:
-            raise DeviceError(f"no NVIDIA GPU can be used: {error}; is the driver installed, and recent?") from error
+            raise DeviceError(
+                f"no NVIDIA GPU can be used: {error}; is the driver installed? For drivers before 580 install "
+                "rtdetr-deploy[tensorrt-cu12] instead of [tensorrt]"
+            ) from error
         if count < 1:
             raise DeviceError("no NVIDIA GPU can be used: CUDA finds none")
-        properties = self.call("cudaGetDeviceProperties", self.call("cudaGetDevice"))
+        number = int(self.call("cudaGetDevice"))
+        properties = self.call("cudaGetDeviceProperties", number)
         name = properties.name
         return Gpu(
+            number,
             name.decode().rstrip("\0") if isinstance(name, bytes) else str(name),
             f"{properties.major}.{properties.minor}",
             int(properties.totalGlobalMem),
         )
+
+    def use(self, gpu: Gpu) -> None:
+        """Make `gpu` the current device of the calling thread: CUDA keeps that for each thread apart."""
+        self.call("cudaSetDevice", gpu.number)
 
 
 def import_cuda() -> Cuda:

@@ -10,13 +10,14 @@ working memory, since calls are serialized. Written for TensorRT 10.x and 11.x.
 from __future__ import annotations
 
 import json
+import re
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -29,7 +30,13 @@ from rtdetr_deploy.runtimes.cuda import Cuda, DeviceMemory, Gpu, Graph, PinnedAr
 if TYPE_CHECKING:
     import tensorrt as trt
 
+Made = TypeVar("Made")
+
+AMPERE = (8, 0)
+"""The compute capability from which hardware-compatible engines run."""
 KEPT_MESSAGES = 20
+MOST_LANES = 16
+"""Batch sizes whose contexts and graphs are kept."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +64,13 @@ class _Lane:
 class TensorRtRuntime:
     """A loaded engine; see `Runtime`. Calls from several threads are run one after the other."""
 
-    def __init__(self, content: bytes, name: str, facts: EngineInfo | None, cuda: Cuda, gpu: Gpu) -> None:
+    def __init__(
+        self, content: bytes, name: str, facts: EngineInfo | None, cuda: Cuda, gpu: Gpu, *, host_code: bool = False
+    ) -> None:
         import tensorrt as trt
 
         self._file = name
+        self._cuda, self._gpu = cuda, gpu
         self._lock = threading.Lock()
         self._messages: list[str] = []
         self._lanes: dict[int, _Lane] = {}
@@ -69,10 +79,10 @@ class TensorRtRuntime:
         self.metadata: Mapping[str, str] = {METADATA_KEY: facts.info.to_json()} if facts is not None else {}
         with ExitStack() as stack:  # closed in reverse order, here when opening fails, in `close` otherwise
             self._logger = _make_logger(self._messages)
-            runtime = trt.Runtime(self._logger)
+            runtime = start(trt.Runtime, self._logger)
             stack.callback(self._drop, "_runtime")
             self._runtime: trt.Runtime | None = runtime
-            if facts is not None and facts.version_compatible:
+            if host_code:
                 runtime.engine_host_code_allowed = True
             engine = runtime.deserialize_cuda_engine(content)
             if engine is None:
@@ -92,10 +102,9 @@ class TensorRtRuntime:
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """See `Runtime.run`; raises `ArtifactError` for arrays that don't fit, or after `close`, else `DeviceError`."""
         with self._lock:
-            if self._engine is None:
-                raise ArtifactError(f"{self._file} is closed; open it again with Predictor or open_runtime")
+            engine = self._use()
             batch = self._fill(feed)
-            lane = self._lanes.get(batch) or self._open_lane(self._engine, batch)
+            lane = self._lanes.get(batch) or self._open_lane(engine, batch)
             if lane.graph is None and lane.runs and self._graphs:
                 lane.graph = self._record(lane, batch)
             if lane.graph is not None:
@@ -109,14 +118,17 @@ class TensorRtRuntime:
     def layers(self) -> list[Any]:
         """Return the engine inspector's list of layers: maps where the engine was built with details, else names.
 
-        Raises `ArtifactError` when the inspector gives no list.
+        Shapes are those of the largest batch: without them the inspector of a dynamic engine tells no types. Raises
+        `ArtifactError` when the inspector gives no list.
         """
         import tensorrt as trt
 
         with self._lock:
-            if self._engine is None:
-                raise ArtifactError(f"{self._file} is closed; open it again with Predictor or open_runtime")
-            text = self._engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+            engine = self._use()
+            lane = self._lanes.get(self.largest_batch) or self._open_lane(engine, self.largest_batch)
+            inspector = engine.create_engine_inspector()
+            inspector.execution_context = lane.context
+            text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
         try:
             return list(json.loads(text)["Layers"])
         except (ValueError, KeyError, TypeError) as error:
@@ -125,7 +137,17 @@ class TensorRtRuntime:
     def close(self) -> None:
         """See `Runtime.close`."""
         with self._lock:
+            if self._engine is not None:
+                self._cuda.use(self._gpu)
             self._resources.close()
+
+    def _use(self) -> trt.ICudaEngine:
+        """Make the engine's GPU the current one of this thread, and return the engine."""
+        if self._engine is None:
+            raise ArtifactError(f"{self._file} is closed; open it again with Predictor or open_runtime")
+        self._cuda.use(self._gpu)
+        self._messages.clear()
+        return self._engine
 
     def _fill(self, feed: Mapping[str, Array]) -> int:
         """Copy the arrays into pinned memory and return their number of rows."""
@@ -164,6 +186,17 @@ class TensorRtRuntime:
         unknown = context.infer_shapes()
         if unknown:
             raise ArtifactError(f"{self._file}: the shapes of {', '.join(unknown)} are not determined by the images")
+        for port in self._outputs:
+            dims = context.get_tensor_shape(port.name)
+            shape = tuple(int(dims[axis]) for axis in range(len(dims)))
+            if shape != (batch, *port.host.array.shape[1:]):
+                raise ArtifactError(
+                    f"{self._file}: output {port.name} is {shape} for {batch} images; expected a row each"
+                )
+        while len(self._lanes) >= MOST_LANES:  # the oldest goes
+            old = self._lanes.pop(next(iter(self._lanes)))
+            if old.graph is not None:
+                old.graph.close()
         self._lanes[batch] = _Lane(context)
         return self._lanes[batch]
 
@@ -193,7 +226,6 @@ class TensorRtRuntime:
     def _make_ports(
         self, mode: trt.TensorIOMode, cuda: Cuda, stack: ExitStack
     ) -> tuple[tuple[TensorSpec, ...], tuple[_Port, ...]]:
-        import tensorrt as trt
 
         engine = self._engine
         assert engine is not None
@@ -204,8 +236,8 @@ class TensorRtRuntime:
                 continue
             dims = engine.get_tensor_shape(name)
             shape = tuple(int(dims[axis]) for axis in range(len(dims)))
-            dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
-            if any(axis < 0 for axis in shape[1:]):
+            dtype = _numpy_type(engine.get_tensor_dtype(name), name)
+            if not shape or any(axis < 0 for axis in shape[1:]):
                 raise ArtifactError(f"{self._file}: {name} has open axes {shape}; only the batch may be dynamic")
             host = PinnedArray(cuda, (self.largest_batch, *shape[1:]), dtype)
             stack.callback(host.close)
@@ -216,14 +248,36 @@ class TensorRtRuntime:
         return tuple(specs), tuple(ports)
 
     def _close_lanes(self) -> None:
-        for lane in self._lanes.values():
-            if lane.graph is not None:
-                lane.graph.close()
+        graphs = [lane.graph for lane in self._lanes.values() if lane.graph is not None]
         self._lanes.clear()
+        with ExitStack() as stack:  # each is closed, also when another can't be
+            for graph in graphs:
+                stack.callback(graph.close)
 
     def _drop(self, attribute: str) -> None:
         """Let go of a TensorRT object; it is destroyed with its last reference."""
         setattr(self, attribute, None)
+
+
+def start(factory: Callable[[Any], Made], logger: Any) -> Made:
+    """Return what a TensorRT factory makes. Raises `DeviceError` where TensorRT can't use the GPU or its driver."""
+    try:
+        return factory(logger)
+    except (TypeError, RuntimeError) as error:  # pybind's words for a null pointer
+        raise DeviceError(
+            f"TensorRT can't be started ({error}): its CUDA version may be newer than the driver; update the driver, "
+            "or install rtdetr-deploy[tensorrt-cu12]"
+        ) from error
+
+
+def _numpy_type(kind: trt.DataType, name: str) -> np.dtype[Any]:
+    import tensorrt as trt
+
+    try:
+        dtype: np.dtype[Any] = np.dtype(trt.nptype(kind))
+    except TypeError as error:  # BF16 and FP8 have none
+        raise ArtifactError(f"{name} is {kind}, which NumPy has no type for") from error
+    return dtype
 
 
 def open_model(path: Path, threads: int | None, device: Device | None) -> TensorRtRuntime:
@@ -240,27 +294,38 @@ def open_model(path: Path, threads: int | None, device: Device | None) -> Tensor
         import tensorrt as trt
     except ImportError as error:
         raise MissingPackageError("running engines needs TensorRT: pip install 'rtdetr-deploy[tensorrt]'") from error
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"can't read {path}: {error.strerror or error}") from error
     facts = read_engine_info(path, content)
     cuda = import_cuda()
     gpu = cuda.gpu()
     if facts is not None:
         check_fits(facts, path.name, trt.__version__, gpu)
-    return TensorRtRuntime(content, path.name, facts, cuda, gpu)
+    host_code = facts is not None and facts.version_compatible
+    return TensorRtRuntime(content, path.name, facts, cuda, gpu, host_code=host_code)
 
 
 def check_fits(facts: EngineInfo, name: str, version: str, gpu: Gpu) -> None:
     """Raise `ArtifactError` when an engine was built for another TensorRT or another GPU than these."""
-    if version != facts.tensorrt and not facts.version_compatible:
+    built, here = _numbers(facts.tensorrt), _numbers(version)
+    later = facts.version_compatible and here[0] == built[0] and here > built
+    if version != facts.tensorrt and not later:
         raise ArtifactError(
-            f"{name} was built by TensorRT {facts.tensorrt}, this is {version}; build it again here, or with "
-            "--version-compatible"
+            f"{name} was built by TensorRT {facts.tensorrt}, this is {version}; build it again here (engines built "
+            "with --version-compatible run on later versions of the same major number)"
         )
-    if gpu.capability != facts.capability and not facts.hardware_compatible:
+    ampere = facts.hardware_compatible and _numbers(gpu.capability) >= AMPERE
+    if gpu.capability != facts.capability and not ampere:
         raise ArtifactError(
             f"{name} was built for {facts.gpu} (compute capability {facts.capability}), this is {gpu.name} "
             f"({gpu.capability}); build it again here"
         )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def _batch_range(engine: trt.ICudaEngine, name: str) -> tuple[int, int]:

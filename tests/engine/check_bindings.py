@@ -16,6 +16,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -28,7 +29,7 @@ FUNCTIONS = (
     "getPluginRegistry", "getNvOnnxParserVersion", "initLibNvInferPlugins",
 )  # fmt: skip
 CHECKED = [ROOT / "rtdetr_deploy" / "runtimes" / "tensorrt_runtime.py"]
-CHECKED += [path for path in [ROOT / "export" / "rtdetr_export" / "to_tensorrt.py"] if path.exists()]
+CHECKED += [ROOT / "export" / "rtdetr_export" / "to_tensorrt.py"]
 PLANTED = {
     "an unknown method": ("execute_async_v3(", "execute_async_v4("),
     "a missing argument": ("lane.context.execute_async_v3(self._stream.handle)", "lane.context.execute_async_v3()"),
@@ -154,7 +155,9 @@ def use_bindings(folder: Path, version: str) -> None:
     load(folder, version)
     import tensorrt as trt
 
+    from rtdetr_deploy import DeviceError
     from rtdetr_deploy.runtimes import tensorrt_runtime
+    from rtdetr_export.to_tensorrt import make_monitor
 
     assert trt.__version__ == version, trt.__version__
     messages: list[str] = []
@@ -163,12 +166,22 @@ def use_bindings(folder: Path, version: str) -> None:
     logger.log(trt.ILogger.ERROR, "out of\nmemory")
     logger.log(trt.ILogger.INFO, "chatter")
     assert messages == ["out of memory"], messages
+    steps: list[tuple[str, int, int]] = []
+    stop = threading.Event()
+    monitor = make_monitor(lambda *phase: steps.append(phase), stop)
+    assert isinstance(monitor, trt.IProgressMonitor)
+    monitor.phase_start("build", None, 2)
+    assert monitor.step_complete("build", 0)
+    stop.set()
+    assert not monitor.step_complete("build", 1)
+    assert steps == [("build", 0, 2), ("build", 1, 2), ("build", 2, 2)], steps
+    assert 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) > 0
     assert trt.nptype(trt.DataType.FLOAT).__name__ == "float32"
     assert trt.ExecutionContextAllocationStrategy.USER_MANAGED is not None
     failure = ""
     try:
-        trt.Runtime(logger)
-    except TypeError as error:  # the stand-in returns no runtime
+        tensorrt_runtime.start(trt.Runtime, logger)
+    except DeviceError as error:  # the stand-in returns no runtime, as TensorRT does where CUDA can't start
         failure = str(error)
     assert "factory function returned nullptr" in failure, failure
 

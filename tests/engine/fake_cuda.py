@@ -53,6 +53,7 @@ class FakeCuda:
         self.executables: dict[int, list[Work]] = {}
         self.launches = 0
         self.records = True
+        self.empties = False  # captures that record nothing, without an error
         self.log: list[str] = []
         self._recorded: dict[int, list[Work]] = {}
         self._next = 1000
@@ -89,6 +90,9 @@ class FakeCuda:
 
     def cudaGetDevice(self) -> tuple[Any, ...]:
         return (*OK, 0)
+
+    def cudaSetDevice(self, device: int) -> tuple[Any, ...]:
+        return OK if 0 <= device < self.gpus else (Status.cudaErrorInvalidValue,)
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
         major, minor = self.capability
@@ -155,7 +159,7 @@ class FakeCuda:
             return (Status.cudaErrorStreamCaptureUnsupported, None)
         graph = self._number()
         self.graphs.add(graph)
-        self._recorded[graph] = work
+        self._recorded[graph] = [] if self.empties else work
         return (*OK, graph)
 
     def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[Any, ...]:

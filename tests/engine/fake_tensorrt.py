@@ -76,6 +76,7 @@ class World:
         self.parser_errors: list[ParserError] = []
         self.instead: bytes | None = None  # what a miscompiling builder makes of any graph
         self.row_noise = 0.0
+        self.eleven = False  # the inspector's fields of TensorRT 11
         self.claims: str | None = None  # precision that every layer really has
         self.builds: list[IBuilderConfig] = []
         self.problems: list[str] = []
@@ -175,6 +176,11 @@ class IExecutionContext:
         self._addresses[name] = memory
         return True
 
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        batch = next(iter(self._shapes.values()), (1,))[0]
+        shape = self.engine.get_tensor_shape(name)
+        return tuple(batch if axis < 0 else axis for axis in shape)
+
     def infer_shapes(self) -> list[str]:
         return [name for name in self.engine._inputs if name not in self._shapes and self.engine.dynamic]
 
@@ -216,6 +222,7 @@ class LayerInformationFormat(enum.Enum):
 class EngineInspector:
     def __init__(self, engine: ICudaEngine) -> None:
         self._engine = engine
+        self.execution_context: IExecutionContext | None = None
 
     def get_engine_information(self, format: LayerInformationFormat) -> str:
         """List convolutions and matrix products with the types that the graph gives them."""
@@ -228,7 +235,10 @@ class EngineInspector:
             if node.op_type in ("Conv", "MatMul"):
                 half = types.get(node.input[0]) == onnx.TensorProto.FLOAT16
                 kind = WORLD.claims or ("Half" if half else "Float")
-                inputs = [{"Name": node.input[0], "Format/Datatype": f"{kind} NCHW"}]
+                if self.execution_context is None and self._engine.dynamic:
+                    kind = "N/A due to dynamic shapes"
+                told = {"Datatype": kind, "Format": "NCHW"} if WORLD.eleven else {"Format/Datatype": f"{kind} NCHW"}
+                inputs = [{"Name": node.input[0], **told}]
                 layers.append({"Name": node.name, "LayerType": "CaskConvolution", "Inputs": inputs})
         return json.dumps({"Layers": layers, "Bindings": []})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,14 @@ def test_a_built_engine_is_verified_and_detects(
     result = build_engine(options, _images(), lambda *phase: phases.append(phase))
     assert result.facts.profile == (1, 2, 3)
     assert result.facts.info.precision == "fp16"
-    assert result.report.agreement.share() == 1.0
-    assert result.report.rows == 0.0
+    assert {batch: agreement.share() for batch, agreement in result.report.agreements.items()} == {
+        1: 1.0,
+        2: 1.0,
+        3: 1.0,
+    }
+    assert {agreement.share() for agreement in result.report.replays.values()} == {1.0}
+    assert result.report.rows is not None
+    assert result.report.rows.share() == 1.0
     assert result.report.layers["fp16"] > result.report.layers["fp32"]
     assert phases == [("Building Engine", done, 2) for done in range(3)]
     (config,) = world.builds
@@ -62,6 +69,7 @@ def test_a_built_engine_is_verified_and_detects(
 
 
 def test_options_reach_the_builder(world: World, small_onnx: Path, tmp_path: Path) -> None:
+    world.cuda.capability = (8, 6)
     cache = tmp_path / "timing.cache"
     options: dict[str, Any] = {
         "workspace": 0.5,
@@ -97,17 +105,17 @@ def test_an_engine_that_samples_nearest_is_caught(
     from rtdetr_export import export_onnx
 
     world.instead = export_onnx(small_options("nearest.onnx", sampler="discrete", verify=False)).path.read_bytes()
-    _refused(world, small_onnx, tmp_path, r"boxes and scores: only 0\.\d+ of \d+ detections .*try --sampler gather")
+    _refused(world, small_onnx, tmp_path, r"boxes and scores, batch 1: only 0\.\d+ of .*try --sampler gather")
 
 
 def test_an_fp32_engine_called_fp16_is_caught(world: World, half_onnx: Path, tmp_path: Path) -> None:
     world.claims = "Float"
-    _refused(world, half_onnx, tmp_path, r"fp16 was asked for, and the engine's layers are \d+ fp32")
+    _refused(world, half_onnx, tmp_path, r"\d+% of the graph's layers are fp16, and the engine's layers are \d+ fp32")
 
 
 def test_rows_that_differ_are_caught(world: World, half_onnx: Path, tmp_path: Path) -> None:
-    world.row_noise = 0.01
-    _refused(world, half_onnx, tmp_path, r"equal images in one batch give outputs that differ by 0.01")
+    world.row_noise = 0.02
+    _refused(world, half_onnx, tmp_path, r"equal images in one batch give other detections")
 
 
 def test_an_engine_that_hides_its_layers_is_caught(world: World, half_onnx: Path, tmp_path: Path) -> None:
@@ -144,6 +152,36 @@ def test_files_of_others_are_refused(world: World, small_onnx: Path, tmp_path: P
     _refused(world, other, tmp_path, "was not written by rtdetr-export")
 
 
+def test_a_graph_that_replays_stale_outputs_is_caught(world: World, half_onnx: Path, tmp_path: Path) -> None:
+    world.cuda.empties = True
+    _refused(world, half_onnx, tmp_path, "boxes and scores, batch 1")
+
+
+def test_ctrl_c_ends_the_build(world: World, small_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rtdetr_export import to_tensorrt
+
+    real, calls = futures.wait, []
+
+    def interrupted(waited: Any, timeout: float | None = None) -> Any:
+        calls.append(timeout)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return real(waited, timeout)
+
+    monkeypatch.setattr(to_tensorrt, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(EngineOptions(small_onnx, tmp_path / "x.engine"), _images())
+    assert calls == [0.2, None]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hardware_compatible_engines_are_not_for_a_t4(world: World, small_onnx: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"for GPUs from Ampere on; this is Tesla T4 \(7.5\)"):
+        build_engine(EngineOptions(small_onnx, tmp_path / "x.engine", hardware_compatible=True), _images())
+    with pytest.raises(OptionError, match="none were given"):
+        build_engine(EngineOptions(small_onnx, tmp_path / "x.engine"), [])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -171,6 +209,13 @@ def test_the_command_builds_from_a_checkpoint_and_from_a_file(
     }  # fmt: skip
     assert main(["--weights", str(small_onnx), "--output", str(tmp_path / "small.engine")]) == 0
     assert "128x160, batch 1, fp32" in capsys.readouterr().out
+    wrong = ["--weights", str(small_onnx), "--output", str(tmp_path / "x.engine")]
+    assert main([*wrong, "--precision", "fp16"]) == 2
+    assert "--precision is decided in small.onnx already" in capsys.readouterr().err
+    assert main([*wrong, "--largest-batch", "4"]) == 2
+    assert "small.onnx takes batch 1 alone" in capsys.readouterr().err
+    assert main([*wrong, "--workspace", "0"]) == 2
+    assert "expected GiB above 0" in capsys.readouterr().err
     assert main(["--weights", str(small_onnx), "--output", str(tmp_path / "x.onnx"), "--largest-batch", "2"]) == 2
     assert "--largest-batch is for engines; add --output NAME.engine" in capsys.readouterr().err
 
@@ -193,6 +238,13 @@ def test_precisions_are_counted_by_what_layers_read() -> None:
         "a name only",
     ]
     assert count_precisions(layers) == {"fp16": 2, "int8": 1, "fp32": 1}
+    split = {"LayerType": "gemm", "Inputs": [{"Datatype": "Half", "Format": "NHWC8"}]}  # from TensorRT 11 on
+    hidden = {"LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "N/A due to dynamic shapes"}]}
+    reformat = {"LayerType": "Reformat", "Name": "copy for conv1", "Inputs": [{"Format/Datatype": "Float"}]}
+    assert count_precisions([split, hidden, reformat]) == {"fp16": 1}
+    assert count_precisions([{**hidden, "Weights": {"Type": "Half", "Count": 9}}]) == {"fp16": 1}
+    assert count_precisions([{**hidden, "TacticName": "sm75_xmma_fprop_i8i8_i8i32"}]) == {"int8": 1}
+    assert count_precisions([{"LayerType": "gemm", "Inputs": None}]) == {}
 
 
 def test_a_good_report_has_no_problems(world: World, half_onnx: Path, tmp_path: Path) -> None:

@@ -195,6 +195,9 @@ def test_an_engine_that_cannot_be_recorded_runs_without_a_graph(world: fake_tens
             r"was built for A10 \(compute capability 8.6\), this is Tesla T4",
         ),
         ({"engine_digest": "0"}, "belongs to another engine"),
+        ({"tensorrt": "11.4.0.106", "version_compatible": True}, "same major number"),
+        ({"tensorrt": "10.16.1.11", "version_compatible": True}, "same major number"),
+        ({"capability": "8.6", "hardware_compatible": True}, "build it again here"),
     ],
 )
 def test_engines_of_another_machine_are_refused(
@@ -207,6 +210,7 @@ def test_engines_of_another_machine_are_refused(
 def test_compatible_engines_of_another_machine_run(
     world: fake_tensorrt.World, dynamic_onnx: Path, tmp_path: Path
 ) -> None:
+    world.cuda.capability = (8, 9)
     other = {"tensorrt": "10.1", "capability": "8.6", "version_compatible": True, "hardware_compatible": True}
     runtime = open_runtime(make_engine(dynamic_onnx, tmp_path, **other))
     assert isinstance(runtime, TensorRtRuntime)

@@ -48,7 +48,7 @@ def test_default_name_says_what_is_inside(changes: dict[str, Any], name: str) ->
         sampler="discrete" if options.variant else options.sampler or "gather",
         outputs="raw" if options.raw_output else "detections",
         raw_input=options.raw_input,
-        opset=options.opset,
+        opset=options.graph_opset,
         source="r50.pth",
         source_digest="0",
         verified=options.verify,
