@@ -1,0 +1,83 @@
+"""The same on a real NVIDIA GPU; skipped where there is none, or no TensorRT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rtdetr_deploy import DeviceError, MissingPackageError, Predictor, open_runtime
+from rtdetr_deploy.runtimes.cuda import Cuda, DeviceMemory, PinnedArray, Stream, import_cuda
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def cuda() -> Cuda:
+    try:
+        cuda = import_cuda()
+        cuda.gpu()
+    except (DeviceError, MissingPackageError) as error:
+        pytest.skip(f"needs an NVIDIA GPU: {error}")
+    return cuda
+
+
+@pytest.fixture(scope="module")
+def tensorrt(cuda: Cuda) -> Any:
+    return pytest.importorskip("tensorrt", reason="needs TensorRT")
+
+
+def test_pinned_arrays_make_the_round_trip(cuda: Cuda) -> None:
+    stream = Stream(cuda)
+    source, target = (PinnedArray(cuda, (64, 64), np.dtype(np.float32)) for _ in range(2))
+    memory = DeviceMemory(cuda, source.array.nbytes)
+    try:
+        source.array[:] = np.arange(64 * 64).reshape(64, 64)
+
+        def work() -> None:
+            stream.upload(memory, source, source.array.nbytes)
+            stream.download(target, memory, target.array.nbytes)
+
+        work()
+        stream.synchronize()
+        assert np.array_equal(source.array, target.array)
+        graph = stream.capture(work)
+        source.array[:] = 7
+        stream.launch(graph)
+        stream.synchronize()
+        assert (target.array == 7).all()
+        graph.close()
+    finally:
+        for resource in (memory, target, source, stream):
+            resource.close()
+
+
+def test_too_much_memory_is_one_clear_line(cuda: Cuda) -> None:
+    with pytest.raises(DeviceError, match="out of memory"):
+        DeviceMemory(cuda, 1 << 50)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_real_engine_is_built_verified_and_detects(
+    precision: str, tensorrt: Any, small_options: Any, tmp_path: Path, picture: NDArray[np.uint8]
+) -> None:
+    from rtdetr_export import export_onnx
+    from rtdetr_export.lower import choose_images
+    from rtdetr_export.to_tensorrt import EngineOptions, build_engine
+
+    onnx = export_onnx(small_options(f"gpu-{precision}.onnx", precision=precision, batch="dynamic")).path
+    target = tmp_path / "real.engine"
+    result = build_engine(EngineOptions(onnx, target, best_batch=2, largest_batch=3), choose_images(None, 128, 160))
+    assert result.report.problems() == []
+    with Predictor(target, 0.0) as predictor, Predictor(onnx, 0.0) as reference:
+        for batch in (1, 3, 2, 1, 3):
+            found = predictor.detect_batch([picture] * batch)
+            expected = reference.detect_batch([picture] * batch)
+            for one, other in zip(found, expected, strict=True):
+                assert np.abs(one.scores - other.scores).max() < 0.05
+    runtime = open_runtime(target)
+    runtime.close()
+    runtime.close()
