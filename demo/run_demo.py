@@ -21,7 +21,7 @@ FOLDER = Path(__file__).resolve().parent
 CELLS = FOLDER / "blood-cells-r18.pth"
 """The shipped checkpoint; see blood-cells-r18.md."""
 PHOTOGRAPH = FOLDER / "coffee.jpg"
-SMEAR_SEED = 20260
+SMEAR_SEED = 20282
 TIMED_RUNS = 5
 
 

@@ -81,6 +81,11 @@ def test_a_published_file_is_small_and_gives_nearly_the_same(
             assert torch.equal(value, given[name]), name
 
 
+def test_publishing_can_name_another_size(checkpoint: Path, tmp_path: Path) -> None:
+    assert publish_command.main([str(checkpoint), str(tmp_path / "x.pth"), "--size", "64x128"]) == 0
+    assert load_checkpoint(tmp_path / "x.pth").input_size == (64, 128)
+
+
 def test_publishing_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(b"no checkpoint")
     with pytest.raises(CheckpointError, match="not"):

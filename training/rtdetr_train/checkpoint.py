@@ -39,16 +39,18 @@ def save_checkpoint(
     _write(path, content)
 
 
-def publish(source: Path, target: Path) -> None:
+def publish(source: Path, target: Path, size: tuple[int, int] | None = None) -> None:
     """Write the weights to deploy alone: the moving average, matrices and kernels in half precision.
 
     Vectors (biases, batch normalization's statistics) stay in FP32: small, and the statistics' range is wide. About an
-    eighth of a run's checkpoint; `load_checkpoint` opens it like any other. Raises `CheckpointError` and `OutputError`.
+    eighth of a run's checkpoint; `load_checkpoint` opens it like any other. `size` (height, width) replaces the input
+    size that the checkpoint names. Raises `CheckpointError` and `OutputError`.
     """
     checkpoint = load_checkpoint(source)
     state = {name: value.half() if value.ndim > 1 else value for name, value in checkpoint.model.state_dict().items()}
     content = {"ema": {"module": state}, "class_names": list(checkpoint.class_names)}
-    _write(target, {**content, "input_size": list(checkpoint.input_size)} if checkpoint.input_size else content)
+    size = size or checkpoint.input_size
+    _write(target, {**content, "input_size": list(size)} if size else content)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

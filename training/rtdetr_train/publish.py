@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rtdetr_deploy.arguments import parse_size
 from rtdetr_deploy.command import run_command
 from rtdetr_train.checkpoint import publish
 
@@ -18,12 +19,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("source", type=Path, help="best.pth or last.pth of a run, or another checkpoint")
     parser.add_argument("target", type=Path, help="file to write")
+    parser.add_argument("--size", help="input size to name in the file (default: what the run was trained at)")
     arguments = parser.parse_args(argv)
-    return run_command("rtdetr_train.publish", lambda: _publish(arguments.source, arguments.target), "nothing written")
+    size = parse_size(arguments.size) if arguments.size else None
+    return run_command(
+        "rtdetr_train.publish", lambda: _publish(arguments.source, arguments.target, size), "nothing written"
+    )
 
 
-def _publish(source: Path, target: Path) -> int:
-    publish(source, target)
+def _publish(source: Path, target: Path, size: tuple[int, int] | None) -> int:
+    publish(source, target, size)
     print(f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB)")
     return 0
 
