@@ -53,6 +53,8 @@ ISLANDS = (
 
 _MOVERS = frozenset({"Reshape", "Transpose", "Slice", "Gather", "Unsqueeze", "Squeeze", "Concat", "Split", "Expand"})
 """Operators that only move numbers: they take the precision of what they move, unless an island names them."""
+_SCALED = frozenset({"QuantizeLinear", "DequantizeLinear"})
+"""INT8 pairs are in the precision of their reader, which `quantize` never takes from an island."""
 _MOVED_INPUTS = {"Concat": slice(None)}
 _FIXED_INPUTS = {"Resize": slice(1, None)}
 """Inputs that the operator's definition wants in FP32 whatever the data is."""
@@ -107,7 +109,7 @@ def to_half(
         name = str(node.name)
         values = [value for value in (*node.inputs, *node.outputs) if value is not None]
         largest = max((known.get(str(value.name), 0.0) for value in values), default=0.0)
-        named = any(pattern.search(name) for pattern in patterns)
+        named = node.op_type not in _SCALED and any(pattern.search(name) for pattern in patterns)
         too_large = largest > HEADROOM * LARGEST_HALF
         if conversion.convert(node, named or too_large) == _HALF:
             half[name] = largest
