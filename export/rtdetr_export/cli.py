@@ -83,6 +83,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATTERN",
         help="nodes whose name matches this regular expression stay in FP32; may be repeated",
     )
+    opsets = ", ".join(map(str, OPSETS))
+    add("--opset", type=int, metavar="V", help=f"ONNX opset: {opsets} (default: {OPSETS[0]})")
+    add("--no-verify", action="store_true", help="skip the comparison with torch; the file records that")
+    _add_engine_options(parser)
+    return parser
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     engine = parser.add_argument_group("TensorRT engines (--output NAME.engine; also from an .onnx file as --weights)")
     engine.add_argument(
         "--largest-batch", type=int, metavar="N", help="images at once for --batch dynamic (default: 8)"
@@ -92,10 +100,6 @@ def build_parser() -> argparse.ArgumentParser:
     engine.add_argument("--timing-cache", type=Path, metavar="FILE", help="makes the next build faster")
     engine.add_argument("--version-compatible", action="store_true", help="also run on later versions 10.x or 11.x")
     engine.add_argument("--hardware-compatible", action="store_true", help="run on every GPU from Ampere on (no T4)")
-    opsets = ", ".join(map(str, OPSETS))
-    add("--opset", type=int, metavar="V", help=f"ONNX opset: {opsets} (default: {OPSETS[0]})")
-    add("--no-verify", action="store_true", help="skip the comparison with torch; the file records that")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

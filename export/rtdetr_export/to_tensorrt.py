@@ -23,6 +23,7 @@ from rtdetr_deploy.errors import ExportError, MissingPackageError, OptionError, 
 from rtdetr_deploy.files import require_file, write_atomically, written_beside
 from rtdetr_deploy.runtimes import open_runtime
 from rtdetr_deploy.runtimes.cuda import Cuda, Gpu, import_cuda
+from rtdetr_deploy.runtimes.tensorrt_log import last_message, make_logger
 from rtdetr_deploy.runtimes.tensorrt_runtime import AMPERE, TensorRtRuntime, start
 from rtdetr_deploy.sources import ImageLike
 from rtdetr_export.lint import lint_file
@@ -203,8 +204,7 @@ def build(
     cache = _read_timing_cache(config, options.timing_cache)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        reason = messages[-1] if messages else "it gave no reason"
-        raise ExportError(f"TensorRT {trt.__version__} can't build {options.onnx.name}: {reason}")
+        raise ExportError(f"TensorRT {trt.__version__} can't build {options.onnx.name}: {last_message(messages)}")
     if cache is not None and options.timing_cache is not None:
         try:
             write_atomically(options.timing_cache, _to_bytes(cache.serialize()))
@@ -268,21 +268,6 @@ def _read_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> trt.ITi
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
     return cache
-
-
-def make_logger(messages: list[str]) -> Any:
-    """Return a logger that keeps errors in `messages` and prints nothing."""
-    import tensorrt as trt
-
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                messages.append(msg.strip().replace("\n", " "))
-
-    return Logger()
 
 
 def make_monitor(on_phase: Phase | None, stop: threading.Event) -> Any:

@@ -26,6 +26,7 @@ from rtdetr_deploy.engine_info import EngineInfo, read_engine_info
 from rtdetr_deploy.errors import ArtifactError, DeviceError, MissingPackageError, OptionError
 from rtdetr_deploy.runtimes import Array, Device, TensorSpec
 from rtdetr_deploy.runtimes.cuda import Cuda, DeviceMemory, Gpu, Graph, PinnedArray, Stream, import_cuda
+from rtdetr_deploy.runtimes.tensorrt_log import last_message, make_logger
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -34,7 +35,6 @@ Made = TypeVar("Made")
 
 AMPERE = (8, 0)
 """The compute capability from which hardware-compatible engines run."""
-KEPT_MESSAGES = 20
 MOST_LANES = 16
 """Batch sizes whose contexts and graphs are kept."""
 
@@ -78,7 +78,7 @@ class TensorRtRuntime:
         self.name = f"TensorRT {trt.__version__} ({gpu.name})"
         self.metadata: Mapping[str, str] = {METADATA_KEY: facts.info.to_json()} if facts is not None else {}
         with ExitStack() as stack:  # closed in reverse order, here when opening fails, in `close` otherwise
-            self._logger = _make_logger(self._messages)
+            self._logger = make_logger(self._messages)
             runtime = start(trt.Runtime, self._logger)
             stack.callback(self._drop, "_runtime")
             self._runtime: trt.Runtime | None = runtime
@@ -86,7 +86,9 @@ class TensorRtRuntime:
                 runtime.engine_host_code_allowed = True
             engine = runtime.deserialize_cuda_engine(content)
             if engine is None:
-                raise ArtifactError(f"{name} can't be loaded by TensorRT {trt.__version__}: {self._last_message()}")
+                raise ArtifactError(
+                    f"{name} can't be loaded by TensorRT {trt.__version__}: {last_message(self._messages)}"
+                )
             stack.callback(self._drop, "_engine")
             self._engine: trt.ICudaEngine | None = engine
             self._stream = Stream(cuda)
@@ -177,7 +179,7 @@ class TensorRtRuntime:
 
         context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
-            raise DeviceError(f"{self._file}: no execution context could be made: {self._last_message()}")
+            raise DeviceError(f"{self._file}: no execution context could be made: {last_message(self._messages)}")
         context.set_device_memory(self._workspace.address, self._workspace.size)
         for port in self._inputs:
             self._demand(context.set_input_shape(port.name, (batch, *port.host.array.shape[1:])), port.name)
@@ -218,10 +220,7 @@ class TensorRtRuntime:
 
     def _demand(self, worked: bool, what: str) -> None:
         if not worked:
-            raise DeviceError(f"{self._file}: TensorRT refused {what}: {self._last_message()}")
-
-    def _last_message(self) -> str:
-        return self._messages[-1] if self._messages else "it gave no reason"
+            raise DeviceError(f"{self._file}: TensorRT refused {what}: {last_message(self._messages)}")
 
     def _make_ports(
         self, mode: trt.TensorIOMode, cuda: Cuda, stack: ExitStack
@@ -341,19 +340,3 @@ def _batch_range(engine: trt.ICudaEngine, name: str) -> tuple[int, int]:
     if not ranges:
         raise ArtifactError(f"{name} has no inputs")
     return max(low for low, _ in ranges), min(high for _, high in ranges)
-
-
-def _make_logger(messages: list[str]) -> Any:
-    """Return a TensorRT logger that keeps the last warnings and errors in `messages`."""
-    import tensorrt as trt
-
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
-                messages.append(msg.strip().replace("\n", " "))
-                del messages[:-KEPT_MESSAGES]
-
-    return Logger()

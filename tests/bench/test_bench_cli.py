@@ -46,7 +46,8 @@ def test_real_images_are_used_in_turn_and_decoding_is_timed(
     ("arguments", "message"),
     [
         (["--engine", "none.onnx"], "none.onnx does not exist"),
-        (["--engine", "model.engine"], "no model format known here"),
+        (["--engine", "model.engine"], "model.engine does not exist"),
+        (["--engine", "model.tflite"], "no model format known here"),
         (["--engine", "{model}", "--runs", "0"], "runs is 0, expected a number from 1 up"),
         (["--engine", "{model}", "--images", "{model}.d"], "does not exist"),
     ],

@@ -28,7 +28,7 @@ FUNCTIONS = (
     "createNvOnnxParserRefitter_INTERNAL", "createNvOnnxParser_INTERNAL", "getBuilderPluginRegistry",
     "getPluginRegistry", "getNvOnnxParserVersion", "initLibNvInferPlugins",
 )  # fmt: skip
-CHECKED = [ROOT / "rtdetr_deploy" / "runtimes" / "tensorrt_runtime.py"]
+CHECKED = [ROOT / "rtdetr_deploy" / "runtimes" / f"tensorrt_{part}.py" for part in ("runtime", "log")]
 CHECKED += [ROOT / "export" / "rtdetr_export" / "to_tensorrt.py"]
 PLANTED = {
     "an unknown method": ("execute_async_v3(", "execute_async_v4("),
@@ -157,11 +157,12 @@ def use_bindings(folder: Path, version: str) -> None:
 
     from rtdetr_deploy import DeviceError
     from rtdetr_deploy.runtimes import tensorrt_runtime
+    from rtdetr_deploy.runtimes.tensorrt_log import make_logger
     from rtdetr_export.to_tensorrt import make_monitor
 
     assert trt.__version__ == version, trt.__version__
     messages: list[str] = []
-    logger = tensorrt_runtime._make_logger(messages)
+    logger = make_logger(messages)
     assert isinstance(logger, trt.ILogger)
     logger.log(trt.ILogger.ERROR, "out of\nmemory")
     logger.log(trt.ILogger.INFO, "chatter")
