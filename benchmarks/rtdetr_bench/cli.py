@@ -179,10 +179,17 @@ def _write_json(arguments: argparse.Namespace, figures: dict[str, object]) -> No
     """Write `figures` with machine and command to the file of --json, if there is one."""
     if arguments.json is None:
         return
-    command = {name: str(value) for name, value in vars(arguments).items() if name not in ("json", "engine")}
+    command = {name: _portable(value) for name, value in vars(arguments).items() if name not in ("json", "engine")}
     machine = describe_machine()
     content = {"schema": SCHEMA, "engine": arguments.engine.name, "command": command, "machine": machine, **figures}
     write_atomically(arguments.json, json.dumps(content, indent=1).encode())
+
+
+def _portable(value: object) -> object:
+    """Return an argument as it may be shown anywhere: paths by their last part alone."""
+    if isinstance(value, list):
+        return [Path(item).name for item in value]
+    return value.name if isinstance(value, Path) else value
 
 
 if __name__ == "__main__":
