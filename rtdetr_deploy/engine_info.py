@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rtdetr_deploy.artifact import METADATA_KEY, ArtifactInfo, read_metadata
 from rtdetr_deploy.errors import ArtifactError
 
+if TYPE_CHECKING:
+    from rtdetr_deploy.runtimes.cuda import Gpu
+
 FORMAT = 1
+AMPERE = (8, 0)
+"""The compute capability from which hardware-compatible engines run."""
 
 
 @dataclass(frozen=True)
@@ -73,3 +79,24 @@ def read_engine_info(engine: Path, content: bytes) -> EngineInfo | None:
     if facts.engine_digest != hashlib.sha256(content).hexdigest():
         raise ArtifactError(f"{path.name} belongs to another engine than {engine.name}; build it again, or delete it")
     return facts
+
+
+def check_fits(facts: EngineInfo, name: str, version: str, gpu: Gpu) -> None:
+    """Raise `ArtifactError` when an engine was built for another TensorRT or another GPU than these."""
+    built, here = _numbers(facts.tensorrt), _numbers(version)
+    later = facts.version_compatible and here[0] == built[0] and here > built
+    if version != facts.tensorrt and not later:
+        raise ArtifactError(
+            f"{name} was built by TensorRT {facts.tensorrt}, this is {version}; build it again here (engines built "
+            "with --version-compatible run on later versions of the same major number)"
+        )
+    ampere = facts.hardware_compatible and _numbers(gpu.capability) >= AMPERE
+    if gpu.capability != facts.capability and not ampere:
+        raise ArtifactError(
+            f"{name} was built for {facts.gpu} (compute capability {facts.capability}), this is {gpu.name} "
+            f"({gpu.capability}); build it again here"
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))

@@ -21,7 +21,7 @@ from rtdetr_deploy.detections import Detections, check_threshold
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.postprocess import check_finite, decode_raw, to_pixels
 from rtdetr_deploy.preprocess import RESIZERS, Resizer, prepare_batch
-from rtdetr_deploy.runtimes import Array, Device, Runtime, open_runtime
+from rtdetr_deploy.runtimes import Array, Device, FrameRuntime, Runtime, open_runtime
 from rtdetr_deploy.sources import MAX_PIXELS, Color, Frame, ImageLike, load_frame
 
 MAX_DETECTIONS = 300
@@ -29,6 +29,9 @@ MAX_DETECTIONS = 300
 
 MAX_BATCH = 8
 """Images that go through a model of dynamic batch at once."""
+
+Prepared = Array | tuple[Frame, ...]
+"""The model's input, or the frames that the GPU will make it of."""
 
 Classes = Collection[int | str] | int | str
 
@@ -38,10 +41,10 @@ class Predictor:
 
     `engine` is the model file, or a runtime that is open already; `threshold` the smallest score that is kept unless a
     call says otherwise. `class_names` (a list, or a file with one name per line) replaces the names stored in the file.
-    `resizer` is "opencv" or "pillow" (see `preprocess`). `threads` limits the engine's threads. `device` is "cpu" or
-    "cuda" (an NVIDIA GPU; for .onnx files that needs onnxruntime-gpu); by default engines run on the GPU and all else
-    on the CPU. `size` (height, width) is needed for files of others that leave it
-    open. `max_pixels` is the largest image that is decoded.
+    `resizer` is "opencv" or "pillow", or for TensorRT engines "cuda": frames cross the bus as they are and are resized
+    on the GPU (see `preprocess`). `threads` limits the engine's threads. `device` is "cpu" or "cuda" (an NVIDIA GPU;
+    for .onnx files that needs onnxruntime-gpu); by default engines run on the GPU and all else on the CPU. `size`
+    (height, width) is needed for files of others that leave it open. `max_pixels` is the largest image that is decoded.
 
     Raises `ArtifactError` when the file can't be run, `OptionError` for other arguments.
     """
@@ -69,6 +72,8 @@ class Predictor:
         else:
             self._name, self._runtime = engine.name, engine
         try:
+            if resizer == "cuda" and not isinstance(self._runtime, FrameRuntime):
+                raise OptionError(f'resizer="cuda" is for TensorRT engines; {self._name} is run by {self.runtime}')
             self._contract = recognize(self._runtime, self._name, size)
             self._names = self._decide_names(class_names)
         except BaseException:
@@ -143,22 +148,31 @@ class Predictor:
         """Return the pixels of each image (step 1 of 4)."""
         return [load_frame(image, color=color, max_pixels=self._max_pixels) for image in _as_list(images)]
 
-    def prepare(self, frames: Sequence[Frame]) -> Array:
-        """Return the frames as the model's input (step 2 of 4); unused rows of a fixed batch are zero."""
+    def prepare(self, frames: Sequence[Frame]) -> Prepared:
+        """Return the frames as the model's input (step 2 of 4); unused rows of a fixed batch are zero.
+
+        With the resizer "cuda" the frames are returned as they are: `infer` does the work.
+        """
         contract = self._contract
+        if self._resizer == "cuda":
+            return tuple(frames)
         batch = prepare_batch(frames, contract.height, contract.width, resizer=self._resizer, raw=contract.raw_input)
         missing = (contract.batch or 0) - len(frames)
         if missing > 0:
             batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), batch.dtype)])
         return batch.astype(contract.images.dtype, copy=False)
 
-    def infer(self, batch: Array) -> dict[str, Array]:
+    def infer(self, batch: Prepared) -> dict[str, Array]:
         """Run the model on a prepared batch (step 3 of 4) and return its outputs by role, e.g. "boxes"."""
         contract = self._contract
-        feed = {contract.images.name: batch}
+        feed: dict[str, Array] = {}
         if contract.sizes is not None:
-            feed[contract.sizes.name] = np.ones((len(batch), 2), contract.sizes.dtype)
-        outputs = self._runtime.run(feed)
+            feed[contract.sizes.name] = np.ones((contract.batch or len(batch), 2), contract.sizes.dtype)
+        if isinstance(batch, tuple):
+            assert isinstance(self._runtime, FrameRuntime)
+            outputs = self._runtime.run_frames(contract.images.name, batch, feed)
+        else:
+            outputs = self._runtime.run({contract.images.name: batch, **feed})
         found = {role: outputs[name] for role, name in contract.roles.items()}
         check_outputs(contract.kind, {role: array.shape for role, array in found.items()}, self._name)
         return found

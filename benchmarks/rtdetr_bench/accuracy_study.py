@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from rtdetr_bench.accuracy import CHECKPOINTS, evaluate
 from rtdetr_deploy import MissingPackageError, OptionError
 from rtdetr_deploy.coco import METRICS, Accuracy
-from rtdetr_deploy.preprocess import RESIZERS, Resizer
+from rtdetr_deploy.preprocess import Resizer
 
 QUERIES = (100, 200)
 """Numbers of selected queries that are tried beside the model's own."""
@@ -96,7 +96,8 @@ def study_accuracy(
 
 
 def _settings(layers: int, queries: int) -> Iterator[Setting]:
-    base, other = RESIZERS
+    base: Resizer = "opencv"
+    other: Resizer = "pillow"
     yield Setting("onnxruntime", layers, queries, base)
     yield Setting("torch", layers, queries, base)
     yield Setting("onnxruntime", layers, queries, other)

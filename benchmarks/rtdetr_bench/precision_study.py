@@ -1,8 +1,11 @@
-"""What FP16 does to detections, by how it is placed: by rtdetr-export, everywhere, and by onnxconverter-common.
+"""What FP16 does to detections, by how it is placed, and INT8, by how much of the model is in it.
 
     python -m rtdetr_bench.precision_study --weights cells.pth --accuracy val.json --images val/ --json precision.json
+        [--calibration train/]
 
-Every file is run by ONNX Runtime on the CPU and compared with the FP32 torch model, detection by detection.
+FP16 is placed by rtdetr-export, everywhere, and by onnxconverter-common. With calibration images follows the curve of
+INT8 as rtdetr-export draws it, here with the AP at each of its points. Every file is run by ONNX Runtime on the CPU and
+compared with the FP32 torch model, detection by detection.
 onnxconverter-common is a peer, not a dependency: its row is there when it is installed.
 """
 
@@ -11,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,12 +25,16 @@ import onnx_ir
 from rtdetr_bench.accuracy import open_any
 from rtdetr_bench.machine import describe_machine
 from rtdetr_deploy import Detections
+from rtdetr_deploy.artifact import read_metadata
 from rtdetr_deploy.coco import read_annotations, score
 from rtdetr_deploy.command import run_command
 from rtdetr_deploy.files import write_atomically
 from rtdetr_export import ExportOptions, export_onnx
 from rtdetr_export.agreement import TOLERANCES, Agreement, compare
+from rtdetr_export.lower import choose_images, measure_layers
 from rtdetr_export.precision import ISLANDS, to_half
+from rtdetr_export.quantize import quantize
+from rtdetr_export.sensitivity import choose_blocks
 
 SCHEMA = 1
 PIXELS = r"conv1/conv1_1|stem/stem1"
@@ -36,12 +43,13 @@ PIXELS = r"conv1/conv1_1|stem/stem1"
 
 @dataclass(frozen=True)
 class Row:
-    """A file: its AP, what became of the reference's detections, and its size in MB."""
+    """A file: its AP, what became of the reference's detections, its size in MB, and the share of work in INT8."""
 
     name: str
     ap: float
     agreement: Agreement
     megabytes: float
+    int8: float = 0.0
 
 
 def _without(model: onnx_ir.Model, *left_out: str) -> None:
@@ -60,36 +68,54 @@ PLACEMENTS: dict[str, Callable[[onnx_ir.Model], object]] = {
 }
 
 
-def study(weights: Path, annotations: Path, images: Path, on_row: Callable[[Row], None]) -> list[Row]:
-    """Return a row per way to place FP16, the FP32 file first."""
+def study(
+    weights: Path, annotations: Path, images: Path, calibration: Path | None, on_row: Callable[[Row], None]
+) -> list[Row]:
+    """Return a row per way to place FP16 and per point of INT8's curve, the FP32 file first."""
     rows: list[Row] = []
     with TemporaryDirectory() as folder:
-        single = export_onnx(ExportOptions(weights, Path(folder, "single.onnx"))).path
-        files = {"FP32": single}
-        for number, (name, place) in enumerate(PLACEMENTS.items()):
-            model = onnx_ir.load(single)
-            place(model)
-            files[name] = Path(folder, f"half{number}.onnx")
-            onnx_ir.save(model, files[name])
-        converted = _convert(single, Path(folder, "converted.onnx"))
-        if converted is not None:
-            files["onnxconverter-common"] = converted
         expected, _ = _detect(weights, annotations, images)
-        for name, file in files.items():
+        for name, file, int8 in _files(weights, calibration, Path(folder)):
             found, ap = _detect(file, annotations, images)
-            rows.append(Row(name, ap, compare(expected, found), file.stat().st_size / 1e6))
+            rows.append(Row(name, ap, compare(expected, found), file.stat().st_size / 1e6, int8))
             on_row(rows[-1])
     return rows
 
 
-def _convert(source: Path, target: Path) -> Path | None:
-    """Convert with onnxconverter-common as its documentation says; None where it is not installed."""
+def _files(weights: Path, calibration: Path | None, folder: Path) -> Iterator[tuple[str, Path, float]]:
+    """Yield the name of each file, the file, and the share of its work that is in INT8."""
+    single, trial = export_onnx(ExportOptions(weights, Path(folder, "single.onnx"))).path, Path(folder, "trial.onnx")
+    yield "FP32", single, 0.0
+    for name, place in PLACEMENTS.items():
+        model = onnx_ir.load(single)
+        place(model)
+        onnx_ir.save(model, trial)
+        yield name, trial, 0.0
+    if _convert(single, trial):
+        yield "onnxconverter-common", trial, 0.0
+    if calibration is None:
+        return
+    model = onnx_ir.load(single)
+    info = read_metadata(model.metadata_props, single.name)
+    assert info is not None
+    pictures = choose_images(calibration, info.height, info.width)
+    layers, scales = measure_layers(model, info, pictures)
+    choice = choose_blocks(model, layers, scales, pictures)
+    for count, point in enumerate(choice.curve, start=1):
+        changed = model.clone()
+        quantize(changed, [layer for layer in layers if layer.block in point.blocks], scales)
+        onnx_ir.save(changed, trial)
+        yield f"{'* ' * (count == choice.taken)}INT8 to {point.blocks[-1]}", trial, point.work
+
+
+def _convert(source: Path, target: Path) -> bool:
+    """Convert with onnxconverter-common as its documentation says; False where it is not installed."""
     try:
         from onnxconverter_common import float16
     except ImportError:
-        return None
+        return False
     onnx.save(float16.convert_float_to_float16(onnx.load(str(source)), keep_io_types=True), str(target))
-    return target
+    return True
 
 
 def _detect(file: Path, annotations: Path, images: Path) -> tuple[list[Detections], float]:
@@ -110,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, required=True, help="checkpoint")
     parser.add_argument("--accuracy", type=Path, required=True, help="COCO json")
     parser.add_argument("--images", type=Path, required=True, help="folder of its images")
+    parser.add_argument("--calibration", type=Path, metavar="DIR", help="also INT8, calibrated on these images")
     parser.add_argument("--json", type=Path, help="write the figures")
     arguments = parser.parse_args(argv)
     return run_command("rtdetr_bench.precision_study", lambda: _study(arguments), "nothing was measured")
@@ -117,13 +144,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _study(arguments: argparse.Namespace) -> int:
     head = "".join(f"{tolerance!s:>14}" for tolerance in TOLERANCES)
-    print(f"{'file':<42}{'AP':>8}{'MB':>7}{head}{'unasked':>9}")
+    print(f"{'file':<50}{'INT8':>7}{'AP':>8}{'MB':>7}{head}{'unasked':>9}")
 
     def show(row: Row) -> None:
         shares = "".join(f"{row.agreement.share(index):>14.4f}" for index in range(len(TOLERANCES)))
-        print(f"{row.name:<42}{row.ap:>8.4f}{row.megabytes:>7.1f}{shares}{row.agreement.unasked:>9}", flush=True)
+        print(
+            f"{row.name:<50}{row.int8:>7.3f}{row.ap:>8.4f}{row.megabytes:>7.1f}{shares}{row.agreement.unasked:>9}",
+            flush=True,
+        )
 
-    rows = study(arguments.weights, arguments.accuracy, arguments.images, show)
+    rows = study(arguments.weights, arguments.accuracy, arguments.images, arguments.calibration, show)
+    if arguments.calibration is not None:
+        print("* what rtdetr-export chooses")
     print(f"{rows[0].agreement.wanted} detections of the torch model with score >= 0.3")
     if arguments.json is not None:
         write_atomically(arguments.json, json.dumps(_content(arguments, rows), indent=1).encode())
@@ -141,6 +173,7 @@ def _content(arguments: argparse.Namespace, rows: Sequence[Row]) -> dict[str, ob
         "rows": [
             {
                 "file": row.name,
+                "int8": round(row.int8, 4),
                 "AP": row.ap,
                 "megabytes": round(row.megabytes, 1),
                 "matched": {str(t): row.agreement.share(index) for index, t in enumerate(TOLERANCES)},

@@ -15,7 +15,7 @@ from rtdetr_deploy.sources import ImageLike, find_images, load_frame
 from rtdetr_export.magnitudes import measure_magnitudes
 from rtdetr_export.precision import HalfReport, compile_pattern, to_half
 from rtdetr_export.probes import probe_frames
-from rtdetr_export.quantize import find_layers, measure_scales, quantize
+from rtdetr_export.quantize import Layer, find_layers, measure_scales, quantize
 from rtdetr_export.sensitivity import Choice, choose_blocks
 from rtdetr_export.simplify import serialize
 
@@ -47,14 +47,21 @@ def lower_to_int8(
     graph: onnx_ir.Model, info: ArtifactInfo, images: Sequence[ImageLike], keep_fp32: Sequence[str]
 ) -> Choice:
     """Quantize the blocks of the FP32 `graph` that bear it, in place, and return the choice."""
+    layers, scales = measure_layers(graph, info, images, keep_fp32)
+    choice = choose_blocks(graph, layers, scales, images)
+    quantize(graph, [layer for layer in layers if layer.block in choice.blocks], scales)
+    return choice
+
+
+def measure_layers(
+    graph: onnx_ir.Model, info: ArtifactInfo, images: Sequence[ImageLike], keep_fp32: Sequence[str] = ()
+) -> tuple[list[Layer], dict[str, float]]:
+    """Return the layers of the FP32 `graph` that may go to INT8, and the scales of their inputs on `images`."""
     nodes = list(graph.graph)
     patterns = [compile_pattern(pattern, nodes) for pattern in keep_fp32]
     layers = [layer for layer in find_layers(graph) if not any(p.search(layer.node) for p in patterns)]
     content = serialize(graph, {METADATA_KEY: info.to_json()}, __version__)
-    scales = measure_scales(content, {layer.activation for layer in layers}, _prepare(info, images))
-    choice = choose_blocks(graph, layers, scales, images)
-    quantize(graph, [layer for layer in layers if layer.block in choice.blocks], scales)
-    return choice
+    return layers, measure_scales(content, {layer.activation for layer in layers}, _prepare(info, images))
 
 
 def _prepare(info: ArtifactInfo, images: Sequence[ImageLike]) -> Iterator[Array]:

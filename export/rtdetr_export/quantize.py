@@ -37,6 +37,10 @@ _BLOCKS = (
 )
 
 
+StoredWeights = dict[str, tuple[NDArray[np.int8], Floats]]
+"""INT8 levels and scales of weights, by name."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """A node that can be quantized: its name, the values that it reads and multiplies with, and its block."""
@@ -123,8 +127,14 @@ def quantize_weight(weight: Floats, axis: int) -> tuple[NDArray[np.int8], Floats
     return np.clip(np.rint(weight / scale.reshape(shape)), -LEVELS, LEVELS).astype(np.int8), scale
 
 
-def quantize(model: ir.Model, layers: Sequence[Layer], scales: Mapping[str, float]) -> None:
-    """Put Q/DQ pairs before the activations and weights of `layers`, in place. One pair serves all readers."""
+def quantize(
+    model: ir.Model, layers: Sequence[Layer], scales: Mapping[str, float], stored: StoredWeights | None = None
+) -> None:
+    """Put Q/DQ pairs before the activations and weights of `layers`, in place. One pair serves all readers.
+
+    `stored` keeps quantized weights for other calls with the same weights.
+    """
+    stored = {} if stored is None else stored
     graph = model.graph
     nodes = {str(node.name): node for node in graph}
     activations: dict[str, ir.Value] = {}
@@ -138,7 +148,7 @@ def quantize(model: ir.Model, layers: Sequence[Layer], scales: Mapping[str, floa
             activations[layer.activation] = _add_pair(graph, activation, scales[layer.activation])
         node.replace_input_with(0, activations[layer.activation])
         if layer.weight not in weights:
-            weights[layer.weight] = _store_weight(graph, node, weight, layer.axis)
+            weights[layer.weight] = _store_weight(graph, node, weight, layer.axis, stored)
         node.replace_input_with(1, weights[layer.weight])
     for name, value in list(graph.initializers.items()):
         if not value.uses():
@@ -160,13 +170,15 @@ def _add_pair(graph: ir.Graph, value: ir.Value, scale: float) -> ir.Value:
     return restored.outputs[0]
 
 
-def _store_weight(graph: ir.Graph, reader: ir.Node, weight: ir.Value, axis: int) -> ir.Value:
+def _store_weight(graph: ir.Graph, reader: ir.Node, weight: ir.Value, axis: int, stored: StoredWeights) -> ir.Value:
     """Store `weight` as INT8 with a DQ per channel before `reader`, and return what DQ gives."""
     assert weight.const_value is not None
-    stored, scale = quantize_weight(weight.const_value.numpy(), axis)
     name = str(weight.name)
+    if name not in stored:
+        stored[name] = quantize_weight(weight.const_value.numpy(), axis)
+    levels, scale = stored[name]
     inputs = [
-        _constant(graph, f"{name}_int8", stored),
+        _constant(graph, f"{name}_int8", levels),
         _constant(graph, f"{name}_scale", scale),
         _zero(graph, f"{name}_zero", scale.shape),
     ]

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from rtdetr_deploy import Detections, Predictor
 from rtdetr_deploy.sources import ImageLike
 from rtdetr_export.agreement import Agreement, compare
-from rtdetr_export.quantize import Layer, quantize
+from rtdetr_export.quantize import Layer, StoredWeights, quantize
 
 WANTED = 0.97
 """Share of detections within the widest tolerance (2 px, 0.05) that a choice must keep on the calibration images."""
@@ -87,11 +87,12 @@ def choose_blocks(
 ) -> Choice:
     """Return which blocks of the FP32 `model` to quantize. `on_done` is called with the name of each step."""
     images = _some(images)
+    stored: StoredWeights = {}
     with TemporaryDirectory() as folder:
 
         def detect(name: str, chosen: Sequence[Layer]) -> list[Detections]:
             changed = model.clone()
-            quantize(changed, chosen, scales)
+            quantize(changed, chosen, scales, stored)
             path = Path(folder, "trial.onnx")
             ir.save(changed, path)
             with Predictor(path, threshold=0.0) as predictor:

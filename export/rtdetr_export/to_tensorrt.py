@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtdetr_deploy.artifact import ArtifactInfo, read_metadata
-from rtdetr_deploy.engine_info import EngineInfo, sidecar_path
+from rtdetr_deploy.engine_info import AMPERE, EngineInfo, sidecar_path
 from rtdetr_deploy.errors import ExportError, MissingPackageError, OptionError, OutputError
 from rtdetr_deploy.files import require_file, write_atomically, written_beside
 from rtdetr_deploy.runtimes import open_runtime
 from rtdetr_deploy.runtimes.cuda import Cuda, Gpu, import_cuda
 from rtdetr_deploy.runtimes.tensorrt_log import last_message, make_logger
-from rtdetr_deploy.runtimes.tensorrt_runtime import AMPERE, TensorRtRuntime, start
+from rtdetr_deploy.runtimes.tensorrt_runtime import TensorRtRuntime, start
 from rtdetr_deploy.sources import ImageLike
 from rtdetr_export.lint import lint_file
 from rtdetr_export.verify_engine import EngineReport, count_in_graph, verify_engine

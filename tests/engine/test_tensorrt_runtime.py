@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 import fake_tensorrt
 from conftest import shared_folder
 from fake_cuda import FakeCuda
+from fake_driver import FakeDriver, FakeNvrtc
 from rtdetr_deploy import ArtifactError, DeviceError, MissingPackageError, OptionError, Predictor, open_runtime
 from rtdetr_deploy.artifact import read_metadata
 from rtdetr_deploy.engine_info import EngineInfo, sidecar_path
@@ -320,6 +321,11 @@ def test_the_cuda_double_has_only_what_cuda_python_has() -> None:
     for name in vars(FakeCuda):
         if name.startswith("cuda"):
             assert hasattr(runtime, name), name
+    for double, module in ((FakeDriver, "driver"), (FakeNvrtc, "nvrtc")):
+        real = pytest.importorskip(f"cuda.bindings.{module}")
+        names = [name for name in vars(double) if name.startswith(("cu", "nvrtc"))]
+        assert len(names) >= 4
+        assert all(hasattr(real, name) for name in names)
     for kind in ("cudaMemcpyKind", "cudaStreamCaptureMode"):
         for member in vars(getattr(FakeCuda, kind)):
             assert hasattr(getattr(runtime, kind), member), member

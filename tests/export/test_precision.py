@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from conftest import ROOT, shared_folder
 from golden_files import VARIANTS, read_golden, write_weights
 
 onnx = pytest.importorskip("onnx")
@@ -19,17 +18,14 @@ import onnx_ir  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from scipy.optimize import linear_sum_assignment  # noqa: E402
 
-from rtdetr_bench.accuracy import open_any  # noqa: E402
 from rtdetr_deploy import Detections, ExportError, OptionError, Predictor  # noqa: E402
-from rtdetr_deploy.coco import read_annotations, score  # noqa: E402
 from rtdetr_deploy.runtimes import open_runtime  # noqa: E402
 from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
 from rtdetr_export.agreement import Agreement, Tolerance, compare  # noqa: E402
 from rtdetr_export.cli import main  # noqa: E402
 from rtdetr_export.magnitudes import measure_magnitudes  # noqa: E402
-from rtdetr_export.precision import ISLANDS, LARGEST_HALF, to_half  # noqa: E402
+from rtdetr_export.precision import LARGEST_HALF, to_half  # noqa: E402
 
-CELLS = ROOT / "demo" / "blood-cells-r18.pth"
 ENCODER = r"^/model/(backbone|encoder)/"
 
 
@@ -249,26 +245,3 @@ def test_the_decoder_alone_in_half_keeps_every_query(name: str, tmp_path: Path) 
     assert np.median(pixels[one, other]) < 0.1
     assert pixels[one, other].max() < 1.0
     assert (logits[0][one].argmax(axis=-1) != logits[1][other].argmax(axis=-1)).sum() <= 1
-
-
-def test_the_shipped_checkpoint_keeps_every_detection(tmp_path: Path) -> None:
-    """On BCCD val: AP drops by 0.001 at most, 99.9 % of detections within 0.5 px and 0.01; naive FP16 loses more."""
-    data = shared_folder("data") / "bccd"
-    path = export_onnx(ExportOptions(CELLS, tmp_path / "half.onnx", precision="fp16")).path
-    naive = onnx_ir.load(export_onnx(ExportOptions(CELLS, tmp_path / "single.onnx", verify=False)).path)
-    to_half(naive, islands=[island for island in ISLANDS if island.pattern == "^/behind/"])
-    onnx_ir.save(naive, tmp_path / "naive.onnx")
-    found, metrics = [], []
-    for file in (CELLS, path, tmp_path / "naive.onnx"):
-        with open_any(file) as predictor:
-            truth = read_annotations(data / "annotations" / "val.json", data / "val", predictor.class_names)
-            detections = predictor.detect_batch([image for _, image in truth.images], threshold=0.0)
-            rows = zip(truth.images, detections, strict=True)
-            entries = [entry for (number, _), one in rows for entry in one.to_coco(number, truth.category_ids)]
-            metrics.append(score(entries, truth, predictor.class_names).metrics["AP"])
-            found.append(detections)
-    ours, theirs = compare(found[0], found[1]), compare(found[0], found[2])
-    assert ours.wanted > 800
-    assert ours.share() >= 0.999
-    assert metrics[1] >= metrics[0] - 0.001
-    assert theirs.share() < ours.share()

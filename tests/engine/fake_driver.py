@@ -1,0 +1,148 @@
+"""Doubles of `cuda.bindings.nvrtc` and `.driver`: the very kernel source is compiled by the C++ compiler, for the CPU.
+
+Every thread of a launch is run in turn. What lies outside the double's memory is refused before anything runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import functools
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fake_cuda import FakeCuda
+
+COMPILER = shutil.which("c++") or shutil.which("g++")
+SHIM = """
+#include <cmath>
+#include <cstddef>
+#define __global__
+#define __device__
+static thread_local struct {{ int x, y, z; }} blockIdx, blockDim, threadIdx;
+{source}
+extern "C" void launch(int across, int down, int wide, int high, {parameters})
+{{
+    blockDim.x = wide;
+    blockDim.y = high;
+    for (blockIdx.y = 0; blockIdx.y < down; ++blockIdx.y)
+        for (blockIdx.x = 0; blockIdx.x < across; ++blockIdx.x)
+            for (threadIdx.y = 0; threadIdx.y < high; ++threadIdx.y)
+                for (threadIdx.x = 0; threadIdx.x < wide; ++threadIdx.x)
+                    {name}({arguments});
+}}
+"""
+
+
+class Status(enum.IntEnum):
+    """Statuses of both modules; values are CUDA's."""
+
+    SUCCESS = 0
+    CUDA_ERROR_INVALID_VALUE = 1
+    NVRTC_ERROR_INVALID_OPTION = 5
+
+
+OK = (Status.SUCCESS,)
+
+
+@functools.cache
+def compile_for_cpu(source: str, name: str) -> ctypes.CDLL:
+    """Return the kernel as a library with a function that runs all threads of a launch."""
+    assert COMPILER is not None
+    signature = source.partition(name + "(")[2].partition(")")[0]
+    types = signature.replace("\n", " ").split(",")
+    arguments = [part.split()[-1].strip("*") for part in types]
+    text = SHIM.format(source=source, parameters=",".join(types), name=name, arguments=",".join(arguments))
+    with tempfile.TemporaryDirectory() as folder:
+        code, library = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
+        code.write_text(text)
+        subprocess.run([COMPILER, "-shared", "-fPIC", "-O2", "-o", str(library), str(code)], check=True)
+        return ctypes.CDLL(str(library))
+
+
+class FakeNvrtc:
+    """The compiler; machine code is the source itself behind the architecture."""
+
+    def __init__(self, missing: bool = False) -> None:
+        self.missing = missing
+        self.programs: dict[int, tuple[bytes, bytes]] = {}
+
+    def nvrtcCreateProgram(
+        self, source: bytes, name: bytes, count: int, headers: list[bytes], names: list[bytes]
+    ) -> tuple[Any, ...]:
+        if self.missing:
+            raise RuntimeError("Failure finding libnvrtc.so")
+        number = len(self.programs) + 1
+        self.programs[number] = (source, b"")
+        return (*OK, number)
+
+    def nvrtcCompileProgram(self, program: int, count: int, options: list[bytes]) -> tuple[Any, ...]:
+        assert count == len(options)
+        if options != [b"--gpu-architecture=sm_75"]:
+            return (Status.NVRTC_ERROR_INVALID_OPTION,)
+        self.programs[program] = (self.programs[program][0], b"sm_75 " + self.programs[program][0])
+        return OK
+
+    def nvrtcGetCUBINSize(self, program: int) -> tuple[Any, ...]:
+        return (*OK, len(self.programs[program][1]))
+
+    def nvrtcGetCUBIN(self, program: int, code: bytes) -> tuple[Any, ...]:
+        content = self.programs[program][1]
+        assert len(code) == len(content)
+        address = id(code) + bytes.__basicsize__ - 1  # written in place, as the real one does
+        ctypes.memmove(address, content, len(content))
+        return OK
+
+    def nvrtcDestroyProgram(self, program: int) -> tuple[Any, ...]:
+        del self.programs[program]
+        return OK
+
+
+class FakeDriver:
+    """The calls of the driver that load and launch a kernel."""
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self._cuda = cuda
+        self._sources: dict[int, str] = {}
+        self.kernels: dict[int, tuple[int, str]] = {}
+
+    def cuModuleLoadData(self, code: bytes) -> tuple[Any, ...]:
+        assert code.startswith(b"sm_75 ")
+        number = 5000 + len(self._sources)
+        self._sources[number] = code[6:].decode()
+        self._cuda.modules.add(number)
+        return (*OK, number)
+
+    def cuModuleGetFunction(self, module: int, name: bytes) -> tuple[Any, ...]:
+        self.kernels[module + 1000] = (module, name.decode())
+        return (*OK, module + 1000)
+
+    def cuModuleUnload(self, module: int) -> tuple[Any, ...]:
+        if module not in self._cuda.modules:
+            return (Status.CUDA_ERROR_INVALID_VALUE,)
+        self._cuda.modules.remove(module)
+        return OK
+
+    def cuLaunchKernel(
+        self, kernel: int, *rest: Any
+    ) -> tuple[Any, ...]:  # grid x y z, block x y z, shared bytes, stream, (values, types), extra
+        across, down, deep, wide, high, thick, shared, stream, (values, types), extra = rest
+        module, name = self.kernels[kernel]
+        fits = (deep, thick, shared, extra) == (1, 1, 0, 0) and wide * high <= 1024 and module in self._cuda.modules
+        if not fits or len(values) != len(types) or not self._is_inside(values):
+            return (Status.CUDA_ERROR_INVALID_VALUE,)
+        library = compile_for_cpu(self._sources[module], name)
+        arguments = [kind(value) for kind, value in zip(types, values, strict=True)]
+        done = self._cuda.enqueue(stream, lambda: library.launch(across, down, wide, high, *arguments))
+        return OK if done else (Status.CUDA_ERROR_INVALID_VALUE,)
+
+    def _is_inside(self, values: Sequence[int]) -> bool:
+        """Tell whether the kernel's frame and target lie in memory of the GPU."""
+        source, height, width, _, target, rows, columns, as_bytes = values
+        size = rows * columns * 3 * (1 if as_bytes else 4)
+        holds = self._cuda.holds
+        return holds(self._cuda.device, source, height * width * 3) and holds(self._cuda.device, target, size)
