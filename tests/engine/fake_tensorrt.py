@@ -227,11 +227,12 @@ class EngineInspector:
         model = onnx.shape_inference.infer_shapes(onnx.load_from_string(self._engine.content))
         graph = model.graph
         types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)}
+        restored = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
         layers = []
         for node in graph.node:
             if node.op_type in ("Conv", "MatMul"):
                 half = types.get(node.input[0]) == onnx.TensorProto.FLOAT16
-                kind = WORLD.claims or ("Half" if half else "Float")
+                kind = WORLD.claims or ("Int8" if node.input[0] in restored else "Half" if half else "Float")
                 if self.execution_context is None and self._engine.dynamic:
                     kind = "N/A due to dynamic shapes"
                 told = {"Datatype": kind, "Format": "NCHW"} if WORLD.eleven else {"Format/Datatype": f"{kind} NCHW"}

@@ -10,14 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 import fake_tensorrt
 from conftest import shared_folder
 from fake_tensorrt import BuilderFlag, HardwareCompatibilityLevel, MemoryPoolType, ParserError, ProfilingVerbosity
 from rtdetr_deploy import ExportError, MissingPackageError, OptionError, Predictor
 from rtdetr_deploy.engine_info import sidecar_path
+from rtdetr_export import export_onnx
+from rtdetr_export.agreement import Agreement
 from rtdetr_export.cli import main
 from rtdetr_export.lower import choose_images
+from rtdetr_export.probes import structured_image
+from rtdetr_export.quantize import Layer
+from rtdetr_export.sensitivity import Choice, Point
 from rtdetr_export.to_tensorrt import EngineOptions, build_engine
 from rtdetr_export.verify_engine import EngineReport, count_precisions
 
@@ -29,8 +35,6 @@ World = fake_tensorrt.World
 
 @pytest.fixture(scope="module")
 def half_onnx(small_options: Any) -> Path:
-    from rtdetr_export import export_onnx
-
     return export_onnx(small_options("engine-half.onnx", precision="fp16", batch="dynamic")).path
 
 
@@ -102,8 +106,6 @@ def _refused(world: World, onnx: Path, folder: Path, message: str) -> None:
 def test_an_engine_that_samples_nearest_is_caught(
     world: World, small_onnx: Path, small_options: Any, tmp_path: Path
 ) -> None:
-    from rtdetr_export import export_onnx
-
     world.instead = export_onnx(small_options("nearest.onnx", sampler="discrete", verify=False)).path.read_bytes()
     _refused(world, small_onnx, tmp_path, r"boxes and scores, batch 1: only 0\.\d+ of .*try --sampler gather")
 
@@ -111,6 +113,31 @@ def test_an_engine_that_samples_nearest_is_caught(
 def test_an_fp32_engine_called_fp16_is_caught(world: World, half_onnx: Path, tmp_path: Path) -> None:
     world.claims = "Float"
     _refused(world, half_onnx, tmp_path, r"\d+% of the graph's layers are fp16, and the engine's layers are \d+ fp32")
+
+
+@pytest.mark.parametrize("rest", ["fp32", "fp16"])
+def test_engines_of_int8_files_have_the_share_of_the_graph(
+    rest: str, world: World, small_options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All layers but the decoder's are quantized; which ones would bear it is tested elsewhere."""
+    Image.fromarray(structured_image(128, 160, 0)).save(tmp_path / "0.png")
+    nothing = np.empty(0, np.float32)
+
+    def choose(model: Any, layers: list[Layer], *_: object) -> Choice:
+        blocks = tuple(dict.fromkeys(layer.block for layer in layers if not layer.block.startswith("decoder")))
+        return Choice((Point(blocks, 0.7, Agreement((), 0, (), 0, nothing, nothing)),), 1)
+
+    monkeypatch.setattr("rtdetr_export.lower.choose_blocks", choose)
+    options = {"precision": "int8", "rest": rest, "calibration": tmp_path, "verify": False}
+    onnx = export_onnx(small_options(f"engine-int8-{rest}.onnx", **options)).path
+    (tmp_path / "0.png").unlink()
+    result = build_engine(EngineOptions(onnx, tmp_path / "good" / "int8.engine"), _images())
+    assert result.facts.info.precision == "int8"
+    assert result.report.layers["int8"] > result.report.layers[rest] > 0
+    world.claims = {"fp32": "Float", "fp16": "Half"}[rest]
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    _refused(world, onnx, wrong, rf"\d+% of the graph's layers are int8, and the engine's layers are \d+ {rest}")
 
 
 def test_rows_that_differ_are_caught(world: World, half_onnx: Path, tmp_path: Path) -> None:
