@@ -66,6 +66,9 @@ def open_model(path: Path, threads: int | None, device: Device | None) -> OnnxRu
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    # Its threads would go on spinning after a call and take the cores from whatever comes next: another model called in
+    # turn took 1.5 times as long. A model alone is as fast either way (docs/measurements.md).
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
