@@ -74,6 +74,15 @@ def check_outputs(kind: OutputKind, shapes: Mapping[str, Sequence[int | None]], 
         raise ArtifactError(f"{name} has outputs that don't belong together: {found}; boxes must be (B, N, 4)")
 
 
+def has_detections(runtime: Runtime) -> bool:
+    """Tell whether a model's outputs are an RT-DETR's, by their names."""
+    try:
+        _find_outputs(runtime.outputs, "")
+    except ArtifactError:
+        return False
+    return True
+
+
 def _find_inputs(specs: Sequence[TensorSpec], name: str) -> tuple[TensorSpec, TensorSpec | None]:
     images = [spec for spec in specs if len(spec.shape) == 4 and spec.dtype.kind in "fu" and _is_image(spec)]
     sizes = [spec for spec in specs if len(spec.shape) == 2 and spec.dtype.kind in "if" and spec.shape[1] in (2, None)]

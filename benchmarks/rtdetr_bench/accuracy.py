@@ -25,6 +25,10 @@ def open_any(
         from rtdetr_deploy.model.torch_runtime import open_checkpoint
     except ImportError as error:
         raise MissingPackageError(f"checkpoints need {error.name}: pip install 'rtdetr-deploy[export]'") from error
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
     return Predictor(open_checkpoint(engine, size), resizer=resizer)
 
 

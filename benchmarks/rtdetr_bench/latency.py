@@ -1,51 +1,97 @@
-"""Latency of one model, stage by stage, through the Predictor that applications use.
-
-    load      read and decode the image file (absent for the synthetic image)
-    prepare   resize, layout, scale
-    infer     the engine: model, query selection and top-k included
-    decode    threshold, class names, scaling of boxes to the image
-
-`infer + decode` on prepared input is the span that the paper times (arXiv 2304.08069, section 5.1); RT-DETR has no NMS.
-"""
+"""Latency of models, span by span, timed in turn so that the machine's drift falls on all of them alike."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rtdetr_deploy import OptionError, Predictor
-from rtdetr_deploy.preprocess import Resizer
+from rtdetr_bench.contestants import PAPER_SPAN, SPANS, Contestant, Entry, open_contestant
+from rtdetr_bench.machine import gpu_memory, resident_memory
+from rtdetr_deploy import OptionError
+from rtdetr_deploy.sources import ImageLike
 
-STAGES = ("load", "prepare", "infer", "decode")
-PAPER_SPAN = ("infer", "decode")
 SYNTHETIC_SHAPE = (720, 1280, 3)
 PERCENTILES = (50, 90, 99)
+WINDOW = 3
+"""Calls whose median is compared with that of the calls before, to tell whether a model has warmed up."""
+STABLE = 0.05
+MOST_WARMUP = 40
+LEAST_ROUNDS = 3
+LIBRARIES = {".onnx": "onnxruntime", ".engine": "tensorrt", ".plan": "tensorrt", ".pth": "torch", ".pt": "torch"}
 
-T = TypeVar("T")
+Milliseconds = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure: `runs` rounds, or as many as begin within `duration` seconds, at least 3.
+
+    `warmup` is a number of calls, or None: until two windows of 3 calls differ by less than 5 %, at most 40 calls.
+    `pause` is slept between rounds, in seconds, for machines that get hot.
+    """
+
+    runs: int = 100
+    duration: float | None = None
+    warmup: int | None = None
+    pause: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("runs", self.runs), ("warmup", self.warmup)):
+            if value is not None and value < 1:
+                raise OptionError(f"{name} is {value}, expected a number from 1 up")
+        if self.duration is not None and not 0 < self.duration < float("inf"):
+            raise OptionError(f"duration is {self.duration}, expected seconds above 0")
+        if not 0 <= self.pause < float("inf"):
+            raise OptionError(f"pause is {self.pause}, expected seconds from 0 up")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A contestant, the seconds to open it, and the bytes that the process and the GPU's use grew by until it ran."""
+
+    contestant: Contestant
+    seconds: float
+    memory: int | None = None
+    gpu_memory: int | None = None
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per call and stage, one sample per run; `batch` images per call; `opened` seconds to open."""
+    """Milliseconds per call and span, one sample per round, of `batch` images per call.
 
+    `boxes` is the mean number per image that had to be suppressed outside the graph; None where nothing is.
+    """
+
+    name: str
     batch: int
     opened: float
-    samples: dict[str, NDArray[np.float64]]
+    memory: int | None
+    warmup: int
+    samples: dict[str, Milliseconds]
+    facts: dict[str, str] = field(default_factory=dict)
+    boxes: float | None = None
+    gpu_memory: int | None = None
 
-    def total(self, stages: Sequence[str] = STAGES) -> NDArray[np.float64]:
-        """Return the sum of `stages` for each run."""
-        return np.sum([self.samples[stage] for stage in stages if stage in self.samples], axis=0)  # type: ignore[no-any-return]
+    def total(self, spans: Sequence[str] = SPANS) -> Milliseconds:
+        """Return the sum of `spans` for each round."""
+        return np.sum([self.samples[span] for span in spans if span in self.samples], axis=0)  # type: ignore[no-any-return]
+
+    @property
+    def paper(self) -> Milliseconds:
+        """The span that the paper times, for each round."""
+        return self.total(PAPER_SPAN)
 
     def rows(self) -> dict[str, dict[str, float]]:
-        """Return p50, p90, p99, mean and min of each stage, of the paper's span and of the whole call."""
-        spans = {stage: self.total((stage,)) for stage in self.samples}
-        spans |= {"paper's span": self.total(PAPER_SPAN), "whole call": self.total()}
+        """Return p50, p90, p99, mean and min of each span, of the paper's span and of the whole call."""
+        spans = {span: self.total((span,)) for span in self.samples}
+        spans |= {"paper's span": self.paper, "whole call": self.total()}
         return {name: _statistics(values) for name, values in spans.items()}
 
     @property
@@ -54,60 +100,144 @@ class Latency:
         return 1000.0 * self.batch / float(np.median(self.total()))
 
 
-def measure_latency(
-    engine: str | Path,
+@contextmanager
+def open_all(paths: Sequence[Path], entry: Entry) -> Iterator[list[Opened]]:
+    """Open the models one after the other, run each once, and close all of them at the end."""
+    for module in {LIBRARIES[path.suffix.lower()] for path in paths if path.suffix.lower() in LIBRARIES}:
+        with suppress(ImportError):  # said when the model is opened; the first one shall not pay for the import
+            import_module(module)
+    with ExitStack() as stack:
+        opened = []
+        for path in paths:
+            before, used, start = resident_memory(), gpu_memory(), time.perf_counter()
+            contestant = open_contestant(path, entry)
+            seconds = time.perf_counter() - start
+            stack.callback(contestant.close)
+            contestant.call([_synthetic()] * (contestant.batch or 1))
+            opened.append(Opened(contestant, seconds, _grown(before, resident_memory()), _grown(used, gpu_memory())))
+            contestant.inspect()
+        yield opened
+
+
+def measure(
+    opened: Sequence[Opened],
+    plan: Plan,
     *,
-    images: Sequence[Path] = (),
-    runs: int = 100,
-    warmup: int = 5,
-    threads: int | None = None,
-    resizer: Resizer = "opencv",
-    size: tuple[int, int] | None = None,
-    on_run: Callable[[], object] | None = None,
-) -> Latency:
-    """Time `runs` calls of the model `engine` after `warmup` unmeasured ones.
+    batch: int | None = None,
+    images: Sequence[ImageLike] = (),
+    on_round: Callable[[], object] | None = None,
+) -> list[Latency]:
+    """Time the models in turn, a call of each per round, on the same images of each round.
 
-    `images` are used in turn; without them, one synthetic 1280x720 frame is. `threads`, `resizer` and `size` are those
-    of `Predictor`. `on_run` is called after every call.
-    Raises `ArtifactError` when the engine can't be run and `OptionError` for numbers below 1.
+    `images` are used in turn; without them, one synthetic 1280x720 frame is. `batch` None is the first model's own
+    batch. Raises `OptionError` when a model can't take `batch` images.
     """
-    for name, value in (("runs", runs), ("warmup", warmup)):
-        if value < 1:
-            raise OptionError(f"{name} is {value}, expected a number from 1 up")
+    batch = batch or opened[0].contestant.batch or 1
+    for one in opened:
+        check_batch(one.contestant, batch)
+    sources = images or [_synthetic()]
+    boxes: list[list[int | None]] = [[] for _ in opened]
+    warmups = [_warm_up(one.contestant, sources, batch, plan) for one in opened]
+    samples: list[list[dict[str, float]]] = [[] for _ in opened]
+    for turn in _rounds(plan):
+        chosen = _choose(sources, turn, batch)
+        for one, kept, counts in zip(opened, samples, boxes, strict=True):
+            spans = one.contestant.call(chosen)[1]
+            if not images:
+                spans.pop("decode", None)
+            kept.append(spans)
+            counts.append(one.contestant.boxes)
+        if on_round is not None:
+            on_round()
+    return [
+        Latency(
+            one.contestant.name,
+            batch,
+            one.seconds,
+            one.memory,
+            calls,
+            _columns(kept),
+            one.contestant.facts,
+            _mean(counts, batch),
+            one.gpu_memory,
+        )
+        for one, calls, kept, counts in zip(opened, warmups, samples, boxes, strict=True)
+    ]
+
+
+def measure_latency(
+    engine: str | Path, *, images: Sequence[ImageLike] = (), plan: Plan | None = None, entry: Entry | None = None
+) -> Latency:
+    """Time one model. Raises `ArtifactError` when it can't be run."""
+    with open_all([Path(engine)], entry or Entry()) as opened:
+        return measure(opened, plan or Plan(), images=images)[0]
+
+
+def check_batch(contestant: Contestant, batch: int) -> None:
+    """Raise `OptionError` when a model can't take `batch` images at once."""
+    if contestant.batch not in (None, batch):
+        raise OptionError(f"{contestant.name} takes {contestant.batch} images at once, not {batch}")
+    if contestant.largest_batch is not None and batch > contestant.largest_batch:
+        raise OptionError(f"{contestant.name} takes up to {contestant.largest_batch} images at once, not {batch}")
+
+
+def _grown(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else max(0, after - before)
+
+
+def _mean(counts: Sequence[int | None], batch: int) -> float | None:
+    """Return the mean per image; None where nothing was counted."""
+    known = [count for count in counts if count is not None]
+    return sum(known) / (len(known) * batch) if known else None
+
+
+def _synthetic() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, SYNTHETIC_SHAPE, dtype=np.uint8)
+
+
+def _choose(sources: Sequence[ImageLike], turn: int, batch: int) -> list[ImageLike]:
+    return [sources[(turn * batch + row) % len(sources)] for row in range(batch)]
+
+
+def _rounds(plan: Plan) -> Iterator[int]:
+    """Yield the numbers of the rounds."""
     start = time.perf_counter()
-    with Predictor(engine, threads=threads, resizer=resizer, size=size) as predictor:
-        opened = time.perf_counter() - start
-        batch = predictor.batch or 1
-        frame = np.random.default_rng(0).integers(0, 256, SYNTHETIC_SHAPE, dtype=np.uint8)
-        samples: dict[str, list[float]] = {stage: [] for stage in STAGES[0 if images else 1 :]}
-        for run in range(warmup + runs):
-            sources = [images[(run + row) % len(images)] for row in range(batch)] if images else [frame] * batch
-            times = _time_call(predictor, sources)
-            if run >= warmup:
-                for stage, values in samples.items():
-                    values.append(times[stage])
-            if on_run is not None:
-                on_run()
-    return Latency(batch, opened, {stage: np.array(values) for stage, values in samples.items()})
+    turn = 0
+    while True:
+        if plan.duration is None:
+            if turn >= plan.runs:
+                return
+        elif turn >= LEAST_ROUNDS and time.perf_counter() - start >= plan.duration:
+            return
+        if turn and plan.pause:
+            time.sleep(plan.pause)
+        yield turn
+        turn += 1
 
 
-def _time_call(predictor: Predictor, sources: Sequence[Path] | Sequence[NDArray[np.uint8]]) -> dict[str, float]:
-    """Return the milliseconds of each stage of one call."""
-    times: dict[str, float] = {}
-
-    def timed(stage: str, work: Callable[[], T]) -> T:
-        start = time.perf_counter()
-        result = work()
-        times[stage] = 1000.0 * (time.perf_counter() - start)
-        return result
-
-    frames = timed("load", lambda: predictor.load(sources))
-    prepared = timed("prepare", lambda: predictor.prepare(frames))
-    outputs = timed("infer", lambda: predictor.infer(prepared))
-    timed("decode", lambda: predictor.decode(outputs, [frame.size for frame in frames]))
-    return times
+def _warm_up(contestant: Contestant, sources: Sequence[ImageLike], batch: int, plan: Plan) -> int:
+    """Call the model until it is as fast as it gets, and return the number of calls."""
+    times: list[float] = []
+    while len(times) < (plan.warmup or MOST_WARMUP):
+        spans = contestant.call(_choose(sources, len(times), batch))[1]
+        times.append(spans["infer"])
+        if plan.warmup is None and is_stable(times):
+            break
+    return len(times)
 
 
-def _statistics(values: NDArray[np.float64]) -> dict[str, float]:
+def is_stable(times: Sequence[float]) -> bool:
+    """Tell whether the last calls took as long as those before them."""
+    if len(times) < 2 * WINDOW:
+        return False
+    now, before = np.median(times[-WINDOW:]), np.median(times[-2 * WINDOW : -WINDOW])
+    return bool(abs(now - before) <= STABLE * before)
+
+
+def _columns(samples: Sequence[dict[str, float]]) -> dict[str, Milliseconds]:
+    return {span: np.array([row[span] for row in samples]) for span in SPANS if span in samples[0]}
+
+
+def _statistics(values: Milliseconds) -> dict[str, float]:
     result = {f"p{q}": float(np.percentile(values, q)) for q in PERCENTILES}
     return {**result, "mean": float(values.mean()), "min": float(values.min())}

@@ -4,21 +4,98 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-PACKAGES = ("rtdetr-deploy", "numpy", "opencv-python-headless", "onnxruntime", "openvino", "torch")
+try:
+    import psutil
+except ImportError:  # what it tells is left out then
+    psutil = None  # type: ignore[assignment]
+
+PACKAGES = (
+    "rtdetr-deploy", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "openvino", "torch",
+    "tensorrt", "tensorrt-cu12",
+)  # fmt: skip
+GPU_FIELDS = {
+    "name": "name",
+    "driver": "driver_version",
+    "clock": "clocks.sm",
+    "highest clock": "clocks.max.sm",
+    "temperature": "temperature.gpu",
+    "power limit": "power.limit",
+    "throttled by": "clocks_event_reasons.active",
+    "memory": "memory.used",
+}
+"""What is asked of nvidia-smi, by the name that it gets here; MHz, degrees Celsius, W and MiB."""
 
 
 def describe_machine() -> dict[str, object]:
     """Return processor, usable cores, operating system, Python and package versions."""
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(usable_cores()),
+        "pinned": len(usable_cores()) < (os.cpu_count() or 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def describe_state() -> dict[str, object]:
+    """Return what changes while one measures, as far as the machine tells: load, clocks, temperatures, the GPU."""
+    state: dict[str, object] = {}
+    if psutil is not None:
+        state["load"] = round(psutil.getloadavg()[0], 2)
+        clock = psutil.cpu_freq()
+        if clock is not None and clock.current:
+            state["clock"] = f"{clock.current:.0f} MHz" + (f" of {clock.max:.0f}" if clock.max else "")
+        temperatures: dict[str, list[Any]] = getattr(psutil, "sensors_temperatures", dict)()  # Linux and FreeBSD only
+        hottest = max((one.current for group in temperatures.values() for one in group), default=None)
+        if hottest is not None:
+            state["temperature"] = f"{hottest:.0f} C"
+    gpu = _gpu()
+    if gpu:
+        state["gpu"] = gpu
+    return state
+
+
+def resident_memory() -> int | None:
+    """Return the bytes of memory that this process holds; None where psutil is not installed."""
+    return None if psutil is None else int(psutil.Process().memory_info().rss)
+
+
+def gpu_memory() -> int | None:
+    """Return the bytes in use on the GPU, by whomever; None without one."""
+    used = _gpu().get("memory", "")
+    return int(used) << 20 if used.isdigit() else None
+
+
+def usable_cores() -> list[int]:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _gpu() -> dict[str, str]:
+    """Return what nvidia-smi tells about the first GPU that may be used; empty where there is none."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return {}
+    query = ",".join(GPU_FIELDS.values())
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
+    try:
+        result = subprocess.run(  # noqa: S603
+                [command, f"--query-gpu={query}", "--format=csv,noheader,nounits", f"--id={device}"],
+            capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    values = [value.strip() for value in result.stdout.strip().split(",")]
+    return dict(zip(GPU_FIELDS, values, strict=False))
 
 
 def _processor() -> str:

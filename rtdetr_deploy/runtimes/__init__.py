@@ -73,6 +73,19 @@ class FrameRuntime(Runtime, Protocol):
         """
 
 
+@runtime_checkable
+class TimedRuntime(Runtime, Protocol):
+    """A runtime that can tell the model's own time from that of copies."""
+
+    def run_timed(
+        self, feed: Mapping[str, Array], name: str | None = None, frames: Sequence[Frame] = ()
+    ) -> tuple[dict[str, Array], float]:
+        """As `run`; also return the milliseconds that the model took on its device, copies excluded.
+
+        With a `name`, that input is made of `frames`, where the runtime can (see `FrameRuntime`).
+        """
+
+
 _MODULES = {".onnx": "onnx_runtime", ".engine": "tensorrt_runtime", ".plan": "tensorrt_runtime"}
 _HINTS = dict.fromkeys(
     (".pth", ".pt", ".safetensors"), "export it first: rtdetr-export --weights {name} writes an .onnx file"

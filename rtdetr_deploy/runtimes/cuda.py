@@ -155,6 +155,10 @@ class Stream:
         """Wait until everything queued is done."""
         self._cuda.call("cudaStreamSynchronize", self._stream)
 
+    def record(self, event: Any) -> None:
+        """Queue an event of CUDA's."""
+        self._cuda.call("cudaEventRecord", event, self._stream)
+
     def capture(self, work: Callable[[], None]) -> Graph:
         """Record what `work` queues here, instead of doing it, and return it as a graph.
 
@@ -189,6 +193,28 @@ class Stream:
         if self._stream is not None:
             self._cuda.call("cudaStreamDestroy", self._stream)
             self._stream = None
+
+
+class Event:
+    """A point in a stream whose time is known afterwards."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self._event: Any = cuda.call("cudaEventCreate")
+
+    def record(self, stream: Stream) -> None:
+        """Queue the event."""
+        stream.record(self._event)
+
+    def since(self, earlier: Event) -> float:
+        """Return the milliseconds between two events that are done."""
+        return float(self._cuda.call("cudaEventElapsedTime", earlier._event, self._event))
+
+    def close(self) -> None:
+        """Destroy the event."""
+        if self._event is not None:
+            self._cuda.call("cudaEventDestroy", self._event)
+            self._event = None
 
 
 class Graph:

@@ -23,7 +23,7 @@ from rtdetr_deploy.artifact import METADATA_KEY
 from rtdetr_deploy.engine_info import EngineInfo, check_fits, read_engine_info
 from rtdetr_deploy.errors import ArtifactError, DeviceError, MissingPackageError, OptionError
 from rtdetr_deploy.runtimes import Array, Device
-from rtdetr_deploy.runtimes.cuda import Cuda, DeviceMemory, Gpu, Graph, Stream, import_cuda
+from rtdetr_deploy.runtimes.cuda import Cuda, DeviceMemory, Event, Gpu, Graph, Stream, import_cuda
 from rtdetr_deploy.runtimes.cuda_resize import FrameResizer
 from rtdetr_deploy.runtimes.tensorrt_log import last_message, make_logger
 from rtdetr_deploy.runtimes.tensorrt_ports import Port, batch_range, frame_target, make_ports
@@ -40,7 +40,7 @@ MOST_LANES = 16
 
 @dataclass
 class _Lane:
-    """What runs one batch size: its context, and once recorded, its graph for each set of inputs copied in."""
+    """What runs one batch size: its context, and its graphs, by the inputs and outputs that are copied in them."""
 
     context: trt.IExecutionContext
     graphs: dict[tuple[str, ...], Graph] = field(default_factory=dict)
@@ -62,10 +62,12 @@ class TensorRtRuntime:
         self._lanes: dict[int, _Lane] = {}
         self._graphs = True
         self._resizer: FrameResizer | None = None
+        self._events: tuple[Event, Event] | None = None
         self.name = f"TensorRT {trt.__version__} ({gpu.name})"
         self.metadata: Mapping[str, str] = {METADATA_KEY: facts.info.to_json()} if facts is not None else {}
         with ExitStack() as stack:  # closed in reverse order, here when opening fails, in `close` otherwise
             self._logger = make_logger(self._messages)
+            trt.init_libnvinfer_plugins(self._logger, "")  # EfficientNMS_TRT and others; engines of others have them
             runtime = start(trt.Runtime, self._logger)
             stack.callback(self._drop, "_runtime")
             self._runtime: trt.Runtime | None = runtime
@@ -104,20 +106,40 @@ class TensorRtRuntime:
         """See `FrameRuntime.run_frames`; raises what `run` does, and `MissingPackageError` without NVRTC."""
         with self._lock:
             engine = self._use()
-            others = [port for port in self._inputs if port.name != name]
-            (port,) = (port for port in self._inputs if port.name == name)
-            batch = max(len(frames), self.smallest_batch)
-            self._check_batch(batch)
-            if others:
-                self._fill(feed, others)
-            target = frame_target(port, self._file)
-            if self._resizer is None:
-                self._resizer = FrameResizer(self._cuda, self._gpu)
-            self._resizer.queue(self._stream, frames, target)
-            if batch > len(frames):
-                done = len(frames) * target.stride
-                self._stream.clear(port.device, port.size(batch) - done, done)
+            batch, others = self._queue_frames(name, frames, feed)
             return self._execute(engine, batch, others)
+
+    def run_timed(
+        self, feed: Mapping[str, Array], name: str | None = None, frames: Sequence[Frame] = ()
+    ) -> tuple[dict[str, Array], float]:
+        """See `TimedRuntime.run_timed`; the time is taken by CUDA events around the engine, without copies."""
+        with self._lock:
+            engine = self._use()
+            if name is None:
+                uploads: Sequence[Port] = self._inputs
+                batch = self._fill(feed, uploads)
+            else:
+                batch, uploads = self._queue_frames(name, frames, feed)
+            lane = self._lanes.get(batch) or self._open_lane(engine, batch)
+            if self._events is None:
+                self._events = (Event(self._cuda), Event(self._cuda))
+                self._resources.callback(self._close_events)
+            start, end = self._events
+            graph = self._graph(lane, batch, (), downloads=False)
+            for port in uploads:
+                self._stream.upload(port.device, port.host, port.size(batch))
+            start.record(self._stream)
+            if graph is not None:
+                self._stream.launch(graph)
+            else:
+                self._enqueue(lane, batch, (), downloads=False)
+            end.record(self._stream)
+            for port in self._outputs:
+                self._stream.download(port.host, port.device, port.size(batch))
+            self._stream.synchronize()
+            lane.runs += 1
+            outputs = {port.name: port.host.array[:batch].copy() for port in self._outputs}
+            return outputs, end.since(start)
 
     def layers(self) -> list[Any]:
         """Return the engine inspector's list of layers: maps where the engine was built with details, else names.
@@ -153,21 +175,43 @@ class TensorRtRuntime:
         self._messages.clear()
         return self._engine
 
+    def _queue_frames(self, name: str, frames: Sequence[Frame], feed: Mapping[str, Array]) -> tuple[int, list[Port]]:
+        """Queue the frames into input `name`; return the number of rows, and the inputs that are copied in besides."""
+        others = [port for port in self._inputs if port.name != name]
+        (port,) = (port for port in self._inputs if port.name == name)
+        batch = max(len(frames), self.smallest_batch)
+        self._check_batch(batch)
+        if others:
+            self._fill(feed, others)
+        target = frame_target(port, self._file)
+        if self._resizer is None:
+            self._resizer = FrameResizer(self._cuda, self._gpu)
+        self._resizer.queue(self._stream, frames, target)
+        if batch > len(frames):
+            done = len(frames) * target.stride
+            self._stream.clear(port.device, port.size(batch) - done, done)
+        return batch, others
+
     def _execute(self, engine: trt.ICudaEngine, batch: int, uploads: Sequence[Port]) -> dict[str, Array]:
         """Run `batch` rows, of which `uploads` are copied in first, and return copies of the outputs."""
         lane = self._lanes.get(batch) or self._open_lane(engine, batch)
-        key = tuple(port.name for port in uploads)
-        if key not in lane.graphs and lane.runs and self._graphs:
-            graph = self._record(lane, batch, uploads)
-            if graph is not None:
-                lane.graphs[key] = graph
-        if key in lane.graphs:
-            self._stream.launch(lane.graphs[key])
+        graph = self._graph(lane, batch, uploads)
+        if graph is not None:
+            self._stream.launch(graph)
         else:
             self._enqueue(lane, batch, uploads)
         self._stream.synchronize()
         lane.runs += 1
         return {port.name: port.host.array[:batch].copy() for port in self._outputs}
+
+    def _graph(self, lane: _Lane, batch: int, uploads: Sequence[Port], *, downloads: bool = True) -> Graph | None:
+        """Return the recorded call, from the second call of a batch size on; None where it isn't recorded."""
+        key = tuple(port.name for port in (*uploads, *(self._outputs if downloads else ())))
+        if key not in lane.graphs and lane.runs and self._graphs:
+            graph = self._record(lane, batch, uploads, downloads=downloads)
+            if graph is not None:
+                lane.graphs[key] = graph
+        return lane.graphs.get(key)
 
     def _check_batch(self, batch: int) -> None:
         if not self.smallest_batch <= batch <= self.largest_batch:
@@ -225,20 +269,20 @@ class TensorRtRuntime:
         self._lanes[batch] = _Lane(context)
         return self._lanes[batch]
 
-    def _enqueue(self, lane: _Lane, batch: int, uploads: Sequence[Port]) -> None:
+    def _enqueue(self, lane: _Lane, batch: int, uploads: Sequence[Port], *, downloads: bool = True) -> None:
         for port in uploads:
             self._stream.upload(port.device, port.host, port.size(batch))
         self._demand(lane.context.execute_async_v3(self._stream.handle), "execution")
-        for port in self._outputs:
+        for port in self._outputs if downloads else ():
             self._stream.download(port.host, port.device, port.size(batch))
 
-    def _record(self, lane: _Lane, batch: int, uploads: Sequence[Port]) -> Graph | None:
+    def _record(self, lane: _Lane, batch: int, uploads: Sequence[Port], *, downloads: bool) -> Graph | None:
         """Return the call as a CUDA graph; where an engine can't be recorded, say so once and go on without."""
         try:
-            return self._stream.capture(lambda: self._enqueue(lane, batch, uploads))
+            return self._stream.capture(lambda: self._enqueue(lane, batch, uploads, downloads=downloads))
         except (DeviceError, ArtifactError) as error:
             self._graphs = False
-            warnings.warn(f"{self._file} runs without CUDA graphs, a little slower: {error}", stacklevel=5)
+            warnings.warn(f"{self._file} runs without CUDA graphs, a little slower: {error}", stacklevel=6)
             return None
 
     def _demand(self, worked: bool, what: str) -> None:
@@ -251,6 +295,10 @@ class TensorRtRuntime:
         with ExitStack() as stack:  # each is closed, also when another can't be
             for graph in graphs:
                 stack.callback(graph.close)
+
+    def _close_events(self) -> None:
+        for event in self._events or ():
+            event.close()
 
     def _close_resizer(self) -> None:
         if self._resizer is not None:

@@ -10,9 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from rtdetr_bench import measure_latency
+from rtdetr_bench import Plan, measure_latency
 from rtdetr_bench.cli import main
-from rtdetr_deploy import OptionError
 
 
 def test_the_clients_command_prints_every_stage_and_writes_all_samples(
@@ -21,13 +20,17 @@ def test_the_clients_command_prints_every_stage_and_writes_all_samples(
     target = tmp_path / "latency.json"
     assert main(["--engine", str(small_onnx), "--runs", "7", "--warmup", "1", "--json", str(target)]) == 0
     text = capsys.readouterr().out
-    for word in ("prepare", "infer", "decode", "paper's span", "whole call", "images per second", "onnxruntime"):
+    for word in ("resize", "infer", "postprocess", "paper's span", "whole call", "images per second", "onnxruntime"):
         assert word in text
     content = json.loads(target.read_text())
-    assert {stage: len(values) for stage, values in content["samples"].items()} == {
-        "prepare": 7, "infer": 7, "decode": 7,
+    assert content["schema"] == 2
+    assert {"state", "machine", "command"} <= set(content)
+    assert content["machine"]["affinity"]
+    (model,) = content["comparison"]["models"]
+    assert {span: len(values) for span, values in model["samples"].items()} == {
+        "resize": 7, "infer": 7, "postprocess": 7,
     }  # fmt: skip
-    rows = content["milliseconds"]
+    rows = model["milliseconds"]
     assert rows["paper's span"]["p50"] >= rows["infer"]["p50"]
     assert rows["whole call"]["p99"] >= rows["whole call"]["p50"] >= rows["whole call"]["min"] > 0
 
@@ -37,8 +40,8 @@ def test_real_images_are_used_in_turn_and_decoding_is_timed(
 ) -> None:
     for index in range(2):
         Image.fromarray(picture).save(tmp_path / f"{index}.png")
-    latency = measure_latency(dynamic_onnx, images=sorted(tmp_path.iterdir()), runs=3, warmup=1)
-    assert set(latency.samples) == {"load", "prepare", "infer", "decode"}
+    latency = measure_latency(dynamic_onnx, images=sorted(tmp_path.iterdir()), plan=Plan(runs=3, warmup=1))
+    assert set(latency.samples) == {"decode", "resize", "infer", "postprocess"}
     assert latency.throughput == pytest.approx(1000 / np.median(latency.total()))
 
 
@@ -50,18 +53,29 @@ def test_real_images_are_used_in_turn_and_decoding_is_timed(
         (["--engine", "model.tflite"], "no model format known here"),
         (["--engine", "{model}", "--runs", "0"], "runs is 0, expected a number from 1 up"),
         (["--engine", "{model}", "--images", "{model}.d"], "does not exist"),
+        (["--engine", "{model}", "--batch", "4"], "takes 1 images at once, not 4"),
+        (["--engine", "{model}", "--batch", "x"], "expected numbers from 1 up, like 1,4,8"),
+        (["--engine", "{model}", "--duration", "0"], "duration is 0.0, expected seconds above 0"),
+        (["--engine", "{model}", "--annotations", "a.json"], "--annotations needs --images with the folder"),
+        (["--engine", "{model}", "--confidence", "2"], "confidence is 2.0, expected a number from 0 to 1"),
+        (["--against", "{model}"], "nothing to do: give --engine MODEL, a study, or --help"),
+        (["--accuracy", "a.json"], "nothing to do"),
+        (["--engine", "{model}", "--accuracy", "a.json", "--report", "a.html"], "--report shows what was timed"),
+        (["--engine", "{model}", "--accuracy", "a.json", "--against", "{model}"], "evaluates --engine alone"),
+        (["--engine", "{model}", "--accuracy", "a.json", "--encoder-study"], "stand alone"),
+        (["--encoder-study", "--batch", "4"], "--batch is for --engine and --against"),
+        (["--nms-study", "{model}", "--engine", "{model}", "--against", "{model}"], "no --nms-study"),
+        (["--nms-study", "{model}", "--images", "{folder}"], "holds no image"),
+        (["--insert-nms", "{model}"], "--insert-nms needs --output"),
     ],
 )
 def test_wrong_input_gives_one_line_and_status_2(
-    arguments: list[str], message: str, small_onnx: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, small_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([item.format(model=small_onnx) for item in arguments]) == 2
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main([item.format(model=small_onnx, folder=empty) for item in arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("rtdetr-bench: ")
     assert message in error
     assert error.count("\n") == 1
-
-
-def test_warmup_must_be_positive(small_onnx: Path) -> None:
-    with pytest.raises(OptionError, match="warmup is 0"):
-        measure_latency(small_onnx, warmup=0)

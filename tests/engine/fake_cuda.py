@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +53,7 @@ class FakeCuda:
         self.graphs: set[int] = set()
         self.executables: dict[int, list[Work]] = {}
         self.modules: set[int] = set()
+        self.events: dict[int, float | None] = {}
         self.launches = 0
         self.records = True
         self.empties = False  # captures that record nothing, without an error
@@ -62,7 +64,7 @@ class FakeCuda:
     @property
     def alive(self) -> int:
         """Number of blocks, streams and graphs that were not given back."""
-        kinds = (self.device, self.pinned, self.streams, self.graphs, self.executables, self.modules)
+        kinds = (self.device, self.pinned, self.streams, self.graphs, self.executables, self.modules, self.events)
         return sum(len(kind) for kind in kinds)
 
     def enqueue(self, stream: int, work: Work) -> bool:
@@ -118,7 +120,10 @@ class FakeCuda:
 
     def _free(self, kind: dict[int, Any], address: int, what: str) -> tuple[Any, ...]:
         self.log.append(what)
-        return OK if kind.pop(address, None) is not None else (Status.cudaErrorInvalidValue,)
+        if address not in kind:
+            return (Status.cudaErrorInvalidValue,)
+        del kind[address]
+        return OK
 
     def cudaFree(self, address: int) -> tuple[Any, ...]:
         return self._free(self.device, address, "free device")
@@ -154,6 +159,24 @@ class FakeCuda:
             return (Status.cudaErrorInvalidValue,)
         done = self.enqueue(stream, lambda: ctypes.memset(target, value, size))
         return OK if done else (Status.cudaErrorInvalidValue,)
+
+    def cudaEventCreate(self) -> tuple[Any, ...]:
+        event = self._number()
+        self.events[event] = None
+        return (*OK, event)
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[Any, ...]:
+        done = event in self.events and self.enqueue(stream, lambda: self.events.update({event: time.perf_counter()}))
+        return OK if done else (Status.cudaErrorInvalidValue,)
+
+    def cudaEventElapsedTime(self, start: int, end: int) -> tuple[Any, ...]:
+        first, last = self.events.get(start), self.events.get(end)
+        if first is None or last is None:
+            return (Status.cudaErrorInvalidValue, None)
+        return (*OK, 1000.0 * (last - first))
+
+    def cudaEventDestroy(self, event: int) -> tuple[Any, ...]:
+        return self._free(self.events, event, "destroy event")
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[Any, ...]:
         self.capturing[stream] = []

@@ -63,6 +63,13 @@ class ILogger:
         raise NotImplementedError
 
 
+def init_libnvinfer_plugins(logger: ILogger, namespace: str) -> bool:
+    assert isinstance(logger, ILogger)
+    assert not namespace
+    WORLD.plugins = True
+    return True
+
+
 class World:
     """What the double works in: the CUDA double, and the batches of the engine's profile."""
 
@@ -72,6 +79,7 @@ class World:
         self.contexts_alive = 0
         self.engines_alive = 0
         self.executions = 0
+        self.plugins = False
         self.refuse = False
         self.parser_errors: list[ParserError] = []
         self.instead: bytes | None = None  # what a miscompiling builder makes of any graph

@@ -17,6 +17,7 @@ from conftest import shared_folder
 from fake_tensorrt import BuilderFlag, HardwareCompatibilityLevel, MemoryPoolType, ParserError, ProfilingVerbosity
 from rtdetr_deploy import ExportError, MissingPackageError, OptionError, Predictor
 from rtdetr_deploy.engine_info import sidecar_path
+from rtdetr_deploy.engine_layers import count_precisions
 from rtdetr_export import export_onnx
 from rtdetr_export.agreement import Agreement
 from rtdetr_export.cli import main
@@ -25,7 +26,7 @@ from rtdetr_export.probes import structured_image
 from rtdetr_export.quantize import Layer
 from rtdetr_export.sensitivity import Choice, Point
 from rtdetr_export.to_tensorrt import EngineOptions, build_engine
-from rtdetr_export.verify_engine import EngineReport, count_precisions
+from rtdetr_export.verify_engine import EngineReport
 
 pytest_plugins = ("engine_world",)
 

@@ -1,0 +1,210 @@
+"""Several models timed in turn in one run, compared pair by pair, with their AP where annotations are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rtdetr_bench.contestants import Contestant, Entry
+from rtdetr_bench.latency import Latency, Plan, check_batch, measure, open_all
+from rtdetr_bench.machine import describe_state
+from rtdetr_bench.ratios import Ratio, compare_medians
+from rtdetr_deploy import OptionError
+from rtdetr_deploy.coco import BATCH, Annotations, read_annotations, require_evaluator, score
+from rtdetr_deploy.sources import ImageLike
+
+COLUMNS = ("p50", "p90", "p99", "mean", "min")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """How much longer `name` takes than `base`, at one batch: in the paper's span, and in the whole call."""
+
+    name: str
+    base: str
+    batch: int
+    paper: Ratio
+    whole: Ratio
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the pair for a JSON file."""
+        spans = {"paper": vars(self.paper), "whole": vars(self.whole)}
+        return {"name": self.name, "base": self.base, "batch": self.batch, **spans}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Latencies by batch and model, every pair of models, and AP by model (empty without annotations)."""
+
+    latencies: tuple[Latency, ...]
+    pairs: tuple[Pair, ...]
+    accuracy: dict[str, float]
+    confidence: float
+    state: dict[str, object] = field(default_factory=dict)
+    real_images: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything for a JSON file, each sample included."""
+        return {
+            "confidence": self.confidence,
+            "state": self.state,
+            "real_images": self.real_images,
+            "models": [
+                {
+                    "name": one.name,
+                    "facts": one.facts,
+                    "batch": one.batch,
+                    "opened_seconds": one.opened,
+                    "memory_mb": None if one.memory is None else one.memory / 1e6,
+                    "gpu_memory_mb": None if one.gpu_memory is None else one.gpu_memory / 1e6,
+                    "warmup_calls": one.warmup,
+                    "boxes_suppressed_from": one.boxes,
+                    "images_per_second": one.throughput,
+                    "AP": self.accuracy.get(one.name),
+                    "milliseconds": one.rows(),
+                    "samples": {span: values.round(4).tolist() for span, values in one.samples.items()},
+                }
+                for one in self.latencies
+            ],
+            "pairs": [pair.to_json() for pair in self.pairs],
+        }
+
+
+def compare_models(
+    paths: Sequence[Path],
+    plan: Plan,
+    entry: Entry,
+    *,
+    batches: Sequence[int] = (),
+    images: Sequence[ImageLike] = (),
+    annotations: Path | None = None,
+    folder: Path | None = None,
+    on_round: Callable[[], object] | None = None,
+) -> Comparison:
+    """Time the models in turn at each batch (default: the first model's own), the first being the base.
+
+    Raises what opening raises, and `OptionError` when a model can't take a batch, or annotations don't fit.
+    """
+    latencies: list[Latency] = []
+    accuracy: dict[str, float] = {}
+    with open_all(paths, entry) as opened:
+        rename(opened_models := [one.contestant for one in opened])
+        chosen = list(batches) or [opened_models[0].batch or 1]
+        for batch in chosen:
+            for model in opened_models:
+                check_batch(model, batch)
+        truths: dict[str, Annotations] = {}
+        if annotations is not None and folder is not None:  # what doesn't fit is said before anything is timed
+            require_evaluator()
+            truths = {model.name: read_annotations(annotations, folder, model.class_names) for model in opened_models}
+        for batch in chosen:
+            latencies += measure(opened, plan, batch=batch, images=images, on_round=on_round)
+        state = describe_state()
+        if truths:
+            accuracy = {model.name: measure_precision(model, truths[model.name]) for model in opened_models}
+    pairs = tuple(_pairs(latencies))
+    return Comparison(tuple(latencies), pairs, accuracy, entry.nms.confidence, state, bool(images))
+
+
+def rename(models: Sequence[Contestant]) -> None:
+    """Add numbers to names that several models share."""
+    seen: dict[str, int] = {}
+    for model in models:
+        seen[model.name] = seen.get(model.name, 0) + 1
+        if seen[model.name] > 1:
+            model.name = f"{model.name} ({seen[model.name]})"
+
+
+def measure_precision(model: Contestant, truth: Annotations) -> float:
+    """Return COCO's AP of a contestant, with the thresholds that it was timed with."""
+    step = model.batch or min(BATCH, model.largest_batch or BATCH)
+    entries: list[dict[str, Any]] = []
+    for start in range(0, len(truth.images), step):
+        part = truth.images[start : start + step]
+        paths = [path for _, path in part]
+        found, _ = model.call(paths + paths[-1:] * (step - len(part)))
+        for (number, _), detections in zip(part, found, strict=False):
+            entries += detections.to_coco(number, truth.category_ids)
+    return score(entries, truth, model.class_names).metrics["AP"]
+
+
+def _pairs(latencies: Sequence[Latency]) -> list[Pair]:
+    return [
+        Pair(
+            other.name,
+            base.name,
+            base.batch,
+            compare_medians(other.paper, base.paper),
+            compare_medians(other.total(), base.total()),
+        )
+        for base, other in combinations(latencies, 2)
+        if base.batch == other.batch
+    ]
+
+
+def format_comparison(comparison: Comparison) -> str:
+    """Return the tables: every span of each model, then the models beside the first."""
+    latencies = comparison.latencies
+    if len({one.name for one in latencies}) == 1:
+        return "\n".join(format_latency(one, comparison.accuracy.get(one.name)) for one in latencies)
+    width = max(len(one.name) for one in latencies)
+    spans = list(dict.fromkeys(span for one in latencies for span in one.samples))
+    heads = "".join(f"{span:>12}" for span in (*spans, "paper p50", "p90", "whole p50", "images/s"))
+    lines = [f"median milliseconds per call, in turn, {len(latencies[0].total())} rounds"]
+    lines.append(f"{'':<{width}}{'batch':>6}{heads}{'boxes':>7}{'AP':>8}{'MB':>7}{'open s':>8}")
+    for one in latencies:
+        parts = [float(np.median(one.samples[span])) if span in one.samples else None for span in spans]
+        parts += [float(np.median(one.paper)), float(np.percentile(one.paper, 90)), float(np.median(one.total()))]
+        columns = "".join(f"{'-':>12}" if part is None else f"{part:>12.2f}" for part in (*parts, one.throughput))
+        ap = f"{comparison.accuracy[one.name]:>8.4f}" if one.name in comparison.accuracy else f"{'-':>8}"
+        memory = f"{_megabytes(one):>7}{one.opened:>8.2f}"
+        boxes = "-" if one.boxes is None else f"{one.boxes:.0f}"
+        lines.append(f"{one.name:<{width}}{one.batch:>6}{columns}{boxes:>7}{ap}{memory}")
+    lines.append("boxes: what NMS outside the graph was given, per image")
+    if not comparison.real_images and any(one.boxes is not None for one in latencies):
+        lines.append("a synthetic image holds no objects: without --images NMS has next to nothing to do")
+    lines.append(f"ratio of medians to {latencies[0].name} [95 % confidence], the paper's span and the whole call")
+    for pair in comparison.pairs:
+        if pair.base == latencies[0].name:
+            lines.append(f"{pair.name:<{width}}{pair.batch:>6}  {pair.paper!s:<24}{pair.whole!s}")
+    lines.append("")
+    lines += [f"{one.name}: " + ", ".join(f"{k} {v}" for k, v in one.facts.items()) for one in _first(latencies)]
+    return "\n".join(lines)
+
+
+def format_latency(latency: Latency, accuracy: float | None = None) -> str:
+    """Return one model's table."""
+    facts = ", ".join(f"{name} {value}" for name, value in latency.facts.items())
+    opened = f"opened in {latency.opened:.2f} s, memory {_megabytes(latency)} MB, {latency.warmup} calls to warm up"
+    lines = [f"{latency.name}, batch {latency.batch}: {opened}", facts]
+    lines.append(f"{'milliseconds per call':<24}" + "".join(f"{column:>9}" for column in COLUMNS))
+    for name, row in latency.rows().items():
+        lines.append(f"{name:<24}" + "".join(f"{row[column]:>9.2f}" for column in COLUMNS))
+    end = "" if accuracy is None else f"; AP {accuracy:.4f}"
+    lines.append(f"{latency.throughput:.1f} images per second{end}; the paper's span is infer + postprocess")
+    return "\n".join(lines)
+
+
+def _megabytes(latency: Latency) -> str:
+    return "-" if latency.memory is None else f"{latency.memory / 1e6:.0f}"
+
+
+def _first(latencies: Sequence[Latency]) -> list[Latency]:
+    """Return one latency per model."""
+    return list({one.name: one for one in latencies}.values())
+
+
+def parse_batches(text: str) -> tuple[int, ...]:
+    """Return the batches in "1,4,8". Raises `OptionError` for anything else."""
+    try:
+        batches = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        batches = ()
+    if not batches or min(batches) < 1:
+        raise OptionError(f"--batch is {text!r}, expected numbers from 1 up, like 1,4,8")
+    return batches

@@ -1,0 +1,217 @@
+"""Models timed in turn: order, warm-up, ratios with their intervals, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+pytest.importorskip("onnx")
+
+from rtdetr_bench.comparison import Comparison, compare_models, format_comparison, parse_batches
+from rtdetr_bench.contestants import PAPER_SPAN, Entry
+from rtdetr_bench.latency import Latency, Opened, Plan, is_stable, measure, open_all
+from rtdetr_bench.nms import NmsOptions
+from rtdetr_bench.ratios import compare_medians
+from rtdetr_deploy import ArtifactError, Detections, OptionError
+from yolo_files import channels, crowd, write_yolo
+
+QUICK = Plan(runs=4, warmup=1)
+
+
+class Recorded:
+    """A contestant that notes when it is called; its model takes the given milliseconds, in turn."""
+
+    def __init__(self, name: str, calls: list[str], infer: list[float], batch: int | None = 1) -> None:
+        self.name, self.batch = name, batch
+        self.largest_batch: int | None = None
+        self.boxes: int | None = None
+        self.closed = 0
+        self.class_names: tuple[str, ...] = ()
+        self.facts: dict[str, str] = {}
+        self._calls, self._infer, self._turn = calls, infer, 0
+
+    def call(self, images: Any) -> tuple[list[Detections], dict[str, float]]:
+        self._calls.append(self.name)
+        self._turn += 1
+        infer = self._infer[min(self._turn, len(self._infer)) - 1]
+        return [], {"decode": 9.0, "resize": 1.0, "copy": 0.5, "infer": infer, "postprocess": 0.25}
+
+    def inspect(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_models_are_called_in_turn_each_round() -> None:
+    calls: list[str] = []
+    models = [Recorded(name, calls, [2.0]) for name in "abc"]
+    latencies = measure([Opened(model, 0.1, 5) for model in models], QUICK)
+    assert "".join(calls) == "abc" + "abc" * 4  # one call each to warm up, then rounds
+    assert [one.name for one in latencies] == ["a", "b", "c"]
+    assert latencies[0].paper.tolist() == [2.25] * 4  # infer + postprocess; copies, resizing and decoding are not in it
+    assert latencies[0].total().tolist() == [3.75] * 4
+    assert "decode" not in latencies[0].samples  # a synthetic image is not decoded
+    assert latencies[0].throughput == pytest.approx(1000 / 3.75)
+
+
+def test_a_model_warms_up_until_it_is_stable() -> None:
+    calls: list[str] = []
+    model = Recorded("a", calls, [50.0, 40.0, 30.0, 20.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0])
+    (latency,) = measure([Opened(model, 0.0, 0)], Plan(runs=1))
+    assert latency.warmup == 9  # the median of the last three is that of the three before
+    assert not is_stable([10.0] * 5)
+    assert is_stable([10.0] * 6)
+    assert not is_stable([10.0, 10.0, 10.0, 11.0, 11.0, 11.0])
+
+
+def test_duration_bounds_the_rounds_but_not_below_three() -> None:
+    calls: list[str] = []
+    (latency,) = measure([Opened(Recorded("a", calls, [1.0]), 0, 0)], Plan(duration=1e-9, warmup=1))
+    assert len(latency.paper) == 3
+
+
+@pytest.mark.parametrize("ratio", [0.8, 1.0, 1.3])
+def test_the_interval_holds_the_true_ratio_though_the_machine_drifts(ratio: float) -> None:
+    """The drift, 50 % over the run, is shared by both; the noise is not."""
+    rng = np.random.default_rng(3)
+    inside = 0
+    for seed in range(40):
+        drift = np.linspace(1.0, 1.5, 60)
+        base = 10 * drift * rng.normal(1, 0.03, 60)
+        times = 10 * ratio * drift * rng.normal(1, 0.03, 60)
+        found = compare_medians(times, base, seed)
+        inside += found.low <= ratio <= found.high
+        assert found.low <= found.value <= found.high
+    assert inside >= 34
+    assert str(compare_medians(base, base)) == "1.000 [1.000, 1.000]"
+    assert not compare_medians(base, base).differs
+
+
+def test_ratios_need_as_many_samples() -> None:
+    with pytest.raises(ValueError, match="3 and 4 samples"):
+        compare_medians(np.ones(3), np.ones(4))
+
+
+def test_rtdetr_and_yolo_are_compared_in_one_run(small_onnx: Path, tmp_path: Path) -> None:
+    yolo = write_yolo(tmp_path / "yolo.onnx", channels(*crowd()))
+    comparison = compare_models([small_onnx, yolo, small_onnx], QUICK, Entry(NmsOptions(confidence=0.25)))
+    names = [one.name for one in comparison.latencies]
+    assert names == [small_onnx.name, "yolo.onnx", f"{small_onnx.name} (2)"]
+    assert [(pair.name, pair.base) for pair in comparison.pairs] == [
+        (names[1], names[0]), (names[2], names[0]), (names[2], names[1]),
+    ]  # fmt: skip
+    assert all(set(one.samples) == {"resize", "infer", "postprocess"} for one in comparison.latencies)
+    assert comparison.pairs[0].paper.value < 1 < 1 / comparison.pairs[0].paper.value
+    text = format_comparison(comparison)
+    assert "ratio of medians to" in text
+    assert "kind YOLO (channels)" in text
+    content = comparison.to_json()
+    assert [len(model["samples"]["infer"]) for model in content["models"]] == [4, 4, 4]
+    assert content["confidence"] == 0.25
+
+
+def test_batches_are_measured_one_after_the_other(dynamic_onnx: Path) -> None:
+    comparison = compare_models([dynamic_onnx, dynamic_onnx], QUICK, Entry(), batches=(1, 3))
+    assert [one.batch for one in comparison.latencies] == [1, 1, 3, 3]
+    assert [pair.batch for pair in comparison.pairs] == [1, 3]
+
+
+def test_a_batch_that_a_model_cannot_take_is_refused(small_onnx: Path, dynamic_onnx: Path) -> None:
+    with pytest.raises(OptionError, match=rf"{small_onnx.name} takes 1 images at once, not 4"):
+        compare_models([dynamic_onnx, small_onnx], QUICK, Entry(), batches=(4,))
+    calls: list[str] = []
+    model = Recorded("a.engine", calls, [1.0], None)
+    model.largest_batch = 8
+    with pytest.raises(OptionError, match=r"a.engine takes up to 8 images at once, not 9"):
+        measure([Opened(model, 0, 0)], QUICK, batch=9)
+
+
+@pytest.mark.parametrize("text", ["", "0", "1,-2", "a", "1;2"])
+def test_batches_that_are_no_numbers_are_refused(text: str) -> None:
+    with pytest.raises(OptionError, match="expected numbers from 1 up, like 1,4,8"):
+        parse_batches(text)
+    assert parse_batches("1,8") == (1, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"runs": 0}, "runs is 0, expected a number from 1 up"),
+        ({"warmup": 0}, "warmup is 0"),
+        ({"duration": 0.0}, "duration is 0.0, expected seconds above 0"),
+        ({"duration": float("nan")}, "duration is nan"),
+        ({"pause": -1.0}, "pause is -1.0"),
+    ],
+)
+def test_plans_without_a_measurement_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        Plan(**changes)
+
+
+def test_engines_tell_the_models_own_time_from_copies(small_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rtdetr_deploy.runtimes.onnx_runtime import OnnxRuntime
+
+    def run_timed(self: OnnxRuntime, feed: Any) -> tuple[dict[str, NDArray[Any]], float]:
+        return self.run(feed), 0.5
+
+    monkeypatch.setattr(OnnxRuntime, "run_timed", run_timed, raising=False)
+    layers = [
+        {"LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": kind}]} for kind in ("Half", "Half", "Float")
+    ]
+    monkeypatch.setattr(OnnxRuntime, "layers", lambda self: layers, raising=False)
+    with open_all([small_onnx], Entry()) as opened:
+        (latency,) = measure(opened, QUICK)
+    assert latency.samples["infer"].tolist() == [0.5] * 4
+    assert (latency.samples["copy"] > 0).all()
+    assert np.allclose(latency.paper, 0.5 + latency.samples["postprocess"])
+    assert latency.facts["precision"] == "2 layers fp16, 1 layers fp32"
+
+
+def test_models_are_closed_when_one_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Recorded] = []
+
+    def open_contestant(path: Path, entry: Entry) -> Recorded:
+        if path.stem == "broken":
+            raise ArtifactError("not a loadable ONNX model")
+        opened.append(Recorded(path.name, [], [1.0]))
+        return opened[-1]
+
+    monkeypatch.setattr("rtdetr_bench.latency.open_contestant", open_contestant)
+    with pytest.raises(ArtifactError), open_all([Path("a"), Path("b"), Path("broken")], Entry()):
+        pass
+    assert [model.closed for model in opened] == [1, 1]
+
+
+def test_annotations_that_do_not_fit_are_refused_before_anything_is_timed(
+    small_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rtdetr_bench.comparison.measure", lambda *_, **__: pytest.fail("something was timed"))
+    with pytest.raises(OptionError, match="can't read annotations"):
+        compare_models([small_onnx], QUICK, Entry(), annotations=tmp_path / "none.json", folder=tmp_path)
+
+
+def test_boxes_that_nms_was_given_are_counted(small_onnx: Path, tmp_path: Path) -> None:
+    yolo = write_yolo(tmp_path / "yolo.onnx", channels(*crowd()))
+    comparison = compare_models([small_onnx, yolo], QUICK, Entry(NmsOptions(confidence=0.25)))
+    assert comparison.latencies[0].boxes is None
+    assert comparison.latencies[1].boxes == (crowd()[1] > 0.25).sum()
+    assert "NMS has next to nothing to do" in format_comparison(comparison)
+
+
+def test_the_size_is_for_models_that_leave_it_open(small_onnx: Path) -> None:
+    with open_all([small_onnx], Entry(size=(640, 640))) as opened:
+        assert opened[0].contestant.facts["input"] == "128x160"
+
+
+def test_a_single_model_is_shown_span_by_span() -> None:
+    samples = {"resize": np.ones(3), "infer": np.full(3, 5.0), "postprocess": np.full(3, 0.5)}
+    latency = Latency("a.onnx", 2, 0.1, 10**7, 6, samples, {"runtime": "ONNX Runtime"})
+    text = format_comparison(Comparison((latency,), (), {"a.onnx": 0.5}, 0.001))
+    assert "a.onnx, batch 2: opened in 0.10 s, memory 10 MB, 6 calls to warm up" in text
+    assert "307.7 images per second; AP 0.5000" in text
+    assert set(PAPER_SPAN) == {"infer", "postprocess"}

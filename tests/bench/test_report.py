@@ -1,0 +1,138 @@
+"""The page: self-contained, right in both colour schemes, and shown by a real browser where there is one."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("matplotlib")
+
+from rtdetr_bench.cli import main
+from rtdetr_bench.report import read_results, write_report
+from rtdetr_deploy import OptionError
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def _model(name: str, scale: float, ap: float | None) -> dict[str, Any]:
+    def spans(value: float) -> dict[str, float]:
+        return dict.fromkeys(("p50", "p90", "p99", "mean", "min"), value * scale)
+
+    times = {"resize": spans(1), "infer": spans(20), "postprocess": spans(0.5)}
+    times |= {"paper's span": spans(20.5), "whole call": spans(21.5)}
+    facts = {"kind": "YOLO", "runtime": "ONNX Runtime", "NMS": "cv2"}
+    return {
+        "name": name, "facts": facts, "batch": 1, "opened_seconds": 0.1, "memory_mb": 100.0, "warmup_calls": 6,
+        "images_per_second": 40.0, "AP": ap, "milliseconds": times, "samples": {}, "boxes_suppressed_from": None,
+    }  # fmt: skip
+
+
+def _content() -> dict[str, Any]:
+    """Return what `--json` writes when everything is asked for at once."""
+    ratio = {"value": 1.2, "low": 1.1, "high": 1.3}
+    pair = {"name": "<script>alert(1)</script>", "base": "ours.onnx", "batch": 1, "paper": ratio, "whole": ratio}
+    row = {"milliseconds": {"paper's span": {"p50": 5.0}}, "AP": 0.5, "parameters_million": 20.0, "samples": {}}
+    nms = [
+        {
+            "confidence": c,
+            "iou": i,
+            "milliseconds": {"cv2": 1 / c, "numpy": 2 / c},
+            "slowest": 3 / c,
+            "kept": 9,
+            "ap": 0.5,
+        }
+        for c in (0.001, 0.25)
+        for i in (0.5, 0.7)
+    ]
+    models = [_model("ours.onnx", 1.0, 0.63), _model("<script>alert(1)</script>", 1.2, None)]
+    return {
+        "schema": 2,
+        "machine": {"processor": "EPYC", "cores": 2, "system": "Linux", "python": "3.11", "packages": {"numpy": "2"}},
+        "state": {"load": 0.5},
+        "comparison": {
+            "confidence": 0.001, "models": models, "pairs": [pair], "state": {"load": 1.5}, "real_images": False,
+        },
+        "nms": {
+            "model": "yolo.onnx", "images": 3, "boxes_left": {"0.001": 500.0, "0.5": 0.0}, "rows": nms,
+            "rtdetr": "ours.onnx", "rtdetr_by_confidence": {"0.001": {"postprocess_ms": 0.1, "AP": 0.6}},
+        },
+        "decoder": {
+            "weights": "a.pth",
+            "rows": [{"name": f"{n} layers", "ratio": [n / 3, n / 4, n / 2], **row} for n in (3, 2, 1)],
+        },
+        "encoder": {"variant": "r50", "rows": [{"name": n, "ratio": [1.0, 0.9, 1.1], **row} for n in ("A", "E")]},
+    }  # fmt: skip
+
+
+def test_the_page_is_one_file_that_fetches_nothing(tmp_path: Path) -> None:
+    write_report(tmp_path / "a.html", [_content()])
+    text = (tmp_path / "a.html").read_text()
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!#)|url\((?!#)|@import|<script|<link""", text)
+    assert "prefers-color-scheme: dark" in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert text.count("<svg") == 6
+    assert "#010203" not in text
+    assert "currentColor" in text
+    for words in ("1.200 [1.100, 1.300]", "published: T4, TensorRT FP16", "load 1.5", "What NMS costs", "D_S5"):
+        assert words in text
+    write_report(tmp_path / "b.html", [_content()])
+    assert (tmp_path / "b.html").read_text() == text
+
+
+def test_reports_are_made_of_stored_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = _content()
+    files = []
+    for index, name in enumerate(("comparison", "nms")):
+        files.append(tmp_path / f"{index}.json")
+        files[-1].write_text(json.dumps({**{k: content[k] for k in ("schema", "machine")}, name: content[name]}))
+    command = ["--combine", *map(str, files), "--report", str(tmp_path / "a.html")]
+    assert main(command) == 0
+    text = (tmp_path / "a.html").read_text()
+    assert text.count("EPYC") == 2  # each result says where it was measured
+    assert "What NMS costs" in text
+    assert "Encoders" not in text
+    assert main(command[:3]) == 2
+    assert "--combine needs --report" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"schema": 1, "machine": {}}', '{"schema": 2}'])
+def test_files_that_hold_no_results_are_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(OptionError, match=r"a.json"):
+        read_results(path)
+    with pytest.raises(OptionError, match="can't read results"):
+        read_results(tmp_path / "none.json")
+
+
+def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="nothing to show"):
+        write_report(tmp_path / "a.html", [{"schema": 2, "machine": _content()["machine"]}])
+    assert not (tmp_path / "a.html").exists()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@pytest.mark.parametrize(("scheme", "dark"), [("0", True), ("1", False)])
+def test_a_browser_shows_it_light_and_dark(scheme: str, dark: bool, tmp_path: Path) -> None:
+    write_report(tmp_path / "a.html", [_content()])
+    picture = tmp_path / "a.png"
+    command = [
+        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,1600",
+        f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={scheme}",
+        f"--screenshot={picture}", (tmp_path / "a.html").as_uri(),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    pixels = np.asarray(Image.open(picture).convert("L"))
+    assert pixels.shape == (1600, 1000)
+    assert (np.median(pixels) < 60) is np.bool_(dark)
+    ink = np.abs(pixels.astype(int) - int(np.median(pixels))) > 100
+    assert 0.01 < ink.mean() < 0.3
+    assert ink[:, :20].mean() < 0.01  # nothing runs out of the page
