@@ -5,15 +5,19 @@ VENV ?= .venv
 WEIGHTS ?=
 WORKERS ?= 2
 TORCH_INDEX ?=
+BCCD ?= ../shared/data/bccd
+PEERS ?= build/peers
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup test lint format demo wheel-check tensorrt-check clean
+.PHONY: help setup test lint format demo wheel-check tensorrt-check bench peers clean
 
 help:
 	@echo "make demo [WEIGHTS=FILE]  export, detect on a photograph, show boxes and times"
 	@echo "make test                 run the tests"
 	@echo "make lint                 ruff, ruff format, mypy"
+	@echo "make bench                measure this machine, rewrite benchmarks/results (after make peers; about 20 minutes)"
+	@echo "make peers                export the models to compare with, in environments of their own (BCCD=FOLDER)"
 	@echo "make tensorrt-check       check the TensorRT code against its real Python bindings (needs a C compiler)"
 	@echo "make wheel-check          build the wheel, predict with it where torch is not installed"
 
@@ -51,6 +55,44 @@ wheel-check: setup
 
 tensorrt-check: setup
 	$(BIN)/python tests/engine/check_bindings.py
+
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+peers:
+	for name in ultralytics huggingface; do \
+		$(PYTHON) -m venv $(PEERS)/$$name && \
+		$(PEERS)/$$name/bin/python $(PIP_INSTALL) -r benchmarks/peers/requirements-$$name.txt || exit 1; \
+	done
+	$(PEERS)/huggingface/bin/python benchmarks/peers/make_peers.py --output $(PEERS)/models \
+		--only huggingface-r18 huggingface-r50
+	$(PEERS)/ultralytics/bin/python benchmarks/peers/make_peers.py --output $(PEERS)/models \
+		--data $(BCCD)/annotations/train.json --images $(BCCD)/train --val $(BCCD)/annotations/val.json \
+		--val-images $(BCCD)/val
+
+OURS := build/bench
+BENCH := $(BIN)/rtdetr-bench
+VAL := --images $(BCCD)/val --annotations $(BCCD)/annotations/val.json
+RESULTS := benchmarks/results
+AGAINST = $(addprefix --against ,$(1))
+
+bench: setup
+	$(BIN)/python -m rtdetr_bench.random_models --output $(OURS) --variants r18 r50 hgnetv2-l
+	$(BIN)/python -m rtdetr_bench.random_models --output $(OURS) --variants r50 --weights-only
+	$(BIN)/rtdetr-export --weights demo/blood-cells-r18.pth --output $(OURS)/blood-cells-r18.onnx
+	$(BIN)/rtdetr-export --weights demo/blood-cells-r18.pth --output $(OURS)/blood-cells-r18-int8.onnx \
+		--precision int8 --calibration $(BCCD)/train
+	$(BENCH) --engine $(OURS)/rtdetr-r18.onnx --runs 40 --json $(RESULTS)/latency-640.json \
+		$(call AGAINST,$(OURS)/rtdetr-r50.onnx $(OURS)/rtdetr-hgnetv2-l.onnx) \
+		$(call AGAINST,$(sort $(filter-out %-trained.onnx,$(wildcard $(PEERS)/models/*.onnx))))
+	$(BENCH) --engine $(OURS)/blood-cells-r18.onnx --runs 100 --json $(RESULTS)/latency-blood-cells.json $(VAL) \
+		$(call AGAINST,$(OURS)/blood-cells-r18-int8.onnx $(PEERS)/models/yolov8n-trained.onnx)
+	$(BENCH) --nms-study $(PEERS)/models/yolov8n-trained.onnx --engine $(OURS)/blood-cells-r18.onnx $(VAL) \
+		--json $(RESULTS)/nms-blood-cells.json
+	$(BENCH) --decoder-study demo/blood-cells-r18.pth --runs 60 $(VAL) --json $(RESULTS)/decoder-blood-cells.json
+	$(BENCH) --decoder-study $(OURS)/r50.pth --runs 30 --json $(RESULTS)/decoder-r50.json
+	$(BENCH) --encoder-study r50 --runs 15 --json $(RESULTS)/encoder-r50.json
+	$(BENCH) --report $(RESULTS)/report.html --combine $(addprefix $(RESULTS)/,latency-blood-cells.json nms-blood-cells.json \
+		latency-640.json decoder-blood-cells.json decoder-r50.json encoder-r50.json)
 
 clean:
 	rm -rf $(VENV) build dist demo/output .mypy_cache .pytest_cache .ruff_cache
