@@ -63,6 +63,9 @@ peers:
 		$(PYTHON) -m venv $(PEERS)/$$name && \
 		$(PEERS)/$$name/bin/python $(PIP_INSTALL) -r benchmarks/peers/requirements-$$name.txt || exit 1; \
 	done
+	$(PEERS)/ultralytics/bin/python -m pip uninstall --quiet --yes opencv-python
+	$(PEERS)/ultralytics/bin/python $(PIP_INSTALL) --no-deps --force-reinstall \
+		$$(grep opencv benchmarks/peers/requirements-ultralytics.txt)
 	$(PEERS)/huggingface/bin/python benchmarks/peers/make_peers.py --output $(PEERS)/models \
 		--only huggingface-r18 huggingface-r50
 	$(PEERS)/ultralytics/bin/python benchmarks/peers/make_peers.py --output $(PEERS)/models \
