@@ -52,7 +52,19 @@ def export_ultralytics(name: str, target: Path) -> None:
     from ultralytics import RTDETR, YOLO
 
     model = (RTDETR if name.startswith("rtdetr") else YOLO)(f"{name}.yaml")
+    make_layers_differ(model.model)
     shutil.move(str(model.export(format="onnx", imgsz=SIZE)), target)
+
+
+def make_layers_differ(model: torch.nn.Module) -> None:
+    """Add noise to the weights: decoder layers start as copies of one, and the exporter would compute equal ones once.
+
+    Measured: without it, five of RT-DETR-L's six value projections vanish, 8 % of its time; trained layers differ.
+    """
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.ndim > 1:
+                value.add_(torch.randn_like(value) * value.std() * 0.1)
 
 
 def export_hugging_face(name: str, target: Path) -> None:
@@ -75,6 +87,7 @@ def export_hugging_face(name: str, target: Path) -> None:
         anchor_image_size=[SIZE, SIZE],
     )
     model = RTDetrForObjectDetection(config).eval()
+    make_layers_differ(model)
 
     class Outputs(torch.nn.Module):
         """The two outputs that a detector needs."""

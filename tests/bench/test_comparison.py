@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 pytest.importorskip("onnx")
 
+from rtdetr_bench.cli import main
 from rtdetr_bench.comparison import Comparison, compare_models, format_comparison, parse_batches
 from rtdetr_bench.contestants import PAPER_SPAN, Entry
 from rtdetr_bench.latency import Latency, Opened, Plan, is_stable, measure, open_all
@@ -113,6 +114,16 @@ def test_rtdetr_and_yolo_are_compared_in_one_run(small_onnx: Path, tmp_path: Pat
     content = comparison.to_json()
     assert [len(model["samples"]["infer"]) for model in content["models"]] == [4, 4, 4]
     assert content["confidence"] == 0.25
+
+
+def test_checkpoints_and_their_exports_are_timed_together(
+    r18_checkpoint: Path, small_onnx: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--engine", str(r18_checkpoint), "--against", str(small_onnx), "--size", "128x160"]
+    assert main([*command, "--runs", "3", "--warmup", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "runtime torch" in text
+    assert "runtime ONNX Runtime" in text
 
 
 def test_batches_are_measured_one_after_the_other(dynamic_onnx: Path) -> None:
