@@ -61,10 +61,20 @@ def read_annotations(path: str | Path, images: str | Path, class_names: Sequence
         raise OptionError(f"{path} is no COCO json with images, annotations and categories: {error!r}") from error
     if not entries or not boxes:
         raise OptionError(f"{path} holds no {'annotations' if entries else 'images'}")
+    _check_ids(content["annotations"], {number for number, _ in entries}, {number for number, _ in categories}, path)
     missing = [file for _, file in entries if not file.is_file()]
     if missing:
         raise OptionError(f"{len(missing)} images of {path} are not in {folder}, {missing[0].name} is the first")
     return Annotations(content, tuple(entries), _category_ids(categories, class_names, path))
+
+
+def _check_ids(annotations: Sequence[Any], images: set[int], categories: set[int], path: Path) -> None:
+    """Raise `OptionError` for objects of unknown images or categories, which would count as missed."""
+    for key, known in (("image_id", images), ("category_id", categories)):
+        strays = [item for item in annotations if int(item[key]) not in known]
+        if strays:
+            first = strays[0][key]
+            raise OptionError(f"{len(strays)} annotations of {path} have an unknown {key}, {first} is the first")
 
 
 def _category_ids(categories: Sequence[tuple[int, str]], class_names: Sequence[str], path: Path) -> tuple[int, ...]:

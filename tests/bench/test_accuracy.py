@@ -174,6 +174,14 @@ def _without(key: str) -> Any:
             r"the model's classes \(red, white, platelet\) are not the categories of",
         ),
         (_without("id"), "is no COCO json"),
+        (
+            lambda content: content["annotations"][0].update(image_id=99),
+            "1 annotations of .* have an unknown image_id, 99",
+        ),
+        (
+            lambda content: content["annotations"][1].update(category_id=7),
+            "have an unknown category_id, 7 is the first",
+        ),
         (_without("category_id"), "is no COCO json"),
     ],
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import re
 import sys
 import threading
 from dataclasses import replace
@@ -20,11 +19,9 @@ import fake_tensorrt
 from conftest import shared_folder
 from fake_cuda import FakeCuda
 from fake_driver import FakeDriver, FakeNvrtc
-from rtdetr_bench.cli import main as bench
 from rtdetr_deploy import ArtifactError, DeviceError, MissingPackageError, OptionError, Predictor, open_runtime
 from rtdetr_deploy.artifact import read_metadata
 from rtdetr_deploy.engine_info import EngineInfo, sidecar_path
-from rtdetr_deploy.runtimes import TimedRuntime
 from rtdetr_deploy.runtimes.tensorrt_runtime import TensorRtRuntime
 
 pytest_plugins = ("engine_world",)
@@ -332,34 +329,3 @@ def test_the_cuda_double_has_only_what_cuda_python_has() -> None:
     for kind in ("cudaMemcpyKind", "cudaStreamCaptureMode"):
         for member in vars(getattr(FakeCuda, kind)):
             assert hasattr(getattr(runtime, kind), member), member
-
-
-def test_timed_calls_return_the_same_and_the_engines_own_time(world: fake_tensorrt.World, engine: Path) -> None:
-    runtime = open_runtime(engine)
-    assert isinstance(runtime, TimedRuntime)
-    expected = runtime.run(_feed(2))
-    for _ in range(3):  # plain, then recorded
-        outputs, milliseconds = runtime.run_timed(_feed(2))
-        assert all(np.array_equal(outputs[name], expected[name]) for name in expected)
-        assert 0.0 < milliseconds < 60_000
-    assert world.cuda.launches >= 2
-    runtime.close()
-
-
-def test_rtdetr_bench_tells_copies_and_the_real_precision_of_engines(
-    world: fake_tensorrt.World, engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    target = tmp_path / "a.json"
-    command = ["--engine", str(engine), "--runs", "3", "--warmup", "1", "--batch", "1,4"]
-    assert bench([*command, "--json", str(target)]) == 0
-    models = json.loads(target.read_text())["comparison"]["models"]
-    assert [model["batch"] for model in models] == [1, 4]
-    assert all(set(model["samples"]) == {"resize", "copy", "infer", "postprocess"} for model in models)
-    assert re.fullmatch(r"\d+ layers fp32", models[0]["facts"]["precision"])
-    capsys.readouterr()
-    assert bench([*command[:-1], "5"]) == 2
-    assert "takes up to 4 images at once, not 5" in capsys.readouterr().err
-    assert world.plugins  # engines of others may need EfficientNMS_TRT
-    assert bench([*command, "--resizer", "cuda", "--json", str(target)]) == 0
-    models = json.loads(target.read_text())["comparison"]["models"]
-    assert all(set(model["samples"]) == {"resize", "copy", "infer", "postprocess"} for model in models)

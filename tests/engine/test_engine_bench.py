@@ -1,0 +1,55 @@
+"""rtdetr-bench over the doubles: the engine's own time, copies, and the precision that the inspector tells."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fake_tensorrt
+from rtdetr_bench.cli import main
+from rtdetr_deploy import open_runtime
+from rtdetr_deploy.runtimes import TimedRuntime
+from test_tensorrt_runtime import make_engine
+
+pytest_plugins = ("engine_world",)
+FEED = {"images": np.random.default_rng(0).integers(0, 256, (2, 128, 160, 3), np.uint8)}
+
+
+@pytest.fixture
+def engine(dynamic_onnx: Path, tmp_path: Path) -> Path:
+    return make_engine(dynamic_onnx, tmp_path)
+
+
+def test_timed_calls_return_the_same_and_the_engines_own_time(world: fake_tensorrt.World, engine: Path) -> None:
+    runtime = open_runtime(engine)
+    assert isinstance(runtime, TimedRuntime)
+    expected = runtime.run(FEED)
+    for _ in range(3):  # plain, then recorded
+        outputs, milliseconds = runtime.run_timed(FEED)
+        assert all(np.array_equal(outputs[name], expected[name]) for name in expected)
+        assert 0.0 < milliseconds < 60_000
+    assert world.cuda.launches >= 2
+    runtime.close()
+
+
+def test_rtdetr_bench_tells_copies_and_the_real_precision_of_engines(
+    world: fake_tensorrt.World, engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "a.json"
+    command = ["--engine", str(engine), "--runs", "3", "--warmup", "1", "--batch", "1,4"]
+    assert main([*command, "--json", str(target)]) == 0
+    models = json.loads(target.read_text())["comparison"]["models"]
+    assert [model["batch"] for model in models] == [1, 4]
+    assert all(set(model["samples"]) == {"resize", "copy", "infer", "postprocess"} for model in models)
+    assert re.fullmatch(r"\d+ layers fp32", models[0]["facts"]["precision"])
+    capsys.readouterr()
+    assert main([*command[:-1], "5"]) == 2
+    assert "takes up to 4 images at once, not 5" in capsys.readouterr().err
+    assert world.plugins  # engines of others may need EfficientNMS_TRT
+    assert main([*command, "--resizer", "cuda", "--json", str(target)]) == 0
+    models = json.loads(target.read_text())["comparison"]["models"]
+    assert all(set(model["samples"]) == {"resize", "copy", "infer", "postprocess"} for model in models)
