@@ -17,6 +17,7 @@ FORMAT = 1
 """Version of the layout below; a reader refuses newer ones."""
 
 OutputKind = Literal["detections", "raw"]
+NamesSource = Literal["file", "given", "coco", "numbered", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,24 @@ class ArtifactInfo:
     def to_json(self) -> str:
         """Return the JSON text that is stored, with sorted keys."""
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class ThirdPartyInfo:
+    """What can be told of a file that this package did not write.
+
+    `names_source` says where `class_names` come from: "given" to the Predictor; "coco" where the file has 80 classes
+    and no names, so that COCO's are assumed; "numbered" (`class 0`, ...) for any other number of classes; "unknown",
+    without names, where the file doesn't tell how many classes it has. The rest is as in `ArtifactInfo`.
+    """
+
+    class_names: tuple[str, ...]
+    names_source: NamesSource
+    height: int
+    width: int
+    batch: int | None
+    outputs: OutputKind
+    raw_input: bool
 
 
 _KINDS: dict[str, tuple[type, ...]] = {

@@ -14,8 +14,9 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from rtdetr_deploy.artifact import ArtifactInfo
+from rtdetr_deploy.artifact import ArtifactInfo, NamesSource, ThirdPartyInfo
 from rtdetr_deploy.classes import (
+    COCO_NAMES,
     Classes,
     as_classes,
     check_class_names,
@@ -85,20 +86,24 @@ class Predictor:
             if resizer == "cuda" and not isinstance(self._runtime, FrameRuntime):
                 raise OptionError(f'resizer="cuda" is for TensorRT engines; {self._name} is run by {self.runtime}')
             self._contract = recognize(self._runtime, self._name, size)
-            self._names = self._decide_names(class_names)
+            self._names, self._names_source = self._decide_names(class_names)
         except BaseException:
             if isinstance(engine, (str, Path)):  # what was opened here; a GPU's memory isn't freed by itself
                 self._runtime.close()
             raise
 
     @property
-    def info(self) -> ArtifactInfo | None:
-        """What is stored with the file; None for third-party files."""
-        return self._contract.info
+    def info(self) -> ArtifactInfo | ThirdPartyInfo:
+        """What is stored with the file; of third-party files what can be told, and where their names come from."""
+        contract = self._contract
+        if contract.info is not None:
+            return contract.info
+        size = (contract.height, contract.width)
+        return ThirdPartyInfo(self._names, self._names_source, *size, contract.batch, contract.kind, contract.raw_input)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Name of each label; empty where a third-party file doesn't tell."""
+        """Name of each label; empty where a third-party file doesn't tell how many there are."""
         return self._names
 
     @property
@@ -228,7 +233,7 @@ class Predictor:
     ) -> Detections:
         if self._contract.kind == "raw":
             check_finite(outputs["boxes"][row], outputs["logits"][row], self._name)
-            limit = self.info.max_detections if self.info else MAX_DETECTIONS
+            limit = self._contract.info.max_detections if self._contract.info else MAX_DETECTIONS
             logits, raw_boxes = (outputs[role][row].astype(np.float32, copy=False) for role in ("logits", "boxes"))
             labels, boxes, scores = decode_raw(logits, raw_boxes, limit)
         else:
@@ -258,22 +263,25 @@ class Predictor:
         """
         return None if classes is None else find_labels(as_classes(classes), self._names)
 
-    def _decide_names(self, given: Sequence[str] | str | Path | None) -> tuple[str, ...]:
+    def _decide_names(self, given: Sequence[str] | str | Path | None) -> tuple[tuple[str, ...], NamesSource]:
+        """Return the name of each label, and where the names come from."""
         names = read_class_names(given) if isinstance(given, (str, Path)) else given
         count = self._count_classes()
         if names is not None:
-            return tuple(names) if count is None else check_class_names(names, count, "class_names")
-        if self.info is not None:
-            return self.info.class_names
-        return () if count is None else default_class_names(count)
+            return (tuple(names) if count is None else check_class_names(names, count, "class_names")), "given"
+        if self._contract.info is not None:
+            return self._contract.info.class_names, "file"
+        if count is None:
+            return (), "unknown"
+        return default_class_names(count), "coco" if count == len(COCO_NAMES) else "numbered"
 
     def _count_classes(self) -> int | None:
-        if self.info is not None:
-            return len(self.info.class_names)
-        if self._contract.kind == "raw":
-            name = self._contract.roles["logits"]
-            return next(spec.shape[-1] for spec in self._runtime.outputs if spec.name == name)
-        return None
+        contract = self._contract
+        if contract.info is not None:
+            return len(contract.info.class_names)
+        output = contract.roles["logits" if contract.kind == "raw" else "labels"]
+        spec = next(spec for spec in self._runtime.outputs if spec.name == output)
+        return spec.shape[-1] if contract.kind == "raw" else spec.classes
 
 
 def _as_list(images: Iterable[ImageLike]) -> list[ImageLike]:

@@ -27,11 +27,15 @@ DEVICES: tuple[Device, ...] = ("cpu", "cuda")
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, NumPy dtype and shape of one input or output; None marks a dynamic axis."""
+    """Name, NumPy dtype and shape of one input or output; None marks a dynamic axis.
+
+    `classes` is the number of classes that an output of labels counts, where the file tells.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...]
+    classes: int | None = None
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
 
 from onnx_files import IMAGES, Value, write_model, write_raw_style, write_released_style  # noqa: E402
-from rtdetr_deploy import ArtifactError, MissingPackageError, OptionError, Predictor  # noqa: E402
+from rtdetr_deploy import ArtifactError, ArtifactInfo, MissingPackageError, OptionError, Predictor, ThirdPartyInfo  # noqa: E402
 from rtdetr_deploy.artifact import METADATA_KEY, read_metadata  # noqa: E402
 
 BLACK = np.zeros((100, 200, 3), np.uint8)
@@ -27,7 +27,8 @@ def test_released_interface_gives_boxes_in_pixels(tmp_path: Path) -> None:
         assert found.boxes.tolist() == [[50.0, 50.0, 150.0, 100.0], [0.0, 0.0, 100.0, 50.0]]
         assert found.labels.tolist() == [1, 0]
         assert found.names == ("class 1", "class 0")
-        assert predictor.info is None
+        assert isinstance(predictor.info, ThirdPartyInfo)
+        assert (predictor.info.class_names, predictor.info.names_source) == ((), "unknown")
     with Predictor(tmp_path / "released.onnx", 0.5, class_names=["cat", "dog"]) as named:
         assert named.detect(BLACK).names == ("dog",)
 
@@ -189,7 +190,7 @@ def test_a_device_that_is_not_there_is_never_replaced(small_onnx: Path, monkeypa
 
 def test_facts_of_the_wrong_kind_are_named(small_onnx: Path) -> None:
     info = Predictor(small_onnx).info
-    assert info is not None
+    assert isinstance(info, ArtifactInfo)
     for change, message in (
         ({"height": "640"}, "height of a model is '640', which is no int"),
         ({"class_names": 5}, "class_names of a model is 5"),

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from rtdetr_deploy import ArtifactError, ImageError, OptionError, Predictor
+from rtdetr_deploy import ArtifactError, ArtifactInfo, ImageError, OptionError, Predictor
 
 NAMES = ("red", "white", "platelet")
 
@@ -104,7 +104,7 @@ def test_several_threads_may_call_at_once(predictor: Predictor, picture: NDArray
 
 def test_info_tells_what_is_in_the_file(predictor: Predictor) -> None:
     info = predictor.info
-    assert info is not None
+    assert isinstance(info, ArtifactInfo)
     assert (info.variant, info.layers, info.height, info.width, info.batch) == ("r18", 2, 128, 160, 1)
     assert info.class_names == predictor.class_names == NAMES
     assert info.verified
