@@ -12,6 +12,7 @@ from rtdetr_deploy.arguments import parse_size
 from rtdetr_deploy.classes import read_class_names
 from rtdetr_deploy.command import run_command
 from rtdetr_deploy.errors import OptionError
+from rtdetr_deploy.files import refuse_overwriting
 from rtdetr_deploy.packages import needed_for, require
 from rtdetr_export.options import OPSETS, PRECISIONS, SAMPLERS, ExportOptions, parse_batch
 
@@ -112,6 +113,10 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.lint is not None:
         return print_findings(arguments.lint)
     target = arguments.output
+    refuse_overwriting(
+        {"--output": target, "--timing-cache": arguments.timing_cache},
+        [path for path in (arguments.weights, arguments.classes) if path is not None],
+    )
     if target is not None and target.suffix in ENGINES and arguments.weights is not None:
         return _export_engine(arguments)
     _refuse_engine_options(arguments)
