@@ -103,7 +103,7 @@ def read_metadata(metadata: Mapping[str, str], name: str) -> ArtifactInfo | None
     try:
         stored = json.loads(text)
         written = int(stored.pop("format"))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise ArtifactError(f"{name} has a damaged {METADATA_KEY} metadata entry; export it again") from error
     if not 1 <= written <= FORMAT:
         raise ArtifactError(

@@ -86,7 +86,8 @@ class SpanRuntime:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.name, self.inputs, self.outputs = runtime.name, runtime.inputs, runtime.outputs
+        self.name, self.file = runtime.name, runtime.file
+        self.inputs, self.outputs = runtime.inputs, runtime.outputs
         self.metadata, self.largest_batch = runtime.metadata, runtime.largest_batch
         self.model: float | None = None
 

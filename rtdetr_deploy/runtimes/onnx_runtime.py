@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rtdetr_deploy.errors import ArtifactError, MissingPackageError
+from rtdetr_deploy.packages import install_command, require
 from rtdetr_deploy.runtimes import Array, Device, TensorSpec
 from rtdetr_deploy.runtimes.onnx_file import Graph, read_graph
 
@@ -29,7 +30,7 @@ class OnnxRuntime:
 
     def __init__(self, session: Any, version: str, name: str, device: Device, graph: Graph) -> None:
         self._session: Any = session
-        self._file = name
+        self._file = self.file = name
         self.name = f"ONNX Runtime {version} ({device.upper()})"
         self.inputs = tuple(_spec(node, name) for node in session.get_inputs())
         self.outputs = tuple(
@@ -57,16 +58,13 @@ class OnnxRuntime:
 
 def open_model(path: Path, threads: int | None, device: Device | None) -> OnnxRuntime:
     """Open an `.onnx` file. Raises `ArtifactError` when ONNX Runtime can't load it or can't use `device`."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingPackageError("running .onnx files needs ONNX Runtime: pip install 'rtdetr-deploy[cpu]'") from error
+    onnxruntime = require("onnxruntime", "running .onnx files", "cpu")
     device = device or "cpu"
     provider = _PROVIDERS[device]
     if provider not in onnxruntime.get_available_providers():
         raise MissingPackageError(
             f"this ONNX Runtime has no {provider}; for NVIDIA GPUs install onnxruntime-gpu instead of onnxruntime: "
-            "pip install 'rtdetr-deploy[gpu]'"
+            f"pip uninstall onnxruntime, then {install_command('gpu')}"
         )
     graph = read_graph(path)
     options = onnxruntime.SessionOptions()
