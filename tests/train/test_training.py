@@ -14,6 +14,7 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
+from rtdetr_deploy.coco import read_annotations  # noqa: E402
 from rtdetr_deploy.errors import CheckpointError, OptionError, OutputError  # noqa: E402
 from rtdetr_deploy.model import VARIANTS, load_checkpoint  # noqa: E402
 from rtdetr_train.augment import Augmentation, crop_by_iou, expand, flip_horizontally, transpose  # noqa: E402
@@ -68,22 +69,55 @@ def test_labels_count_categories_by_id(data: tuple[Path, Path]) -> None:
 
 
 def test_missing_images_and_other_files_get_one_clear_line(data: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"5 images of .* are not in .*, 1.png is the first"):
+    with pytest.raises(OptionError, match=r"are not in .* \(5 of 5; the first is 1.png\)"):
         read_coco(data[0], tmp_path)
     with pytest.raises(OptionError, match="can't read"):
         read_coco(tmp_path / "none.json", tmp_path)
     other = tmp_path / "other.json"
     other.write_text("[]")
-    with pytest.raises(OptionError, match="is no COCO json"):
+    with pytest.raises(OptionError, match="is not a COCO json"):
         read_coco(other, tmp_path)
     other.write_text('{"images": [], "annotations": [], "categories": []}')
     with pytest.raises(OptionError, match="holds no images"):
         read_coco(other, tmp_path)
     content = json.loads(data[0].read_text())
-    for key, what in (("annotations", "objects"), ("categories", "categories")):
-        other.write_text(json.dumps({**content, "annotations": [], key: []}))
+    for key, what in (("annotations", "annotations"), ("categories", "categories")):
+        other.write_text(json.dumps({**content, key: []}))
         with pytest.raises(OptionError, match=f"holds no {what}"):
             read_coco(other, data[1])
+
+
+def test_boxes_too_small_to_learn_and_crowds_are_left_out_with_their_number(
+    data: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = json.loads(data[0].read_text())
+    path = tmp_path / "small.json"
+    content["annotations"][0]["bbox"][2] = 0.5
+    content["annotations"][1]["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+    squares = read_coco(path, data[1])
+    assert sum(len(labels) for _, labels in squares.objects) == len(content["annotations"]) - 2
+    assert caplog.messages == [
+        f"{path}: boxes smaller than 1 pixel are left out (1 of {len(content['annotations']) - 1})"
+    ]
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(OptionError, match="has no box to learn: all are crowd regions or smaller than 1 pixel"):
+        read_coco(path, data[1])
+
+
+def test_training_and_evaluation_refuse_the_same_jsons(data: tuple[Path, Path], tmp_path: Path) -> None:
+    content = json.loads(data[0].read_text())
+    content["annotations"][0]["category_id"] = 77
+    path = tmp_path / "unknown.json"
+    path.write_text(json.dumps(content))
+    messages = []
+    for read in (lambda: read_coco(path, data[1]), lambda: read_annotations(path, data[1], ("blue", "red"))):
+        with pytest.raises(OptionError, match=r"unknown category_id \(1 of \d+; the first is 77\)") as caught:
+            read()
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
 
 
 def _squares(sample: Sample) -> list[tuple[int, ...]]:
