@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import subprocess
@@ -17,8 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rtdetr_deploy.cli import build_parser, main
-from rtdetr_deploy.errors import OutputError
-from rtdetr_deploy.files import write_atomically, written_beside
 
 
 @pytest.fixture
@@ -119,28 +116,6 @@ def test_interrupt_keeps_what_was_done(
     assert main([str(small_onnx), str(folder), "--json", str(lines)]) == 130
     assert len(lines.read_text().splitlines()) == 2
     assert "what was done is kept" in capsys.readouterr().err
-
-
-def test_a_full_disk_leaves_no_half_written_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "model.onnx"
-    target.write_bytes(b"old")
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutputError, match=r"can't write .*model.onnx: No space left on device"):
-        write_atomically(target, b"new")
-    assert target.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_an_error_while_writing_leaves_no_half_written_file(tmp_path: Path) -> None:
-    target = tmp_path / "sub" / "data.json"
-    with pytest.raises(ValueError, match="on the way"), written_beside(target) as beside:
-        beside.write_text("half")
-        raise ValueError("on the way")
-    assert list(target.parent.iterdir()) == []
 
 
 def test_pictures_of_an_earlier_run_are_no_images(
