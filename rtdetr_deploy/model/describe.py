@@ -28,6 +28,8 @@ def describe(shapes: Shapes, points_scale: Sequence[float] | None = None) -> Var
     `points_scale` is the buffer that RT-DETRv2 stores: 1 / points of its level for each sampling point; without it,
     every level is taken to have the same number of points.
     """
+    if any(0 in shape for shape in shapes.values()):
+        return None
     try:
         backbone = _describe_resnet(shapes) or _describe_hgnet(shapes)
         if backbone is None:
@@ -50,7 +52,7 @@ def describe(shapes: Shapes, points_scale: Sequence[float] | None = None) -> Var
             points=points,
             classes=shapes["decoder.enc_score_head.weight"][0],
         )
-    except (KeyError, IndexError, ZeroDivisionError):
+    except (KeyError, IndexError, ZeroDivisionError, OverflowError):
         return None
     return _name(found)
 
