@@ -28,13 +28,14 @@ from rtdetr_train.initialize import initialize, initialize_class_heads
 from rtdetr_train.loader import Batch, load_epoch
 from rtdetr_train.objective import objective
 from rtdetr_train.optimize import make_optimizer, rate_share, set_rate
-from rtdetr_train.options import TrainOptions
+from rtdetr_train.options import DEFAULT_VARIANT, TrainOptions, check_paths
 
 LONGEST_WARMUP = 10
 """A run's warm-up takes at most one step in this many, so that short runs reach the full rate too."""
 CLASSES = "classes.txt"
 """Written before the first epoch, which also shows early that the folder can be written."""
 DIVERGED = "training diverged at step {step}; start anew with a lower --rate and another --output folder"
+NO_OBJECTS = "no image of {data} showed an object in a whole epoch: do its boxes lie inside of the images, in pixels?"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Path:
     Raises `OptionError`, `CheckpointError` or `OutputError` for bad input.
     """
     watcher = watcher or Watcher()
+    check_paths(options)
     check_device(options.device)
     data = read_coco(options.data, options.images)
     truth = None
@@ -110,19 +112,21 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Path:
 def check_device(name: str) -> None:
     """Raise `OptionError` unless torch can use the device `name`."""
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=name).item()  # which the device "meta" can't tell
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise OptionError(f"device {name!r} can't be used: {str(error).splitlines()[0]}") from error
 
 
 def build_model(options: TrainOptions, class_names: tuple[str, ...]) -> RTDETR:
     """Return the model to train: new, or from `options.weights` with its heads reset for other numbers of classes."""
     if options.weights is None:
-        variant = replace(find_variant(options.variant), classes=len(class_names), queries=options.queries)
+        variant = replace(
+            find_variant(options.variant or DEFAULT_VARIANT), classes=len(class_names), queries=options.queries
+        )
         model = RTDETR(variant, options.layers)
         initialize(model)
     else:
-        source = load_checkpoint(options.weights, decoder_layers=options.layers).model
+        source = load_checkpoint(options.weights, variant=options.variant, decoder_layers=options.layers).model
         model = RTDETR(
             replace(source.variant, classes=len(class_names), queries=options.queries), source.decoder_layers
         )
@@ -162,20 +166,27 @@ def _train_epoch(
     clock: _Clock,
     watcher: Watcher,
 ) -> dict[str, float]:
-    """Run one epoch and return the mean of each loss of the last layer, and of their total."""
+    """Run one epoch and return the mean of each loss of the last layer, and of their total.
+
+    Raises `OptionError` when training diverges, or when there was nothing to learn.
+    """
     _set_mode(model, options)
     steps = math.ceil(len(data) / options.batch)
     sums: dict[str, float] = {}
+    objects = 0
     for index, batch in enumerate(load_epoch(data, options, epoch)):
         step = epoch * steps + index
         total = steps * options.epochs
         set_rate(optimizer, options.rate * rate_share(step, total, min(options.warmup, total // LONGEST_WARMUP)))
         losses = train_step(model, optimizer, batch, options, step)
         average.update(model)
+        objects += sum(len(target.labels) for target in batch[1])
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value
         means = {name: value / (index + 1) for name, value in sums.items()}
         watcher.on_step(Step(epoch, index, steps, means, clock.tick()))
+    if objects == 0:
+        raise OptionError(NO_OBJECTS.format(data=options.data))
     return means
 
 
