@@ -51,6 +51,7 @@ def describe(shapes: Shapes, points_scale: Sequence[float] | None = None) -> Var
             layers=layers,
             points=points,
             classes=shapes["decoder.enc_score_head.weight"][0],
+            aifi_layers=_count(shapes, r"^encoder\.encoder\.0\.layers\.(\d+)\."),
         )
     except (KeyError, IndexError, ZeroDivisionError, OverflowError):
         return None
