@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -330,6 +331,15 @@ def test_safetensors_are_known_by_their_content(state: State, tmp_path: Path) ->
     for name in ("model.pth", "model.SAFETENSORS", "model.bin"):
         save_file(state, tmp_path / name)
         assert load_checkpoint(tmp_path / name).variant == VARIANTS["r18"]
+
+
+def test_a_missing_file_is_named_before_torch_is_imported(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from rtdetr_export.cli import main; sys.exit(main(sys.argv[1:]))"
+    for name, message in (("nope.pth", "does not exist"), ("", "is a folder without model.safetensors")):
+        command = [sys.executable, "-c", code, "--weights", str(tmp_path / name)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert message in done.stderr
 
 
 def test_an_input_size_beyond_reason_is_passed_over(state: State, tmp_path: Path) -> None:

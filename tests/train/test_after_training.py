@@ -129,6 +129,7 @@ def test_a_full_disk_is_called_so_and_leaves_nothing(checkpoint: Path, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_what_a_killed_save_left_is_gone_after_the_next_one(checkpoint: Path, model: RTDETR, tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, torch; from pathlib import Path; from rtdetr_train.checkpoint import _write\n"
