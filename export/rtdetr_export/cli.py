@@ -13,6 +13,7 @@ from rtdetr_deploy.classes import read_class_names
 from rtdetr_deploy.command import run_command
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.packages import needed_for, require
+from rtdetr_deploy.weights_file import find_weights
 from rtdetr_export.options import OPSETS, PRECISIONS, SAMPLERS, ExportOptions, parse_batch
 
 if TYPE_CHECKING:
@@ -187,6 +188,7 @@ def _refuse_engine_options(arguments: argparse.Namespace) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> ExportOptions:
+    find_weights(arguments.weights)  # a missing file is said before torch is imported
     height, width = parse_size(arguments.size) if arguments.size else (None, None)
     return ExportOptions(
         weights=arguments.weights,
