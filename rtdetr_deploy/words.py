@@ -13,6 +13,6 @@ def printable(text: object) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """Return "1 image", "2 images", "2 classes"."""
+    """Return "1 image", "2 images", "3 classes"."""
     ending = "es" if noun.endswith("s") else "s"
-    return f"{count} {noun}{ending if count != 1 else ''}"
+    return f"{count} {noun}{ending * (count != 1)}"

@@ -1,7 +1,7 @@
 """Parity report: an exported file against the torch model that it came from, as it was trained.
 
 A difference is allowed up to a fixed tolerance. Where a file misses that, the model's own rounding is measured on the
-same images (see `own_rounding`), and a few times that is allowed, quantile by quantile: rounding makes a few differences
+same images (see `own_rounding`), and a few times that is allowed, quantile by quantile: rounding makes few differences
 large. Half of the detections must keep to the fixed tolerance whatever the model does, and nearly all must be found, so
 that a wrong graph, which moves everything, is refused also where rounding makes a model move a lot.
 """

@@ -24,10 +24,7 @@ from rtdetr_deploy.model import hybrid_encoder as encoder_module  # noqa: E402
 from rtdetr_deploy.model import query_selection as selection_module  # noqa: E402
 from rtdetr_deploy.model.random_weights import fill_randomly  # noqa: E402
 from rtdetr_deploy.model.variants import find_variant  # noqa: E402
-from rtdetr_export import (
-    ExportOptions,
-    verify,
-)
+from rtdetr_export import ExportOptions, verify  # noqa: E402
 from rtdetr_export import graph as graph_module  # noqa: E402
 from rtdetr_export.simplify import serialize, simplify  # noqa: E402
 from rtdetr_export.to_onnx import build_graph, decide_sampler, describe_export, trace  # noqa: E402
