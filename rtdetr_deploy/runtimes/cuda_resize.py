@@ -162,7 +162,7 @@ def _compile(nvrtc: Any, gpu: Gpu) -> bytes:
         if isinstance(error, DeviceError):
             raise
         raise MissingPackageError(
-            f'resizer="cuda" needs NVIDIA\'s run-time compiler ({error}): {install_command("tensorrt")}'
+            f'resizer="cuda" needs NVIDIA\'s run-time compiler ({error}): {install_command("tensorrt", whole=True)}'
         ) from error
     try:
         call("nvrtcCompileProgram", program, 1, [architecture])

@@ -19,7 +19,15 @@ import fake_tensorrt
 from conftest import shared_folder
 from fake_cuda import FakeCuda
 from fake_driver import FakeDriver, FakeNvrtc
-from rtdetr_deploy import ArtifactError, DeviceError, MissingPackageError, OptionError, Predictor, open_runtime
+from rtdetr_deploy import (
+    ArtifactError,
+    DeviceError,
+    MissingPackageError,
+    OptionError,
+    Predictor,
+    ThirdPartyInfo,
+    open_runtime,
+)
 from rtdetr_deploy.artifact import read_metadata
 from rtdetr_deploy.engine_info import EngineInfo, sidecar_path
 from rtdetr_deploy.runtimes.tensorrt_runtime import TensorRtRuntime
@@ -225,7 +233,7 @@ def test_an_engine_without_sidecar_runs_as_a_file_of_others(
 ) -> None:
     sidecar_path(engine).unlink()
     with Predictor(engine, 0.0) as predictor:
-        assert predictor.info is None
+        assert isinstance(predictor.info, ThirdPartyInfo)
         assert predictor.detect(picture).names[0].startswith("class ")
 
 
