@@ -45,6 +45,7 @@ class Predictor:
     on the GPU (see `preprocess`). `threads` limits the engine's threads. `device` is "cpu" or "cuda" (an NVIDIA GPU;
     for .onnx files that needs onnxruntime-gpu); by default engines run on the GPU and all else on the CPU. `size`
     (height, width) is needed for files of others that leave it open. `max_pixels` is the largest image that is decoded.
+    `name` is what messages call a runtime that is open already, say its file's name.
 
     Raises `ArtifactError` when the file can't be run, `OptionError` for other arguments.
     """
@@ -60,6 +61,7 @@ class Predictor:
         device: Device | None = None,
         size: tuple[int, int] | None = None,
         max_pixels: int = MAX_PIXELS,
+        name: str | None = None,
     ) -> None:
         self.threshold = check_threshold(threshold)
         if resizer not in RESIZERS:
@@ -70,7 +72,7 @@ class Predictor:
             self._name = Path(engine).name
             self._runtime = open_runtime(engine, threads=threads, device=device)
         else:
-            self._name, self._runtime = engine.name, engine
+            self._name, self._runtime = name or engine.name, engine
         try:
             if resizer == "cuda" and not isinstance(self._runtime, FrameRuntime):
                 raise OptionError(f'resizer="cuda" is for TensorRT engines; {self._name} is run by {self.runtime}')

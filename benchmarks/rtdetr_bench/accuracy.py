@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from rtdetr_deploy import MissingPackageError, Predictor
+from rtdetr_deploy import OptionError, Predictor
 from rtdetr_deploy.coco import Accuracy, detect_all, read_annotations, score
+from rtdetr_deploy.packages import needed_for
 from rtdetr_deploy.preprocess import Resizer
+from rtdetr_deploy.runtimes import MAX_THREADS
 
 CHECKPOINTS = frozenset({".pth", ".pt", ".safetensors"})
+MODELS = frozenset({".onnx", ".engine", ".plan"})
 
 
 def open_any(
@@ -21,15 +24,15 @@ def open_any(
     """
     if engine.suffix.lower() not in CHECKPOINTS:
         return Predictor(engine, size=size, resizer=resizer, threads=threads)
-    try:
-        from rtdetr_deploy.model.torch_runtime import open_checkpoint
-    except ImportError as error:
-        raise MissingPackageError(f"checkpoints need {error.name}: pip install 'rtdetr-deploy[export]'") from error
-    if threads is not None:
+    with needed_for("running a checkpoint", "export"):
         import torch
 
+        from rtdetr_deploy.model.torch_runtime import open_checkpoint
+    if threads is not None:
+        if not 1 <= threads <= MAX_THREADS:
+            raise OptionError(f"threads is {threads}, expected a number from 1 to {MAX_THREADS}")
         torch.set_num_threads(threads)
-    return Predictor(open_checkpoint(engine, size), resizer=resizer)
+    return Predictor(open_checkpoint(engine, size), resizer=resizer, name=engine.name)
 
 
 def evaluate(

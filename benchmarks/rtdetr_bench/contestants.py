@@ -1,4 +1,4 @@
-"""What is timed: RT-DETR models and the detectors of others, behind one interface.
+"""What is timed: RT-DETR models and third-party detectors, behind one interface.
 
 A call goes through these spans, each timed by itself:
 
@@ -24,7 +24,7 @@ import numpy as np
 from rtdetr_bench.accuracy import CHECKPOINTS, open_any
 from rtdetr_bench.nms import NmsOptions, suppress
 from rtdetr_bench.yolo import NEEDS_NMS, NMS_METADATA, WHOLE, find_candidates, letterbox, recognize_yolo
-from rtdetr_deploy import Detections, Predictor
+from rtdetr_deploy import Detections, OptionError, Predictor
 from rtdetr_deploy.contract import has_detections
 from rtdetr_deploy.engine_layers import count_precisions
 from rtdetr_deploy.preprocess import Resizer
@@ -165,7 +165,7 @@ class Detr:
 
 
 class Yolo:
-    """A detector of others: a YOLO, with NMS where it needs it, or a model that returns queries."""
+    """A third-party detector: a YOLO, with NMS where it needs it, or a model that returns queries."""
 
     def __init__(self, runtime: SpanRuntime, name: str, nms: NmsOptions, size: tuple[int, int] | None = None) -> None:
         contract = recognize_yolo(runtime, name, size)
@@ -174,7 +174,7 @@ class Yolo:
         self._runtime, self._contract, self._nms = runtime, contract, nms
         self._needs_nms = contract.layout in NEEDS_NMS
         self.facts = {
-            "kind": "RT-DETR of others" if contract.layout in WHOLE else f"YOLO ({contract.layout})",
+            "kind": "third-party RT-DETR" if contract.layout in WHOLE else f"YOLO ({contract.layout})",
             "runtime": runtime.name,
             "input": f"{contract.height}x{contract.width}",
             "NMS": nms.method if self._needs_nms else IN_GRAPH.get(contract.layout, "none"),
@@ -239,7 +239,7 @@ class Yolo:
 
 
 def open_contestant(path: Path, entry: Entry | None = None) -> Contestant:
-    """Open a model file or a checkpoint: an RT-DETR where it is one, else a detector of others.
+    """Open a model file or a checkpoint: an RT-DETR where it is one, else a third-party detector.
 
     Raises `ArtifactError` when it is neither, or can't be run, `CheckpointError` for checkpoints.
     """
@@ -254,10 +254,29 @@ def open_contestant(path: Path, entry: Entry | None = None) -> Contestant:
         size = entry.size if None in runtime.inputs[0].shape[1:] else None  # the file knows better where it knows
         if not has_detections(runtime):
             return Yolo(runtime, path.name, entry.nms, size)
-        return Detr(Predictor(runtime, resizer=entry.resizer, size=size), runtime, path.name, threshold)
+        predictor = Predictor(runtime, resizer=entry.resizer, size=size, name=path.name)
+        return Detr(predictor, runtime, path.name, threshold)
     except BaseException:
         runtime.close()
         raise
+
+
+def check_applies(contestants: Sequence[Contestant], entry: Entry) -> None:
+    """Raise `OptionError` for a size, a resizer or a setting of NMS that none of the models would use."""
+    usual, wanted = Entry(), "" if entry.size is None else "x".join(map(str, entry.size))
+    inputs = {one.name: one.facts["input"] for one in contestants}
+    unused = []
+    if wanted and wanted not in inputs.values():
+        fixed = ", ".join(f"{name} is fixed at {size}" for name, size in inputs.items())
+        raise OptionError(f"size {wanted} would be ignored: {fixed}; leave it out, or export the model at that size")
+    if entry.resizer != usual.resizer and not any(isinstance(one, Detr) for one in contestants):
+        unused.append(f"resizer {entry.resizer} (third-party models are resized by OpenCV)")
+    if not any(isinstance(one, Yolo) and one.needs_nms for one in contestants):
+        told = "(no model here needs NMS outside its graph)"
+        unused += [f"IoU threshold {entry.nms.iou:g} {told}"] * (entry.nms.iou != usual.nms.iou)
+        unused += [f"NMS by {entry.nms.method} {told}"] * (entry.nms.method != usual.nms.method)
+    if unused:
+        raise OptionError(f"{unused[0]} would be ignored; leave it out")
 
 
 def real_precision(runtime: Runtime) -> dict[str, str]:

@@ -23,12 +23,12 @@ import onnx
 import onnx_ir
 
 from rtdetr_bench.accuracy import open_any
-from rtdetr_bench.machine import describe_machine
+from rtdetr_bench.machine import describe_machine, today
 from rtdetr_deploy import Detections
 from rtdetr_deploy.artifact import read_metadata
 from rtdetr_deploy.coco import read_annotations, score
 from rtdetr_deploy.command import run_command
-from rtdetr_deploy.files import write_atomically
+from rtdetr_deploy.files import check_writable, refuse_overwriting, write_atomically
 from rtdetr_export import ExportOptions, export_onnx
 from rtdetr_export.agreement import TOLERANCES, Agreement, compare
 from rtdetr_export.lower import choose_images, measure_layers
@@ -136,13 +136,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, required=True, help="checkpoint")
     parser.add_argument("--accuracy", type=Path, required=True, help="COCO json")
     parser.add_argument("--images", type=Path, required=True, help="folder of its images")
-    parser.add_argument("--calibration", type=Path, metavar="DIR", help="also INT8, calibrated on these images")
-    parser.add_argument("--json", type=Path, help="write the figures")
+    parser.add_argument("--calibration", type=Path, metavar="DIR", help="measure INT8 too, calibrated on these images")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     arguments = parser.parse_args(argv)
     return run_command("rtdetr_bench.precision_study", lambda: _study(arguments), "nothing was measured")
 
 
 def _study(arguments: argparse.Namespace) -> int:
+    refuse_overwriting({"--json": arguments.json}, [arguments.weights, arguments.accuracy])
+    if arguments.json is not None:
+        check_writable(arguments.json)
     head = "".join(f"{tolerance!s:>14}" for tolerance in TOLERANCES)
     print(f"{'file':<50}{'INT8':>7}{'AP':>8}{'MB':>7}{head}{'unasked':>9}")
 
@@ -166,6 +169,7 @@ def _content(arguments: argparse.Namespace, rows: Sequence[Row]) -> dict[str, ob
     return {
         "schema": SCHEMA,
         "study": "precision",
+        "date": today(),
         "weights": arguments.weights.name,
         "annotations": arguments.accuracy.name,
         "machine": describe_machine(),

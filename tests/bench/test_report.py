@@ -54,21 +54,28 @@ def _content() -> dict[str, Any]:
     ]
     models = [_model("ours.onnx", 1.0, 0.63), _model("<script>alert(1)</script>", 1.2, None)]
     return {
-        "schema": 2,
+        "schema": 3,
+        "date": "2026-11-24T06:54:02Z",
+        "command": ["rtdetr-bench", "--engine", "my model.onnx"],
+        "options": {"threads": None},
         "machine": {"processor": "EPYC", "cores": 2, "system": "Linux", "python": "3.11", "packages": {"numpy": "2"}},
         "state": {"load": 0.5},
         "comparison": {
-            "confidence": 0.001, "models": models, "pairs": [pair], "state": {"load": 1.5}, "real_images": False,
+            "confidence": 0.001, "rounds": 40, "models": models, "pairs": [pair], "state": {"load": 1.5},
+            "real_images": False,
         },
         "nms": {
-            "model": "yolo.onnx", "images": 3, "boxes_left": {"0.001": 500.0, "0.5": 0.0}, "rows": nms,
+            "model": "yolo.onnx", "images": 3, "rounds": 3, "boxes_left": {"0.001": 500.0, "0.5": 0.0}, "rows": nms,
             "rtdetr": "ours.onnx", "rtdetr_by_confidence": {"0.001": {"postprocess_ms": 0.1, "AP": 0.6}},
         },
         "decoder": {
             "weights": "a.pth",
+            "rounds": 60,
             "rows": [{"name": f"{n} layers", "ratio": [n / 3, n / 4, n / 2], **row} for n in (3, 2, 1)],
         },
-        "encoder": {"variant": "r50", "rows": [{"name": n, "ratio": [1.0, 0.9, 1.1], **row} for n in ("A", "E")]},
+        "encoder": {
+            "variant": "r50", "rounds": 15, "rows": [{"name": n, "ratio": [1.0, 0.9, 1.1], **row} for n in ("A", "E")],
+        },
     }  # fmt: skip
 
 
@@ -92,7 +99,9 @@ def test_reports_are_made_of_stored_results(tmp_path: Path, capsys: pytest.Captu
     files = []
     for index, name in enumerate(("comparison", "nms")):
         files.append(tmp_path / f"{index}.json")
-        files[-1].write_text(json.dumps({**{k: content[k] for k in ("schema", "machine")}, name: content[name]}))
+        files[-1].write_text(
+            json.dumps({**content, **dict.fromkeys({"comparison", "nms", "decoder", "encoder"} - {name})})
+        )
     command = ["--combine", *map(str, files), "--report", str(tmp_path / "a.html")]
     assert main(command) == 0
     text = (tmp_path / "a.html").read_text()
@@ -103,7 +112,7 @@ def test_reports_are_made_of_stored_results(tmp_path: Path, capsys: pytest.Captu
     assert "--combine needs --report" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"schema": 1, "machine": {}}', '{"schema": 2}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"schema": 2, "machine": {}}', "[" * 100_000, '{"schema": NaN}', "\0"])
 def test_files_that_hold_no_results_are_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(content)
@@ -115,7 +124,9 @@ def test_files_that_hold_no_results_are_refused(content: str, tmp_path: Path) ->
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="nothing to show"):
-        write_report(tmp_path / "a.html", [{"schema": 2, "machine": _content()["machine"]}])
+        write_report(
+            tmp_path / "a.html", [{**_content(), **dict.fromkeys(("comparison", "nms", "decoder", "encoder"))}]
+        )
     assert not (tmp_path / "a.html").exists()
 
 

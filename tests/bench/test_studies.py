@@ -81,11 +81,11 @@ def test_nms_study_wants_a_yolo_and_images(
     scene: tuple[Path, Path, Path], small_onnx: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     yolo, _, folder = scene
-    with pytest.raises(OptionError, match="leaves no boxes to suppress"):
+    with pytest.raises(OptionError, match="has no boxes left to suppress"):
         study_nms(small_onnx, [folder / "0.png"])
     with pytest.raises(OptionError, match="needs --images"):
         study_nms(yolo, [])
-    with pytest.raises(OptionError, match="is no RT-DETR"):
+    with pytest.raises(OptionError, match="is not an RT-DETR"):
         study_nms(yolo, [folder / "0.png"], detr=yolo)
     assert main(["--nms-study", str(yolo), "--images", str(folder), "--engine", str(small_onnx)]) == 0
     text = capsys.readouterr().out
@@ -161,7 +161,7 @@ def test_encoder_study_writes_the_papers_figures_beside(tmp_path: Path, capsys: 
     assert [row["name"] for row in rows] == ["A", "E"]
     assert rows[0]["parameters_million"] < rows[1]["parameters_million"]
     assert main(["--encoder-study", "r18", "--encoders", "A,F"]) == 2
-    assert "unknown encoder F; choose of A, B, C, D, D_S5, E" in capsys.readouterr().err
+    assert "unknown encoder F; choose from A, B, C, D, D_S5, E" in capsys.readouterr().err
 
 
 def test_random_models_are_what_the_exporter_makes(tmp_path: Path, picture: NDArray[np.uint8]) -> None:

@@ -1,4 +1,4 @@
-"""Detectors of others: recognised by shape, suppressed in every way to the same boxes, placed in the image."""
+"""Third-party detectors: recognised by shape, suppressed in every way to the same boxes, placed in the image."""
 
 from __future__ import annotations
 
@@ -96,15 +96,15 @@ def test_what_is_no_detector_is_one_clear_line(
     path = write_yolo(tmp_path / "classifier.onnx", *outputs)
     assert main(["--engine", str(path), "--runs", "1"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("rtdetr-bench: classifier.onnx is no detector that is known here: it returns a (1")
+    assert error.startswith("rtdetr-bench: classifier.onnx is not a detector that is known here: it returns a (1")
     assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"task": "pose"}, "is no detector: its task is pose"),
-        ({"names": "{0: 'person'}"}, "has 1 class names and 3 scores for each box"),
+        ({"task": "pose"}, "is not a detector: its task is pose"),
+        ({"names": "{0: 'person'}"}, "has 1 class name and 3 scores for each box"),
     ],
 )
 def test_other_tasks_of_yolos_are_refused(metadata: dict[str, str], message: str, tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_thresholds_outside_their_range_are_refused(changes: dict[str, Any], mes
 
 
 def test_inserting_is_refused_where_it_makes_no_sense(small_onnx: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="is no detector that is known here"):
+    with pytest.raises(ArtifactError, match="is not a detector that is known here"):
         insert_nms(small_onnx, tmp_path / "a.onnx")
     with pytest.raises(OptionError, match=r"inserted into .onnx files; got a.engine"):
         insert_nms(Path("a.engine"), tmp_path / "a.onnx")
