@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rtdetr_deploy import OptionError, Predictor
-from rtdetr_deploy.coco import Accuracy, detect_all, read_annotations, score
+from rtdetr_deploy.coco import Accuracy, detect_all, read_annotations, require_evaluator, score
 from rtdetr_deploy.packages import needed_for
 from rtdetr_deploy.preprocess import Resizer
 from rtdetr_deploy.runtimes import MAX_THREADS
@@ -50,6 +50,7 @@ def evaluate(
     `on_image` is called with the number of images after each of them. Raises `OptionError` when annotations, images or
     classes don't fit, `ArtifactError` or `CheckpointError` when the model can't be opened.
     """
+    require_evaluator()
     with open_any(engine, size=size, resizer=resizer, threads=threads) as predictor:
         truth = read_annotations(annotations, images, predictor.class_names)
         total = len(truth.images)

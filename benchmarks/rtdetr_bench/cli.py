@@ -61,7 +61,7 @@ def _run(request: Request) -> int:
         **results,
     }
     if arguments.json is not None:
-        write_atomically(arguments.json, json.dumps(content, indent=1).encode())
+        write_atomically(arguments.json, f"{json.dumps(content, indent=1)}\n".encode())
     if arguments.report is not None:
         write_report(arguments.report, [content])
     return 0

@@ -23,6 +23,7 @@ import numpy as np
 
 from rtdetr_bench.accuracy import CHECKPOINTS, open_any
 from rtdetr_bench.nms import NmsOptions, suppress
+from rtdetr_bench.wording import counted
 from rtdetr_bench.yolo import NEEDS_NMS, NMS_METADATA, WHOLE, find_candidates, letterbox, recognize_yolo
 from rtdetr_deploy import Detections, OptionError, Predictor
 from rtdetr_deploy.contract import has_detections
@@ -132,7 +133,7 @@ class Detr:
             "input": "x".join(map(str, predictor.input_size)),
         }
         if info is not None:
-            self.facts |= {"model": f"{info.variant}, {info.layers} layers", "precision": info.precision}
+            self.facts |= {"model": f"{info.variant}, {counted(info.layers, 'layer')}", "precision": info.precision}
         self.boxes: int | None = None
 
     def inspect(self) -> None:
@@ -285,5 +286,5 @@ def real_precision(runtime: Runtime) -> dict[str, str]:
     if layers is None:
         return {}
     counts = count_precisions(layers())
-    told = ", ".join(f"{count} layers {kind}" for kind, count in sorted(counts.items()))
+    told = ", ".join(f"{counted(count, 'layer')} {kind}" for kind, count in sorted(counts.items()))
     return {"precision": told or "the inspector doesn't tell"}

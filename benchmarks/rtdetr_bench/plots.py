@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
@@ -42,7 +44,7 @@ Json = dict[str, Any]
 
 def plot_spans(models: Sequence[Json]) -> str:
     """Draw the median of every span of each model, stacked, and the whole call's number; `models` as in the JSON."""
-    with mpl.rc_context(STYLE):
+    with _style():
         figure, axes = _figure(1.2 + 0.36 * len(models))
         places, left = np.arange(len(models)), np.zeros(len(models))
         for index, span in enumerate(SPANS):
@@ -64,7 +66,7 @@ def plot_spans(models: Sequence[Json]) -> str:
 
 def plot_accuracy(models: Sequence[Json]) -> str:
     """Draw AP against latency: what was measured, and the published points, which are another machine and data set."""
-    with mpl.rc_context(STYLE):
+    with _style():
         figure, axes = _figure(6.2)
         labels = []
         measured = [model for model in models if model.get("AP") is not None]
@@ -95,7 +97,7 @@ def plot_accuracy(models: Sequence[Json]) -> str:
 
 def plot_boxes_left(study: Json) -> str:
     """Draw how many boxes are left per image by confidence threshold."""
-    with mpl.rc_context(STYLE):
+    with _style():
         figure, axes = _figure(3.2)
         thresholds = [float(confidence) for confidence in study["boxes_left"]]
         counts = list(study["boxes_left"].values())
@@ -111,7 +113,7 @@ def plot_boxes_left(study: Json) -> str:
 
 def plot_nms(study: Json, method: str) -> str:
     """Draw NMS time and AP by confidence threshold, a line per IoU threshold, and RT-DETR's."""
-    with mpl.rc_context(STYLE):
+    with _style():
         has_ap = any(row["ap"] is not None for row in study["rows"])
         figure = Figure(figsize=(8, 3.4), layout="constrained")
         panels: list[Axes] = [figure.add_subplot(1, 1 + has_ap, 1 + index) for index in range(1 + has_ap)]
@@ -142,7 +144,7 @@ def plot_nms(study: Json, method: str) -> str:
 
 def plot_decoder(rows: Sequence[Json]) -> str:
     """Draw time and AP relative to all layers, by layers run; dashed the paper's R50, likewise."""
-    with mpl.rc_context(STYLE):
+    with _style():
         layers = [int(row["name"].split()[0]) for row in rows]
         has_ap = all(row["AP"] is not None for row in rows)
         figure = Figure(figsize=(8, 3.4), layout="constrained")
@@ -172,7 +174,7 @@ def plot_decoder(rows: Sequence[Json]) -> str:
 
 def plot_encoders(rows: Sequence[Json]) -> str:
     """Draw each encoder's whole model time relative to the last one's, beside the paper's."""
-    with mpl.rc_context(STYLE):
+    with _style():
         figure, axes = _figure(3.6)
         places = np.arange(len(rows))
         last = ENCODERS[rows[-1]["name"]][2]
@@ -189,6 +191,14 @@ def plot_encoders(rows: Sequence[Json]) -> str:
         axes.grid(axis="x", visible=False)
         figure.legend(loc="outside lower center", ncols=2)
         return _to_svg(figure)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Draw in the page's style; glyphs that matplotlib's font lacks are not warned of, for the browser has them."""
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:

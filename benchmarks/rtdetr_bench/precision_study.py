@@ -26,7 +26,7 @@ from rtdetr_bench.accuracy import open_any
 from rtdetr_bench.machine import describe_machine, today
 from rtdetr_deploy import Detections
 from rtdetr_deploy.artifact import read_metadata
-from rtdetr_deploy.coco import read_annotations, score
+from rtdetr_deploy.coco import read_annotations, require_evaluator, score
 from rtdetr_deploy.command import run_command
 from rtdetr_deploy.files import check_writable, refuse_overwriting, write_atomically
 from rtdetr_export import ExportOptions, export_onnx
@@ -146,6 +146,7 @@ def _study(arguments: argparse.Namespace) -> int:
     refuse_overwriting({"--json": arguments.json}, [arguments.weights, arguments.accuracy])
     if arguments.json is not None:
         check_writable(arguments.json)
+    require_evaluator()
     head = "".join(f"{tolerance!s:>14}" for tolerance in TOLERANCES)
     print(f"{'file':<50}{'INT8':>7}{'AP':>8}{'MB':>7}{head}{'unasked':>9}")
 

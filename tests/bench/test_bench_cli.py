@@ -13,6 +13,8 @@ from PIL import Image
 
 from rtdetr_bench import Plan, measure_latency
 from rtdetr_bench.cli import main
+from rtdetr_bench.machine import machine_text, state_text
+from yolo_files import write_yolo
 
 
 def test_the_clients_command_prints_every_stage_and_writes_all_samples(
@@ -97,3 +99,43 @@ def test_wrong_input_gives_one_line_and_status_2(
     assert error.startswith("rtdetr-bench: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_messages_name_the_file_and_not_what_runs_it(
+    small_onnx: Path, r18_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = np.full((1, 300), np.nan, np.float32)
+    labels, boxes = np.zeros((1, 300), np.int64), np.zeros((1, 300, 4), np.float32)
+    broken = write_yolo(tmp_path / "broken.onnx", ("labels", labels), ("boxes", boxes), ("scores", scores))
+    for path, line in (
+        (small_onnx, ["--engine", str(small_onnx), "--resizer", "cuda"]),
+        (r18_checkpoint, ["--engine", str(r18_checkpoint), "--resizer", "cuda"]),
+        (broken, ["--engine", str(broken), "--runs", "1"]),
+    ):
+        assert main(line) == 2
+        error = capsys.readouterr().err
+        assert path.name in error
+        assert error.count("ONNX Runtime 1") + error.count("torch 2") == (line[-1] == "cuda")
+
+
+def test_a_decoder_study_of_a_model_file_speaks_of_what_was_typed(
+    small_onnx: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--decoder-study", str(small_onnx)]) == 2
+    error = capsys.readouterr().err
+    assert error == "rtdetr-bench: --decoder-study exports a checkpoint with fewer layers; small.onnx is a model file\n"
+
+
+@pytest.mark.parametrize("name", ["threads", "size"])
+def test_threads_and_size_of_a_checkpoint_are_checked(
+    name: str, r18_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--engine", str(r18_checkpoint), f"--{name}", "-1"]) == 2
+    assert capsys.readouterr().err.startswith(f"rtdetr-bench: {name} ")
+
+
+def test_the_machine_is_told_in_words() -> None:
+    machine = {"processor": "EPYC", "cores": 3, "affinity": [0, 1, 5], "pinned": True, "system": "Linux"}
+    text = machine_text({**machine, "python": "3.11", "packages": {"numpy": "2"}}, 1)
+    assert text == "EPYC, 3 cores of more (numbers 0-1, 5), 1 thread, Linux, Python 3.11, numpy 2"
+    assert state_text({"load": 1.5, "gpu": {"clock": "900", "memory": "3"}}) == "load 1.5, gpu: clock 900, memory 3"

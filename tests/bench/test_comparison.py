@@ -185,7 +185,7 @@ def test_engines_tell_the_models_own_time_from_copies(small_onnx: Path, monkeypa
     assert latency.samples["infer"].tolist() == [0.5] * 4
     assert (latency.samples["copy"] > 0).all()
     assert np.allclose(latency.paper, 0.5 + latency.samples["postprocess"])
-    assert latency.facts["precision"] == "2 layers fp16, 1 layers fp32"
+    assert latency.facts["precision"] == "2 layers fp16, 1 layer fp32"
 
 
 def test_models_are_closed_when_one_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:

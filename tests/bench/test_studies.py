@@ -100,7 +100,9 @@ def test_decoder_study_times_every_number_of_layers(
     command = ["--decoder-study", str(r18_checkpoint), "--size", "128x160", "--runs", "3", "--warmup", "1"]
     assert main([*command, "--json", str(target), "--report", str(page)]) == 0
     text = capsys.readouterr().out
-    assert "published (R50, T4)" in text
+    assert "published (R50, T4): AP, ms, ratio (to its 3 layers)" in text
+    assert "52.4, 7.9, 1.000" in text
+    assert "49.1, 7.0, 0.886" in text
     rows = json.loads(target.read_text())["decoder"]["rows"]
     assert [row["name"] for row in rows] == ["3 layers", "2 layers", "1 layer"]
     assert rows[0]["ratio"] == [1.0, 1.0, 1.0]
@@ -160,6 +162,10 @@ def test_encoder_study_writes_the_papers_figures_beside(tmp_path: Path, capsys: 
     rows = json.loads(target.read_text())["encoder"]["rows"]
     assert [row["name"] for row in rows] == ["A", "E"]
     assert rows[0]["parameters_million"] < rows[1]["parameters_million"]
+    assert json.loads(target.read_text())["encoder"]["rounds"] == 3
+    for names in ("", ",", "A,A"):
+        assert main(["--encoder-study", "r18", "--encoders", names]) == 2
+        assert "name each encoder once, and one at least; choose from A" in capsys.readouterr().err
     assert main(["--encoder-study", "r18", "--encoders", "A,F"]) == 2
     assert "unknown encoder F; choose from A, B, C, D, D_S5, E" in capsys.readouterr().err
 

@@ -279,6 +279,20 @@ def test_inserting_is_refused_where_it_makes_no_sense(small_onnx: Path, tmp_path
     assert main(["--insert-nms", str(small_onnx)]) == 2
 
 
+def test_nms_is_inserted_into_files_of_open_size_too(tmp_path: Path) -> None:
+    import onnx
+
+    source = write_yolo(tmp_path / "a.onnx", channels(*crowd()))
+    model = onnx.load(str(source))
+    for axis in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        axis.dim_param = "open"
+    onnx.save(model, str(source))
+    command = ["--insert-nms", str(source), "--output", str(tmp_path / "b.onnx")]
+    assert main(command) == 2
+    assert main([*command, "--size", str(SIZE)]) == 0
+    assert recognize_yolo(open_runtime(tmp_path / "b.onnx"), "b.onnx", (SIZE, SIZE)).layout == "inserted"
+
+
 def test_rtdetr_files_are_no_yolos(small_onnx: Path) -> None:
     contestant = open_contestant(small_onnx)
     assert isinstance(contestant, Detr)
