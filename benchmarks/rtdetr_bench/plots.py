@@ -67,7 +67,7 @@ def plot_spans(models: Sequence[Json]) -> str:
 def plot_accuracy(models: Sequence[Json]) -> str:
     """Draw AP against latency: what was measured, and the published points, which are another machine and data set."""
     with _style():
-        figure, axes = _figure(6.2)
+        figure, axes = _figure(5.8)
         labels = []
         measured = [model for model in models if model.get("AP") is not None]
         if measured:
@@ -82,7 +82,7 @@ def plot_accuracy(models: Sequence[Json]) -> str:
             axes.scatter(times, precisions, facecolors="none", edgecolors=COLORS[index], label=label)
             labels += [Label(1000 / point.fps, point.ap, point.name) for point in points]
         axes.set_xscale("log")
-        axes.margins(0.1, 0.06)
+        axes.margins(0.14, 0.06)
         low, high = axes.get_xlim()
         marks = [mark for mark in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if low <= mark <= high]
         axes.set_xticks(marks, [str(mark) for mark in marks])

@@ -228,7 +228,7 @@ def _decoder(study: Json) -> str:
     from rtdetr_bench.plots import plot_decoder
 
     rows = study["rows"]
-    body = (
+    body = [
         [
             row["name"],
             f"{row['milliseconds'][PAPER]['p50']:.2f}",
@@ -236,12 +236,13 @@ def _decoder(study: Json) -> str:
             "-" if row["AP"] is None else f"{row['AP']:.4f}",
         ]
         for row in rows
-    )
+    ]
+    head, body, _ = _without_same(("", "paper's span p50, ms", "ratio", "AP"), body)
     return (
         f"<h2>Decoder layers</h2><p>{_rounds(study['rounds'])} {escape(study['weights'])} with fewer decoder layers, "
         f"not retrained: speed and accuracy are chosen when the model is exported.{_dashed(len(rows))}</p>"
         + _figure(plot_decoder(rows))
-        + _table(("", "paper's span p50, ms", "ratio", "AP"), body)
+        + _table(head, body)
     )
 
 
