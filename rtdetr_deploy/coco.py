@@ -6,7 +6,6 @@ detections per image and class, as COCO's own code does) by faster-coco-eval.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from rtdetr_deploy.errors import MissingPackageError, OptionError
+from rtdetr_deploy.coco_json import CocoJson, read_coco_json
+from rtdetr_deploy.errors import OptionError
+from rtdetr_deploy.packages import require
 from rtdetr_deploy.predictor import Predictor
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -23,7 +24,11 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Annotations:
-    """A COCO json: its content, image id and path per image, and the category id of each of the model's labels."""
+    """What evaluation needs of a COCO json.
+
+    `content` is the json as COCO's code expects it (annotations numbered from 1, with area and iscrowd), `images` the
+    id and path per image, `category_ids` the category of each of the model's labels.
+    """
 
     content: dict[str, Any]
     images: tuple[tuple[int, Path], ...]
@@ -44,47 +49,44 @@ def read_annotations(path: str | Path, images: str | Path, class_names: Sequence
     """Read a COCO json whose image files lie in the folder `images`, for a model with these classes.
 
     Labels are matched to categories by name where the json knows all names; where it knows none, by order of category
-    id, which needs equal numbers. Raises `OptionError` when the json or an image is missing, or classes don't fit.
+    id, which needs equal numbers. What is left out and refused is said in `read_coco_json`; `OptionError` too where
+    classes don't fit.
     """
-    path, folder = Path(path), Path(images)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        entries = [(int(image["id"]), folder / image["file_name"]) for image in content["images"]]
-        categories = sorted((int(category["id"]), str(category["name"])) for category in content["categories"])
-        boxes = len({
-            (int(item["id"]), int(item["image_id"]), int(item["category_id"]), tuple(item["bbox"]))
-            for item in content["annotations"]
-        })  # fmt: skip
-    except OSError as error:
-        raise OptionError(f"can't read annotations {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OptionError(f"{path} is no COCO json with images, annotations and categories: {error!r}") from error
-    if not entries or not boxes:
-        raise OptionError(f"{path} holds no {'annotations' if entries else 'images'}")
-    _check_ids(content["annotations"], {number for number, _ in entries}, {number for number, _ in categories}, path)
-    missing = [file for _, file in entries if not file.is_file()]
-    if missing:
-        raise OptionError(f"{len(missing)} images of {path} are not in {folder}, {missing[0].name} is the first")
-    return Annotations(content, tuple(entries), _category_ids(categories, class_names, path))
+    truth = read_coco_json(path, images)
+    return Annotations(_as_coco(truth), truth.images, _category_ids(truth.categories, class_names, truth.path))
 
 
-def _check_ids(annotations: Sequence[Any], images: set[int], categories: set[int], path: Path) -> None:
-    """Raise `OptionError` for objects of unknown images or categories, which would count as missed."""
-    for key, known in (("image_id", images), ("category_id", categories)):
-        strays = [item for item in annotations if int(item[key]) not in known]
-        if strays:
-            first = strays[0][key]
-            raise OptionError(f"{len(strays)} annotations of {path} have an unknown {key}, {first} is the first")
+def _as_coco(truth: CocoJson) -> dict[str, Any]:
+    """Return the json that is evaluated. The evaluation marks matches by annotation id, with 0 for none."""
+    return {
+        "images": [{"id": number, "file_name": file.name} for number, file in truth.images],
+        "categories": [{"id": number, "name": name} for number, name in truth.categories],
+        "annotations": [
+            {
+                "id": index,
+                "image_id": thing.image_id,
+                "category_id": thing.category_id,
+                "bbox": list(thing.bbox),
+                "area": thing.area,
+                "iscrowd": int(thing.crowd),
+            }
+            for index, thing in enumerate(truth.objects, start=1)
+        ],
+    }
 
 
 def _category_ids(categories: Sequence[tuple[int, str]], class_names: Sequence[str], path: Path) -> tuple[int, ...]:
+    known = [name for _, name in categories]
+    if list(class_names) == known or (len(known) == len(class_names) and not set(known) & set(class_names)):
+        return tuple(number for number, _ in categories)
+    repeated = [name for name in class_names if known.count(name) > 1 or list(class_names).count(name) > 1]
+    if repeated:
+        raise OptionError(f"{path} or the model has several classes called {repeated[0]!r}; give each its own name")
     by_name = {name: number for number, name in categories}
     if class_names and all(name in by_name for name in class_names):
         return tuple(by_name[name] for name in class_names)
-    if len(categories) == len(class_names) and not any(name in by_name for name in class_names):
-        return tuple(number for number, _ in categories)
     raise OptionError(
-        f"the model's classes ({_some(class_names)}) are not the categories of {path} ({_some([*by_name])}); "
+        f"the model's classes ({_some(class_names)}) are not the categories of {path} ({_some(known)}); "
         "give the model the json's names"
     )
 
@@ -95,10 +97,7 @@ def _some(names: Sequence[str]) -> str:
 
 def require_evaluator() -> None:
     """Raise `MissingPackageError` unless faster-coco-eval is installed."""
-    try:
-        import faster_coco_eval  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError("accuracy needs faster-coco-eval: pip install 'rtdetr-deploy[bench]'") from error
+    require("faster_coco_eval", "accuracy", "bench")
 
 
 def detect_all(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from rtdetr_deploy import OptionError, Predictor
+from rtdetr_deploy import Predictor
 from rtdetr_deploy.coco import Accuracy, detect_all, read_annotations, require_evaluator, score
 from rtdetr_deploy.packages import needed_for
 from rtdetr_deploy.preprocess import Resizer
-from rtdetr_deploy.runtimes import MAX_THREADS
+from rtdetr_deploy.runtimes import check_threads
 
 CHECKPOINTS = frozenset({".pth", ".pt", ".safetensors"})
 MODELS = frozenset({".onnx", ".engine", ".plan"})
@@ -29,10 +29,9 @@ def open_any(
 
         from rtdetr_deploy.model.torch_runtime import open_checkpoint
     if threads is not None:
-        if not 1 <= threads <= MAX_THREADS:
-            raise OptionError(f"threads is {threads}, expected a number from 1 to {MAX_THREADS}")
+        check_threads(threads)
         torch.set_num_threads(threads)
-    return Predictor(open_checkpoint(engine, size), resizer=resizer, name=engine.name)
+    return Predictor(open_checkpoint(engine, size), resizer=resizer)
 
 
 def evaluate(

@@ -29,6 +29,7 @@ from rtdetr_deploy.arguments import parse_size
 from rtdetr_deploy.coco import Accuracy
 from rtdetr_deploy.command import run_command
 from rtdetr_deploy.files import check_writable, refuse_overwriting, write_atomically
+from rtdetr_deploy.words import plural, printable
 
 OUTPUTS = {"--json": "json", "--report": "report", "--output": "output"}
 INPUTS = ("engine", "annotations", "accuracy", "nms_study", "decoder_study", "insert_nms")
@@ -36,8 +37,7 @@ INPUTS = ("engine", "annotations", "accuracy", "nms_study", "decoder_study", "in
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (0 done, 2 wrong input, 130 interrupted)."""
-    request = parse(argv)
-    return run_command("rtdetr-bench", lambda: _run(request), "nothing was measured")
+    return run_command("rtdetr-bench", lambda: _run(parse(argv)), "nothing was measured")
 
 
 def _run(request: Request) -> int:
@@ -147,7 +147,7 @@ def _insert(arguments: argparse.Namespace) -> int:
         raise OptionError("--insert-nms needs --output with the file to write")
     entry = _entry(arguments)
     insert_nms(arguments.insert_nms, arguments.output, entry.nms, arguments.nms_kind, entry.size)
-    print(f"wrote {arguments.output} with NMS at confidence {arguments.confidence:g}, IoU {arguments.iou:g}")
+    print(f"wrote {printable(arguments.output)} with NMS at confidence {arguments.confidence:g}, IoU {arguments.iou:g}")
     return 0
 
 
@@ -155,7 +155,7 @@ def _combine(arguments: argparse.Namespace) -> int:
     if arguments.report is None:
         raise OptionError("--combine needs --report with the page to write")
     combine_results(arguments.report, arguments.combine)
-    print(f"wrote {arguments.report}")
+    print(f"wrote {printable(arguments.report)}")
     return 0
 
 
@@ -252,9 +252,11 @@ def _size(arguments: argparse.Namespace) -> tuple[int, int] | None:
 
 def print_accuracy(engine: Path, accuracy: Accuracy) -> None:
     """Print COCO's figures; -1 where no object qualifies."""
-    print(f"{engine.name}: {accuracy.images} images, {accuracy.detections} detections (threshold 0, no NMS)")
+    counts = f"{plural(accuracy.images, 'image')}, {plural(accuracy.detections, 'detection')}"
+    print(f"{printable(engine.name)}: {counts} (threshold 0, no NMS)")
     print("  ".join(f"{name} {value:.4f}" for name, value in accuracy.metrics.items()))
-    print("AP per class: " + "  ".join(f"{name} {value:.4f}" for name, value in accuracy.per_class.items()))
+    values = (f"{printable(name)} {value:.4f}" for name, value in accuracy.per_class.items())
+    print("AP per class: " + "  ".join(values))
 
 
 WORK: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {

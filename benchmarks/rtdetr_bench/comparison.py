@@ -14,10 +14,10 @@ from rtdetr_bench.contestants import Contestant, Entry
 from rtdetr_bench.latency import Latency, Plan, check_batch, measure, open_all
 from rtdetr_bench.machine import describe_state
 from rtdetr_bench.ratios import Ratio, compare_medians
-from rtdetr_bench.wording import counted
 from rtdetr_deploy import OptionError
 from rtdetr_deploy.coco import BATCH, Annotations, read_annotations, require_evaluator, score
 from rtdetr_deploy.sources import ImageLike
+from rtdetr_deploy.words import plural
 
 COLUMNS = ("p50", "p90", "p99", "mean", "min")
 MOST_BATCH = 1024
@@ -158,7 +158,7 @@ def format_comparison(comparison: Comparison) -> str:
     width = max(len(one.name) for one in latencies)
     spans = list(dict.fromkeys(span for one in latencies for span in one.samples))
     heads = "".join(f"{span:>12}" for span in (*spans, "paper p50", "p90", "whole p50", "images/s"))
-    lines = [f"median milliseconds per call, in turn, {counted(len(latencies[0].total()), 'round')}"]
+    lines = [f"median milliseconds per call, in turn, {plural(len(latencies[0].total()), 'round')}"]
     lines.append(f"{'':<{width}}{'batch':>6}{heads}{'boxes':>7}{'AP':>8}{'MB':>7}{'open s':>8}")
     for one in latencies:
         parts = [float(np.median(one.samples[span])) if span in one.samples else None for span in spans]
@@ -183,7 +183,7 @@ def format_comparison(comparison: Comparison) -> str:
 def format_latency(latency: Latency, accuracy: float | None = None) -> str:
     """Return one model's table."""
     facts = ", ".join(f"{name} {value}" for name, value in latency.facts.items())
-    warm = f"{counted(latency.warmup, 'call')} to warm up"
+    warm = f"{plural(latency.warmup, 'call')} to warm up"
     opened = f"opened in {latency.opened:.2f} s, memory {_megabytes(latency)} MB, {warm}"
     lines = [f"{latency.name}, batch {latency.batch}: {opened}", facts]
     lines.append(f"{'milliseconds per call':<24}" + "".join(f"{column:>9}" for column in COLUMNS))

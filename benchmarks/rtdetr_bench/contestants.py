@@ -23,14 +23,14 @@ import numpy as np
 
 from rtdetr_bench.accuracy import CHECKPOINTS, open_any
 from rtdetr_bench.nms import NmsOptions, suppress
-from rtdetr_bench.wording import counted
 from rtdetr_bench.yolo import NEEDS_NMS, NMS_METADATA, WHOLE, find_candidates, letterbox, recognize_yolo
-from rtdetr_deploy import Detections, OptionError, Predictor
+from rtdetr_deploy import ArtifactInfo, Detections, OptionError, Predictor
 from rtdetr_deploy.contract import has_detections
 from rtdetr_deploy.engine_layers import count_precisions
 from rtdetr_deploy.preprocess import Resizer
 from rtdetr_deploy.runtimes import Array, FrameRuntime, Runtime, TimedRuntime, open_runtime
 from rtdetr_deploy.sources import Frame, ImageLike, load_frame
+from rtdetr_deploy.words import plural, printable
 
 SPANS = ("decode", "resize", "copy", "infer", "postprocess")
 PAPER_SPAN = ("infer", "postprocess")
@@ -87,7 +87,8 @@ class SpanRuntime:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.name, self.inputs, self.outputs = runtime.name, runtime.inputs, runtime.outputs
+        self.name, self.file = runtime.name, runtime.file
+        self.inputs, self.outputs = runtime.inputs, runtime.outputs
         self.metadata, self.largest_batch = runtime.metadata, runtime.largest_batch
         self.model: float | None = None
 
@@ -132,8 +133,8 @@ class Detr:
             "runtime": predictor.runtime,
             "input": "x".join(map(str, predictor.input_size)),
         }
-        if info is not None:
-            self.facts |= {"model": f"{info.variant}, {counted(info.layers, 'layer')}", "precision": info.precision}
+        if isinstance(info, ArtifactInfo):
+            self.facts |= {"model": f"{info.variant}, {plural(info.layers, 'layer')}", "precision": info.precision}
         self.boxes: int | None = None
 
     def inspect(self) -> None:
@@ -245,18 +246,17 @@ def open_contestant(path: Path, entry: Entry | None = None) -> Contestant:
     Raises `ArtifactError` when it is neither, or can't be run, `CheckpointError` for checkpoints.
     """
     entry = entry or Entry()
-    threshold = entry.nms.confidence
+    threshold, name = entry.nms.confidence, printable(path.name)
     if path.suffix.lower() in CHECKPOINTS:
         predictor = open_any(path, size=entry.size, resizer=entry.resizer, threads=entry.threads)
-        return Detr(predictor, None, path.name, threshold)
+        return Detr(predictor, None, name, threshold)
     opened = open_runtime(path, threads=entry.threads)
     runtime = SpanFrameRuntime(opened) if isinstance(opened, FrameRuntime) else SpanRuntime(opened)
     try:
         size = entry.size if None in runtime.inputs[0].shape[1:] else None  # the file knows better where it knows
         if not has_detections(runtime):
-            return Yolo(runtime, path.name, entry.nms, size)
-        predictor = Predictor(runtime, resizer=entry.resizer, size=size, name=path.name)
-        return Detr(predictor, runtime, path.name, threshold)
+            return Yolo(runtime, name, entry.nms, size)
+        return Detr(Predictor(runtime, resizer=entry.resizer, size=size), runtime, name, threshold)
     except BaseException:
         runtime.close()
         raise
@@ -286,5 +286,5 @@ def real_precision(runtime: Runtime) -> dict[str, str]:
     if layers is None:
         return {}
     counts = count_precisions(layers())
-    told = ", ".join(f"{counted(count, 'layer')} {kind}" for kind, count in sorted(counts.items()))
+    told = ", ".join(f"{plural(count, 'layer')} {kind}" for kind, count in sorted(counts.items()))
     return {"precision": told or "the inspector doesn't tell"}

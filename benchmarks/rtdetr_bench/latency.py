@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from rtdetr_bench.contestants import PAPER_SPAN, SPANS, Contestant, Entry, check_applies, open_contestant
 from rtdetr_bench.machine import gpu_memory, resident_memory
-from rtdetr_bench.wording import counted
 from rtdetr_deploy import OptionError
 from rtdetr_deploy.sources import ImageLike
+from rtdetr_deploy.words import plural
 
 SYNTHETIC_SHAPE = (720, 1280, 3)
 PERCENTILES = (50, 90, 99)
@@ -181,10 +181,10 @@ def measure_latency(
 def check_batch(contestant: Contestant, batch: int) -> None:
     """Raise `OptionError` when a model can't take `batch` images at once."""
     if contestant.batch is not None and contestant.batch != batch:
-        raise OptionError(f"{contestant.name} takes {counted(contestant.batch, 'image')} at once, not {batch}")
+        raise OptionError(f"{contestant.name} takes {plural(contestant.batch, 'image')} at once, not {batch}")
     limit = contestant.largest_batch
     if limit is not None and batch > limit:
-        raise OptionError(f"{contestant.name} takes up to {counted(limit, 'image')} at once, not {batch}")
+        raise OptionError(f"{contestant.name} takes up to {plural(limit, 'image')} at once, not {batch}")
 
 
 def _grown(before: int | None, after: int | None) -> int | None:

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rtdetr_bench.wording import counted
+from rtdetr_deploy.words import plural
 
 try:
     import psutil
@@ -57,10 +57,10 @@ def describe_machine() -> dict[str, object]:
 def machine_text(machine: Mapping[str, Any], threads: int | None = None) -> str:
     """Return what `describe_machine` found, and the number of threads asked for, as one line to read."""
     cores = machine["cores"]
-    parts = [machine["processor"], counted(cores, "core")]
+    parts = [machine["processor"], plural(cores, "core")]
     if machine.get("pinned") and machine.get("affinity"):
         parts[-1] += f" of more (numbers {_ranges(machine['affinity'])})"
-    parts.append("threads as the engine chooses" if threads is None else counted(threads, "thread"))
+    parts.append("threads as the engine chooses" if threads is None else plural(threads, "thread"))
     packages = [f"{name} {found}" for name, found in machine["packages"].items()]
     return ", ".join([*parts, machine["system"], f"Python {machine['python']}", *packages])
 

@@ -18,9 +18,9 @@ import numpy as np
 from rtdetr_bench.contestants import Contestant, Detr, Entry, Yolo, check_applies, open_contestant
 from rtdetr_bench.nms import METHODS, NmsOptions
 from rtdetr_bench.published import NMS
-from rtdetr_bench.wording import counted
 from rtdetr_deploy import Detections, OptionError
 from rtdetr_deploy.coco import Annotations, read_annotations, require_evaluator, score
+from rtdetr_deploy.words import plural, printable
 
 CURVE = (0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CONFIDENCES = (0.001, 0.01, 0.05, 0.25)
@@ -114,7 +114,9 @@ def study_nms(
     finally:
         yolo.close()
     flat = {} if detr is None else _study_detr(detr, images, annotations, folder, entry, on_image)
-    return NmsStudy(model.name, len(images), curve, rows, detr.name if detr is not None else None, flat)
+    return NmsStudy(
+        printable(model.name), len(images), curve, rows, printable(detr.name) if detr is not None else None, flat
+    )
 
 
 def _study_yolo(
@@ -211,7 +213,7 @@ def _average_precision(found: Sequence[Detections], truth: Annotations, names: S
 
 def format_nms(study: NmsStudy) -> str:
     """Return the tables of the study."""
-    lines = [f"{study.model}, {counted(study.images, 'image')}; boxes left per image, by confidence threshold:"]
+    lines = [f"{study.model}, {plural(study.images, 'image')}; boxes left per image, by confidence threshold:"]
     lines += ["  " + "  ".join(f"{confidence:g}: {count:.0f}" for confidence, count in study.curve.items())]
     methods = list(study.rows[0].milliseconds)
     lines.append("NMS, mean milliseconds per image")

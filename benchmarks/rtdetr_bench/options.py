@@ -11,6 +11,7 @@ from typing import get_args
 from rtdetr_bench.insert_nms import KINDS
 from rtdetr_bench.nms import Method
 from rtdetr_deploy import OptionError
+from rtdetr_deploy.arguments import path_argument
 from rtdetr_deploy.preprocess import RESIZERS
 
 MEASURING = frozenset({"runs", "duration", "warmup", "pause"})
@@ -132,22 +133,28 @@ def build_parser() -> argparse.ArgumentParser:
         description="Measure models where they run: RT-DETR beside others, NMS included where a model needs it.",
     )
     add = parser.add_argument
-    add("--engine", type=Path, metavar="MODEL", help="model file or checkpoint to time, or to evaluate")
+    add("--engine", type=path_argument, metavar="MODEL", help="model file or checkpoint to time, or to evaluate")
     add(
-        "--against", type=Path, action="append", default=[], metavar="MODEL",
+        "--against", type=path_argument, action="append", default=[], metavar="MODEL",
         help="model timed in turn with it, RT-DETR or YOLO (may be repeated)",
     )  # fmt: skip
     add("--images", action="append", default=[], metavar="PATH", help="image, folder or glob (default: synthetic 720p)")
-    add("--annotations", type=Path, metavar="JSON", help="COCO json: also AP; --images names the folder")
+    add("--annotations", type=path_argument, metavar="JSON", help="COCO json: also AP; --images names the folder")
     _add_studies(parser.add_argument_group("studies"))
     _add_accuracy(parser.add_argument_group("accuracy alone"))
     _add_measuring(parser.add_argument_group("how to measure"))
     _add_models(parser.add_argument_group("how models are run"))
     group = parser.add_argument_group("results")
-    group.add_argument("--json", type=Path, metavar="FILE", help="write date, command, machine and every sample")
-    group.add_argument("--report", type=Path, metavar="FILE", help="write a page with plots, in one HTML file")
     group.add_argument(
-        "--combine", type=Path, nargs="+", metavar="JSON", help="make the report of these results instead of measuring"
+        "--json", type=path_argument, metavar="FILE", help="write date, command, machine and every sample"
+    )
+    group.add_argument("--report", type=path_argument, metavar="FILE", help="write a page with plots, in one HTML file")
+    group.add_argument(
+        "--combine",
+        type=path_argument,
+        nargs="+",
+        metavar="JSON",
+        help="make the report of these results instead of measuring",
     )
     return parser
 
@@ -155,10 +162,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_studies(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
-        "--nms-study", type=Path, metavar="YOLO",
+        "--nms-study", type=path_argument, metavar="YOLO",
         help="boxes left, NMS time and (with --annotations) AP by threshold; --engine is shown beside it",
     )  # fmt: skip
-    add("--decoder-study", type=Path, metavar="WEIGHTS", help="time a checkpoint with 1 to n decoder layers")
+    add("--decoder-study", type=path_argument, metavar="WEIGHTS", help="time a checkpoint with 1 to n decoder layers")
     add(
         "--encoder-study", nargs="?", const="r50", metavar="VARIANT",
         help="time the encoders that the paper compares, weights random (default: r50)",
@@ -167,16 +174,18 @@ def _add_studies(group: argparse._ArgumentGroup) -> None:
         "--encoders", default="A,B,C,D,D_S5,E", metavar="NAMES",
         help="encoders that the study times (default: %(default)s)",
     )  # fmt: skip
-    add("--insert-nms", type=Path, metavar="YOLO", help="write a copy with NMS in its graph to --output")
+    add("--insert-nms", type=path_argument, metavar="YOLO", help="write a copy with NMS in its graph to --output")
     add(
         "--nms-kind", choices=KINDS, default=KINDS[0],
         help="NMS that is inserted: the standard operator, or EfficientNMS_TRT for TensorRT (default: %(default)s)",
     )  # fmt: skip
-    add("--output", type=Path, metavar="FILE", help="file that --insert-nms writes")
+    add("--output", type=path_argument, metavar="FILE", help="file that --insert-nms writes")
 
 
 def _add_accuracy(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--accuracy", type=Path, metavar="JSON", help="evaluate --engine on this COCO json, untimed")
+    group.add_argument(
+        "--accuracy", type=path_argument, metavar="JSON", help="evaluate --engine on this COCO json, untimed"
+    )
     group.add_argument(
         "--study",
         action="store_true",

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from rtdetr_bench.contestants import SPANS
 from rtdetr_bench.labels import Label, place_labels
 from rtdetr_bench.published import ENCODERS, POINTS, published_decoder
-from rtdetr_bench.wording import counted
+from rtdetr_deploy.words import plural
 
 INK = "#010203"
 """Stands for the colour of the page's text."""
@@ -161,7 +161,7 @@ def plot_decoder(rows: Sequence[Json]) -> str:
         published = published_decoder(layers[0])
         if published:
             dashed: Any = {"color": COLORS[1], "linestyle": "--", "marker": "o", "mfc": "none"}
-            label = f"published: R50 on a T4, to its own {counted(layers[0], 'layer')}"
+            label = f"published: R50 on a T4, to its own {plural(layers[0], 'layer')}"
             panels[0].plot(list(published), [row.ratio for row in published.values()], label=label, **dashed)
             if has_ap:
                 panels[1].plot(list(published), [row.change for row in published.values()], **dashed)

@@ -25,6 +25,7 @@ import onnx_ir
 from rtdetr_bench.accuracy import open_any
 from rtdetr_bench.machine import describe_machine, today
 from rtdetr_deploy import Detections
+from rtdetr_deploy.arguments import path_argument
 from rtdetr_deploy.artifact import read_metadata
 from rtdetr_deploy.coco import read_annotations, require_evaluator, score
 from rtdetr_deploy.command import run_command
@@ -133,13 +134,14 @@ def _detect(file: Path, annotations: Path, images: Path) -> tuple[list[Detection
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="rtdetr_bench.precision_study", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--weights", type=Path, required=True, help="checkpoint")
-    parser.add_argument("--accuracy", type=Path, required=True, help="COCO json")
-    parser.add_argument("--images", type=Path, required=True, help="folder of its images")
-    parser.add_argument("--calibration", type=Path, metavar="DIR", help="measure INT8 too, calibrated on these images")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
-    arguments = parser.parse_args(argv)
-    return run_command("rtdetr_bench.precision_study", lambda: _study(arguments), "nothing was measured")
+    parser.add_argument("--weights", type=path_argument, required=True, help="checkpoint")
+    parser.add_argument("--accuracy", type=path_argument, required=True, help="COCO json")
+    parser.add_argument("--images", type=path_argument, required=True, help="folder of its images")
+    parser.add_argument(
+        "--calibration", type=path_argument, metavar="DIR", help="measure INT8 too, calibrated on these images"
+    )
+    parser.add_argument("--json", type=path_argument, metavar="FILE", help="write the figures to this file")
+    return run_command("rtdetr_bench.precision_study", lambda: _study(parser.parse_args(argv)), "nothing was measured")
 
 
 def _study(arguments: argparse.Namespace) -> int:

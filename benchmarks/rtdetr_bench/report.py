@@ -11,10 +11,10 @@ from typing import Any
 
 from rtdetr_bench.machine import machine_text, state_text
 from rtdetr_bench.published import NMS, SOURCE, published_decoder
-from rtdetr_bench.wording import counted
 from rtdetr_deploy import OptionError
 from rtdetr_deploy.files import write_atomically
 from rtdetr_deploy.packages import require
+from rtdetr_deploy.words import plural
 
 Json = dict[str, Any]
 SCHEMA = 3
@@ -172,7 +172,7 @@ def _without_same(head: Sequence[str], rows: Sequence[Sequence[object]]) -> tupl
 
 
 def _rounds(count: int) -> str:
-    return f"{counted(count, 'round')}."
+    return f"{plural(count, 'round')}."
 
 
 def _model_row(model: Json) -> list[object]:
@@ -203,8 +203,8 @@ def _nms(study: Json) -> str:
         for confidence, row in study["rtdetr_by_confidence"].items()
     ]
     parts = [
-        f"<h2>What NMS costs</h2><p>{escape(study['model'])} on {counted(study['images'], 'image')}, the "
-        f"least of {counted(study['rounds'], 'round')} for each. A threshold decides how many boxes have to be "
+        f"<h2>What NMS costs</h2><p>{escape(study['model'])} on {plural(study['images'], 'image')}, the "
+        f"least of {plural(study['rounds'], 'round')} for each. A threshold decides how many boxes have to be "
         "suppressed, so it trades time for AP; without NMS there is nothing to trade.</p>",
         _figure(plot_boxes_left(study)),
         _figure(plot_nms(study, methods[0])),
@@ -250,7 +250,7 @@ def _dashed(layers: int) -> str:
     """Say what the dashed line is; nothing where the paper has no such model."""
     if not published_decoder(layers):
         return ""
-    return f" Dashed: published for R50, trained with 6 layers, relative to its own {counted(layers, 'layer')}."
+    return f" Dashed: published for R50, trained with 6 layers, relative to its own {plural(layers, 'layer')}."
 
 
 def _encoder(study: Json) -> str:

@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtdetr_bench.nms import Candidates, Floats
-from rtdetr_bench.wording import counted
 from rtdetr_deploy import ArtifactError
 from rtdetr_deploy.runtimes import Array, Runtime, TensorSpec
 from rtdetr_deploy.sources import Frame
+from rtdetr_deploy.words import plural
 
 Layout = Literal["anchors", "channels", "end-to-end", "queries", "selected", "inserted", "plugin"]
 GRIDS = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32))
@@ -75,7 +75,7 @@ def recognize_yolo(runtime: Runtime, name: str, size: tuple[int, int] | None = N
     names = _read_names(runtime.metadata)
     if names and classes is not None and len(names) != classes:
         raise ArtifactError(
-            f"{name} has {counted(len(names), 'class name')} and {counted(classes, 'score')} for each box"
+            f"{name} has {plural(len(names), 'class name')} and {plural(classes, 'score')} for each box"
         )
     if not names:
         names = tuple(f"class {index}" for index in range(classes or 0))

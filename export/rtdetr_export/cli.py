@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from rtdetr_deploy.arguments import parse_size
 from rtdetr_deploy.classes import read_class_names
 from rtdetr_deploy.command import run_command
-from rtdetr_deploy.errors import MissingPackageError, OptionError
+from rtdetr_deploy.errors import OptionError
+from rtdetr_deploy.packages import needed_for, require
+from rtdetr_deploy.weights_file import find_weights
 from rtdetr_export.options import OPSETS, PRECISIONS, SAMPLERS, ExportOptions, parse_batch
 
 if TYPE_CHECKING:
@@ -104,8 +106,7 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (0 done, 1 findings of --lint, 2 wrong input, 130 interrupted)."""
-    arguments = build_parser().parse_args(argv)
-    return run_command("rtdetr-export", lambda: _export(arguments), "nothing was written")
+    return run_command("rtdetr-export", lambda: _export(build_parser().parse_args(argv)), "nothing was written")
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -137,11 +138,9 @@ def _export_engine(arguments: argparse.Namespace) -> int:
         _refuse_model_options(arguments)
     else:
         options = _options(arguments)
-    try:
+    with needed_for("exporting", "export"):
         from rtdetr_export.lower import choose_images
         from rtdetr_export.to_tensorrt import EngineOptions, build_engine, print_phase, read_onnx_info, require_gpu
-    except ImportError as error:
-        raise MissingPackageError(f"exporting needs {error.name}: pip install 'rtdetr-deploy[export]'") from error
     chosen = {name: getattr(arguments, name) for name in _given_engine_options(arguments)}
     onnx = arguments.weights if options is None else arguments.output
     engine = EngineOptions(onnx, target, **chosen)
@@ -189,6 +188,7 @@ def _refuse_engine_options(arguments: argparse.Namespace) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> ExportOptions:
+    find_weights(arguments.weights)  # a missing file is said before torch is imported
     height, width = parse_size(arguments.size) if arguments.size else (None, None)
     return ExportOptions(
         weights=arguments.weights,
@@ -214,14 +214,8 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
 
 
 def _require_packages() -> None:
-    try:
-        import onnx_ir  # noqa: F401
-        import onnxscript  # noqa: F401
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError(
-            f"exporting needs {error.name}, which is not installed: pip install 'rtdetr-deploy[export]'"
-        ) from error
+    for module in ("onnx_ir", "onnxscript", "torch"):
+        require(module, "exporting", "export")
 
 
 def _print_step(name: str, seconds: float) -> None:
@@ -246,10 +240,8 @@ def print_result(result: ExportResult) -> None:
 
 def print_findings(path: Path) -> int:
     """Print what is wrong with an ONNX file for TensorRT, and return 1 when there are errors."""
-    try:
+    with needed_for("--lint", "export"):
         from rtdetr_export.lint import RULES, lint_file
-    except ImportError as error:
-        raise MissingPackageError(f"--lint needs {error.name}: pip install 'rtdetr-deploy[export]'") from error
     findings = lint_file(path)
     for finding in findings:
         print(finding)

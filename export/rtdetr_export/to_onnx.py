@@ -98,27 +98,28 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
             beside.write_bytes(content)
         if options.verify:
             with step("verify against torch"), _enough_memory(options):
-                reference = reference_model(checkpoint, sampler)
                 if options.precision == "fp32":
-                    report = verify_file(beside, reference, info)
+                    report = verify_file(beside, checkpoint.model, info)
                 else:
-                    report = verify_lower(beside, reference, info, images)
+                    report = verify_lower(beside, checkpoint.model, info, images)
                 report.require(path.name)
     return ExportResult(path, info, report, half, choice)
 
 
 def decide_sampler(checkpoint: Checkpoint, asked: str | None) -> str:
-    """Return the sampler to export: what was asked for, else `discrete` for models trained so, else `gather`."""
-    discrete = checkpoint.variant.sampling == "discrete"
-    if discrete and asked not in (None, "discrete"):
-        raise OptionError(f"{checkpoint.variant.name} was trained with discrete sampling; leave --sampler {asked} out")
-    return asked or ("discrete" if discrete else "gather")
+    """Return the sampler to export: what was asked for, else `discrete` for models trained so, else `gather`.
 
-
-def reference_model(checkpoint: Checkpoint, sampler: str) -> RTDETR:
-    """Return the unfolded model that a file is compared with; it samples bilinearly unless `sampler` is discrete."""
-    checkpoint.model.use_sampler("discrete" if sampler == "discrete" else "grid")
-    return checkpoint.model
+    Raises `OptionError` for a sampler that computes another function than the one the model was trained with.
+    """
+    variant = checkpoint.variant
+    if variant.sampling == "discrete" and asked not in (None, "discrete"):
+        raise OptionError(f"{variant.name} was trained with discrete sampling; leave --sampler {asked} out")
+    if variant.sampling != "discrete" and asked == "discrete":
+        raise OptionError(
+            f"--sampler discrete changes what {variant.name} detects: it is for models that were trained with discrete "
+            f"sampling. If this one was, say so: --variant {variant.name}-dsp"
+        )
+    return asked or ("discrete" if variant.sampling == "discrete" else "gather")
 
 
 def build_graph(model: RTDETR, options: ExportOptions) -> DetectionGraph:

@@ -7,26 +7,23 @@ read with `weights_only=True`. The architecture is read off the shapes (see `des
 from __future__ import annotations
 
 import hashlib
-import json
-import pickle
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from rtdetr_deploy.classes import check_class_names, default_class_names
 from rtdetr_deploy.errors import CheckpointError, OptionError
-from rtdetr_deploy.files import require_file
+from rtdetr_deploy.model.checkpoint_files import Stored, read_content
 from rtdetr_deploy.model.describe import describe, expected_shapes, nearest_variant
+from rtdetr_deploy.model.huggingface import Config, from_huggingface, is_huggingface, read_config
 from rtdetr_deploy.model.rtdetr import RTDETR
-from rtdetr_deploy.model.variants import VARIANTS, Variant, find_variant
-
-State = dict[str, Tensor]
+from rtdetr_deploy.model.state_dicts import State, find_state
+from rtdetr_deploy.model.variants import DISCRETE_SUFFIX, VARIANTS, Variant, find_variant
+from rtdetr_deploy.weights_file import find_weights
 
 # RT-DETR (v1) called some modules by position that RT-DETRv2 calls by name.
 _RENAMED = (
@@ -35,10 +32,8 @@ _RENAMED = (
     (re.compile(r"^decoder\.enc_output\.0\."), "decoder.enc_output.proj."),
     (re.compile(r"^decoder\.enc_output\.1\."), "decoder.enc_output.norm."),
 )
-_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 _DERIVED = re.compile(r"(^decoder\.(anchors|valid_mask)|\.num_points_scale|\.num_batches_tracked)$")
 _TRAINING_ONLY = "decoder.denoising_class_embed."
-_CLASS_NAME_KEYS = ("class_names", "classes", "names")
 _NAMED_KEYS = 3
 
 
@@ -70,16 +65,22 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load a `.pth`, `.pt` or `.safetensors` file into a model that runs the first `decoder_layers` layers.
 
-    Exponential moving averages are preferred where the file has them. `variant` says what shapes can't tell: the
-    number of layers that run by default, and discrete sampling (`r18-dsp`). Class names come from `class_names`,
-    else from the file, else they are COCO's for 80 classes or `class 0`, `class 1`, ...
+    `path` may be a folder of Hugging Face's `save_pretrained` too; for its files, `config.json` beside them tells class
+    names, queries and sampling. Exponential moving averages are preferred where the file has them. `variant` says what
+    shapes can't tell: the number of layers that run by default, and discrete sampling (`r18-dsp`). Class names come
+    from `class_names`, else from the file, else they are COCO's for 80 classes or `class 0`, `class 1`, ...
 
-    Raises `CheckpointError` when the file is no such checkpoint, `OptionError` for arguments that don't fit it.
+    Raises `CheckpointError` when the file is not such a checkpoint, `OptionError` for arguments that don't fit it.
     """
-    path = Path(path)
-    content, stored = _read(path)
-    tensors = _canonical(_find_state(content, path))
-    architecture = _decide_variant(tensors, variant, path)
+    path = find_weights(path)
+    content, stored = read_content(path)
+    state = find_state(content, path)
+    config = None
+    if is_huggingface(state):
+        config = read_config(path.parent)
+        state, stored = from_huggingface(state), _joined(stored, config)
+    tensors = _canonical(state)
+    architecture = _decide_variant(tensors, variant, config, path)
     if queries is not None:
         if not 1 <= queries <= architecture.queries:
             raise OptionError(f"{queries} queries asked for; choose 1 to {architecture.queries}")
@@ -91,94 +92,19 @@ def load_checkpoint(
     return Checkpoint(model.eval(), names, hashlib.sha256(path.read_bytes()).hexdigest(), stored.input_size)
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """What lies beside the weights; None where there is nothing."""
-
-    class_names: Any = None
-    input_size: tuple[int, int] | None = None
-
-
-def _read(path: Path) -> tuple[Any, _Stored]:
-    """Return the content of the file and what is stored beside the weights."""
-    require_file(path, CheckpointError)
-    if path.suffix == ".onnx":
-        raise CheckpointError(f"{path} is an exported model already; --weights takes a .pth, .pt or .safetensors file")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of foreign pickles before it refuses them
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"Unsupported (?:global|class)\W+(?:GLOBAL )?(\S+)", str(error))
-        if wanted:
-            raise CheckpointError(
-                f"{path} holds more than tensors ({wanted[1]}) and is not opened, because unpickling it "
-                f"could run code; save the state dict alone: torch.save({{'model': model.state_dict()}}, ...)"
-            ) from error
-        raise CheckpointError(f"{path} is not a checkpoint: expected a file written by torch.save") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # torch reports damaged files with many types
-        raise CheckpointError(
-            f"{path} is not a readable checkpoint (damaged or incomplete?): expected a file written by torch.save"
-        ) from error
-    stored = content if _is_map(content) else {}
-    names = (stored[key] for key in _CLASS_NAME_KEYS if key in stored)
-    class_names = next((value for value in names if not isinstance(value, int)), None)  # an int is a count
-    return content, _Stored(class_names, _input_size(stored.get("input_size")))
-
-
-def _input_size(value: Any) -> tuple[int, int] | None:
-    """Return (height, width) if `value` is such a pair that the model can take."""
-    fits = isinstance(value, Sequence) and len(value) == 2
-    if not fits or not all(isinstance(side, int) and side >= 64 and side % 32 == 0 for side in value):
-        return None
-    return value[0], value[1]
-
-
-def _read_safetensors(path: Path) -> tuple[Any, _Stored]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no iteration of its own)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    stored = next((metadata[key] for key in _CLASS_NAME_KEYS if key in metadata), None)
-    if stored is None:
-        return state, _Stored()
-    try:
-        return state, _Stored(json.loads(stored))
-    except ValueError:
-        return state, _Stored(stored.split(","))
-
-
-def _is_map(value: Any) -> TypeGuard[Mapping[Any, Any]]:
-    return isinstance(value, Mapping)
-
-
-def _find_state(content: Any, path: Path) -> State:
-    """Return the state dict inside a released layout or the file itself."""
-    layers = content if _is_map(content) else {}
-    ema = layers.get("ema")
-    for candidate in (ema.get("module") if _is_map(ema) else None, layers.get("model"), layers):
-        if _is_map(candidate):
-            state = {str(key): value for key, value in candidate.items() if isinstance(value, Tensor)}
-            if state:
-                return state
-    raise CheckpointError(
-        f"{path} holds no weights: expected {{'ema': {{'module': ...}}}}, {{'model': ...}} or a plain state dict"
-    )
+def _joined(stored: Stored, config: Config | None) -> Stored:
+    """Return what is stored in the file, completed by what Hugging Face stores beside it."""
+    if config is None:
+        return stored
+    names = config.class_names if stored.class_names is None else stored.class_names
+    return Stored(names, stored.input_size or config.input_size)
 
 
 def _canonical(state: State) -> State:
-    """Strip wrappers, use RT-DETRv2's names, keep learned tensors only, as float32 (half-precision files too)."""
+    """Use RT-DETRv2's names, keep learned tensors only, as float32 (half-precision files too)."""
     result = {}
     for key, value in state.items():
-        name = _WRAPPERS.sub("", key)
+        name = key
         for pattern, replacement in _RENAMED:
             name = pattern.sub(replacement, name)
         if not _DERIVED.search(name):
@@ -188,16 +114,11 @@ def _canonical(state: State) -> State:
     return result
 
 
-def _decide_variant(tensors: State, asked: str | None, path: Path) -> Variant:
+def _decide_variant(tensors: State, asked: str | None, config: Config | None, path: Path) -> Variant:
     scales = {key: value for key, value in tensors.items() if key.endswith(".num_points_scale")}
     for key in scales:
         del tensors[key]
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
-    if not any(key.startswith("decoder.") for key in shapes):
-        raise CheckpointError(
-            f"{path} has no detection head (no key starts with 'decoder.'; the first is {next(iter(shapes), None)!r}): "
-            f"is it a backbone or another model?"
-        )
     wanted = find_variant(asked) if asked is not None else None
     points_scale = next(iter(scales.values()), None)
     found = describe(shapes, points_scale.flatten().tolist() if points_scale is not None else None)
@@ -205,13 +126,22 @@ def _decide_variant(tensors: State, asked: str | None, path: Path) -> Variant:
         nearest = found if found is not None and found.name in VARIANTS else nearest_variant(shapes)
         problems = _compare(shapes, expected_shapes(nearest)) or "its sampling points fit no three levels"
         raise CheckpointError(
-            f"{path} is no RT-DETR checkpoint that is known here; nearest is {nearest.name}: {problems}"
+            f"{path} is not an RT-DETR checkpoint that is known here; nearest is {nearest.name}: {problems}"
         )
+    if config is not None:
+        found = _as_configured(found, config)
     if wanted is None:
         return found
     if (wanted.backbone, wanted.width, wanted.expansion) != (found.backbone, found.width, found.expansion):
         raise CheckpointError(f"{path} holds {found.name}, not {wanted.name}; leave --variant out")
     return replace(found, name=wanted.name, layers=min(wanted.layers, found.built_layers), sampling=wanted.sampling)
+
+
+def _as_configured(found: Variant, config: Config) -> Variant:
+    """Return `found` with what shapes can't tell; Hugging Face's models run all of their layers."""
+    discrete = Variant.sampling if not config.discrete else "discrete"
+    name = found.name + (DISCRETE_SUFFIX if config.discrete else "")
+    return replace(found, name=name, sampling=discrete, layers=found.built_layers, queries=config.queries)
 
 
 def _compare(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
@@ -263,4 +193,4 @@ def _decide_names(given: Sequence[str] | None, stored: Any, count: int, path: Pa
         stored = _names_in_order(stored)
     if isinstance(stored, Sequence) and not isinstance(stored, str):
         return check_class_names([str(name) for name in stored], count, f"{path} (override with --classes)")
-    raise CheckpointError(f"{path} stores class names that are no list: {type(stored).__name__}; pass --classes")
+    raise CheckpointError(f"{path} stores class names that are not a list: {type(stored).__name__}; pass --classes")

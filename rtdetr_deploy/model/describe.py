@@ -18,6 +18,8 @@ from rtdetr_deploy.model.variants import HEADS, VARIANTS, HgNetV2, HgStage, ResN
 
 Shapes = Mapping[str, tuple[int, ...]]
 LEVELS = 3
+MOST_MODULES = 100
+"""Layers or blocks in a row; released models have 23 at most. A name with a huge index must not build a huge model."""
 
 
 def describe(shapes: Shapes, points_scale: Sequence[float] | None = None) -> Variant | None:
@@ -26,6 +28,8 @@ def describe(shapes: Shapes, points_scale: Sequence[float] | None = None) -> Var
     `points_scale` is the buffer that RT-DETRv2 stores: 1 / points of its level for each sampling point; without it,
     every level is taken to have the same number of points.
     """
+    if any(0 in shape for shape in shapes.values()):
+        return None
     try:
         backbone = _describe_resnet(shapes) or _describe_hgnet(shapes)
         if backbone is None:
@@ -47,8 +51,9 @@ def describe(shapes: Shapes, points_scale: Sequence[float] | None = None) -> Var
             layers=layers,
             points=points,
             classes=shapes["decoder.enc_score_head.weight"][0],
+            aifi_layers=_count(shapes, r"^encoder\.encoder\.0\.layers\.(\d+)\."),
         )
-    except (KeyError, IndexError, ZeroDivisionError):
+    except (KeyError, IndexError, ZeroDivisionError, OverflowError):
         return None
     return _name(found)
 
@@ -63,9 +68,14 @@ def _name(found: Variant) -> Variant:
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """One more than the largest number that `pattern` captures in any name; 0 where it matches none."""
-    numbers = [int(match[1]) for key in shapes if (match := re.match(pattern, key))]
-    return max(numbers, default=-1) + 1
+    """One more than the largest number that `pattern` captures in any name; 0 where it matches none.
+
+    Raises `IndexError` beyond `MOST_MODULES`.
+    """
+    numbers = [match[1] for key in shapes if (match := re.match(pattern, key))]
+    if any(len(number) > 9 or int(number) >= MOST_MODULES for number in numbers):
+        raise IndexError(f"more than {MOST_MODULES}")
+    return max(map(int, numbers), default=-1) + 1
 
 
 def _describe_resnet(shapes: Shapes) -> ResNetVd | None:
@@ -114,9 +124,11 @@ def expected_shapes(variant: Variant) -> dict[str, tuple[int, ...]]:
 
 
 def nearest_variant(shapes: Shapes) -> Variant:
-    """Return the released model that shares the most parameters (name and shape) with `shapes`."""
+    """Return the released model that shares the most parameters (name and shape) with `shapes`, with their classes."""
+    classes = next(iter(shapes.get("decoder.enc_score_head.bias", ())), 0)
 
     def shared(variant: Variant) -> int:
         return sum(shapes.get(key) == shape for key, shape in expected_shapes(variant).items())
 
-    return max(VARIANTS.values(), key=shared)
+    nearest = max(VARIANTS.values(), key=shared)
+    return replace(nearest, classes=classes) if classes else nearest

@@ -58,9 +58,9 @@ class AifiLayer(nn.Module):
 class Aifi(nn.Module):
     """Attention-based intra-scale feature interaction on S5. `(B, D, h, w) -> (B, D, h, w)`."""
 
-    def __init__(self, width: int, feedforward: int) -> None:
+    def __init__(self, width: int, feedforward: int, layers: int = 1) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([AifiLayer(width, feedforward)])
+        self.layers = nn.ModuleList(AifiLayer(width, feedforward) for _ in range(layers))
 
     def forward(self, x: Tensor) -> Tensor:
         channels, height, width = int(x.shape[1]), int(x.shape[2]), int(x.shape[3])
@@ -106,7 +106,7 @@ class HybridEncoder(nn.Module):
         super().__init__()
         width, expansion = variant.width, variant.expansion
         self.input_proj = nn.ModuleList(ConvNorm(channels, width, 1) for channels in variant.backbone.channels)
-        self.encoder = nn.ModuleList([Aifi(width, variant.feedforward)])
+        self.encoder = nn.ModuleList([Aifi(width, variant.feedforward, variant.aifi_layers)])
         self.lateral_convs = nn.ModuleList(ConvNorm(width, width, 1, 1, nn.SiLU()) for _ in range(2))
         self.fpn_blocks = nn.ModuleList(FusionBlock(2 * width, width, expansion) for _ in range(2))
         self.downsample_convs = nn.ModuleList(ConvNorm(width, width, 3, 2, nn.SiLU()) for _ in range(2))

@@ -10,6 +10,7 @@ import torch
 
 from rtdetr_deploy.artifact import METADATA_KEY, ArtifactInfo
 from rtdetr_deploy.errors import ArtifactError, OptionError
+from rtdetr_deploy.model.checkpoint_files import as_input_size
 from rtdetr_deploy.model.checkpoints import Checkpoint, load_checkpoint
 from rtdetr_deploy.model.rtdetr import RTDETR
 from rtdetr_deploy.runtimes import Array, TensorSpec
@@ -18,7 +19,8 @@ from rtdetr_deploy.runtimes import Array, TensorSpec
 class TorchRuntime:
     """Runs `model` as it is on its own device, in FP32, with images of one size; the caller owns the outputs.
 
-    The model is put into eval mode for each call and back into the mode that it had.
+    The model must be in eval mode when it is called, whoever owns it: this class never changes its mode, so that
+    several threads can use it at once.
     """
 
     def __init__(self, model: RTDETR, class_names: Sequence[str], height: int, width: int, source: str = "") -> None:
@@ -49,21 +51,32 @@ class TorchRuntime:
             verified=False,
             version="",
         )
+        self.file = source
         self.largest_batch: int | None = None
         self.metadata: Mapping[str, str] = {METADATA_KEY: info.to_json()}
 
     @torch.no_grad()
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """See `Runtime.run`; raises `ArtifactError` after `close`."""
+        """See `Runtime.run`; raises `ArtifactError` after `close`, in training mode and for other inputs than named."""
         model = self._model
         if model is None:
             raise ArtifactError("the torch model is closed; open it again")
+        if model.training:
+            raise ArtifactError("the torch model is in training mode; call its eval() first")
+        self._check(feed)
         device = next(model.parameters()).device
-        training = model.training
-        model.eval()
         logits, boxes = model(torch.from_numpy(np.ascontiguousarray(feed["images"])).to(device))
-        model.train(training)
         return {"logits": logits.float().cpu().numpy(), "boxes": boxes.float().cpu().numpy()}
+
+    def _check(self, feed: Mapping[str, Array]) -> None:
+        (spec,) = self.inputs
+        if set(feed) != {spec.name}:
+            raise ArtifactError(f"the torch model takes one input called {spec.name}, got {', '.join(feed) or 'none'}")
+        images = feed[spec.name]
+        if images.dtype != spec.dtype or images.shape[1:] != spec.shape[1:] or not len(images):
+            expected = "x".join(str(side) for side in ("batch", *spec.shape[1:]))
+            found = "x".join(map(str, images.shape))
+            raise ArtifactError(f"the torch model takes {spec.dtype} images {expected}, got {images.dtype} {found}")
 
     def close(self) -> None:
         """See `Runtime.close`."""
@@ -77,6 +90,6 @@ def open_checkpoint(path: Path, size: tuple[int, int] | None = None, **options: 
     """
     checkpoint: Checkpoint = load_checkpoint(path, **options)  # type: ignore[arg-type]
     height, width = size or checkpoint.input_size or (640, 640)
-    if any(side < 64 or side % 32 for side in (height, width)):
-        raise OptionError(f"size {height}x{width} doesn't fit; both sides must be multiples of 32 from 64 up")
+    if as_input_size((height, width)) is None:
+        raise OptionError(f"size {height}x{width} doesn't fit; both sides must be multiples of 32 from 64 to 8192")
     return TorchRuntime(checkpoint.model, checkpoint.class_names, height, width, path.name)

@@ -61,8 +61,9 @@ class Variant:
     """A complete description of one model.
 
     `width` and `feedforward` belong to the hybrid encoder (the decoder is 256 wide with a feed-forward of 1024
-    everywhere), `expansion` to its fusion blocks. `built_layers` decoder layers have weights, `layers` of them
-    run by default. `points` are the sampling points on each of the three levels.
+    everywhere), `expansion` to its fusion blocks, `aifi_layers` to the attention on its coarsest level. `built_layers`
+    decoder layers have weights, `layers` of them run by default. `points` are the sampling points on each of the three
+    levels.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Variant:
     sampling: Sampling = "bilinear"
     classes: int = 80
     queries: int = 300
+    aifi_layers: int = 1
 
 
 _RESNET18 = ResNetVd((2, 2, 2, 2), bottleneck=False)
@@ -108,7 +110,7 @@ _TABLE = (
     Variant("r101", _RESNET101, 384, 2048, 1.0, 6, 6),
     Variant("hgnetv2-l", _HGNET_L, 256, 1024, 1.0, 6, 6),
     Variant("hgnetv2-x", _HGNET_X, 384, 2048, 1.0, 6, 6),
-    Variant("hgnetv2-h", _HGNET_H, 512, 2048, 1.0, 6, 6),
+    Variant("hgnetv2-h", _HGNET_H, 512, 2048, 1.0, 6, 6, aifi_layers=2),
 )
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _TABLE}
 

@@ -165,24 +165,27 @@ def _without(key: str) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.pop("categories"), "is no COCO json with images, annotations and categories"),
+        (lambda content: content.pop("categories"), "is not a COCO json with images, annotations and categories"),
         (lambda content: content.update(annotations=[]), "holds no annotations"),
         (lambda content: content.update(images=[]), "holds no images"),
-        (lambda content: content["images"].append({"id": 1, "file_name": "gone.png"}), "1 images of .* gone.png"),
+        (
+            lambda content: content["images"].append({"id": 1, "file_name": "gone.png"}),
+            r"images of .* \(1 of 4; the first is gone.png\)",
+        ),
         (
             lambda content: content["categories"].pop(),
             r"the model's classes \(red, white, platelet\) are not the categories of",
         ),
-        (_without("id"), "is no COCO json"),
+        (_without("bbox"), "the bbox of entry 0 of annotations is not four finite numbers"),
         (
             lambda content: content["annotations"][0].update(image_id=99),
-            "1 annotations of .* have an unknown image_id, 99",
+            r"an unknown image_id \(1 of 10; the first is 99\)",
         ),
         (
             lambda content: content["annotations"][1].update(category_id=7),
-            "have an unknown category_id, 7 is the first",
+            "an unknown category_id .* the first is 7",
         ),
-        (_without("category_id"), "is no COCO json"),
+        (_without("category_id"), "is not a COCO json"),
     ],
 )
 def test_annotations_that_do_not_fit_get_one_clear_line(change: Any, message: str, data: tuple[Path, Path]) -> None:

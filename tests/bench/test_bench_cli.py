@@ -58,7 +58,7 @@ def test_real_images_are_used_in_turn_and_decoding_is_timed(
     [
         (["--engine", "none.onnx"], "none.onnx does not exist"),
         (["--engine", "model.engine"], "model.engine does not exist"),
-        (["--engine", "model.tflite"], "no model format known here"),
+        (["--engine", "model.tflite"], "not a model format known here"),
         (["--engine", "{model}", "--runs", "0"], "runs is 0, expected a number from 1 to 1000000"),
         (["--engine", "{model}", "--images", "{model}.d"], "does not exist"),
         (["--engine", "{model}", "--batch", "4"], "takes 1 image at once, not 4"),

@@ -11,19 +11,21 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from rtdetr_deploy import Predictor  # noqa: E402
+from rtdetr_deploy import ExportError, Predictor  # noqa: E402
 from rtdetr_deploy.artifact import ArtifactInfo  # noqa: E402
-from rtdetr_export.verify import Parity, ParityReport, compare_detections, compare_raw  # noqa: E402
+from rtdetr_export.differences import Differences, RawOutput, compare_detections, compare_raw  # noqa: E402
+from rtdetr_export.verify import FIXED, OWN_ROUNDING_FACTOR, Parity, ParityReport, allow  # noqa: E402
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 2, (20, 3)).astype(np.float32)
 BOXES = RNG.uniform(0.2, 0.6, (20, 4)).astype(np.float32)
+MODEL = RawOutput(LOGITS, BOXES)
 
 
 @pytest.fixture
 def info(small_onnx: Path) -> ArtifactInfo:
     stored = Predictor(small_onnx).info
-    assert stored is not None
+    assert isinstance(stored, ArtifactInfo)
     return replace(stored, max_detections=30)
 
 
@@ -39,7 +41,7 @@ def found() -> dict[str, Any]:
 
 def test_equal_sets_in_any_order_agree(info: ArtifactInfo, found: dict[str, Any]) -> None:
     shuffled = {name: array[::-1] for name, array in found.items()}
-    box, score, missing = compare_detections(shuffled, LOGITS, BOXES, info)
+    box, score, missing = compare_detections(shuffled, MODEL, info)
     assert box.max() < 1e-4
     assert score.max() < 1e-6
     assert missing == 0
@@ -47,29 +49,65 @@ def test_equal_sets_in_any_order_agree(info: ArtifactInfo, found: dict[str, Any]
 
 def test_a_moved_box_is_measured_in_pixels(info: ArtifactInfo, found: dict[str, Any]) -> None:
     found["boxes"][4, 2] += 0.01
-    box, _, missing = compare_detections(found, LOGITS, BOXES, info)
+    box, _, missing = compare_detections(found, MODEL, info)
     assert box.max() == pytest.approx(0.01 * info.width, rel=1e-3)
     assert missing == 0
 
 
 def test_a_wrong_score_label_or_lost_detection_is_noticed(info: ArtifactInfo, found: dict[str, Any]) -> None:
     lower = {**found, "scores": found["scores"] - 0.02}
-    assert compare_detections(lower, LOGITS, BOXES, info)[1].max() == pytest.approx(0.02, rel=1e-3)
+    assert compare_detections(lower, MODEL, info)[1].max() == pytest.approx(0.02, rel=1e-3)
     doubled = {name: np.concatenate([array[:1], array[:1], array[2:]]) for name, array in found.items()}
-    assert compare_detections(doubled, LOGITS, BOXES, info)[2] == 1
+    assert compare_detections(doubled, MODEL, info)[2] == 1
     found["labels"] = (found["labels"] + 1) % 3
-    assert compare_detections(found, LOGITS, BOXES, info)[2] > 0
+    assert compare_detections(found, MODEL, info)[2] > 0
 
 
 def test_raw_outputs_are_matched_in_any_order(info: ArtifactInfo) -> None:
-    box, score, missing = compare_raw(LOGITS[::-1], BOXES[::-1], LOGITS, BOXES, info)
+    box, score, missing = compare_raw(RawOutput(LOGITS[::-1], BOXES[::-1]), MODEL, info)
     assert (box.max(), score.max(), missing) == (0.0, 0.0, 0)
     repeated = np.concatenate([LOGITS[:1], LOGITS[:-1]])
-    assert compare_raw(repeated, np.concatenate([BOXES[:1], BOXES[:-1]]), LOGITS, BOXES, info)[2] == 1
+    assert compare_raw(RawOutput(repeated, np.concatenate([BOXES[:1], BOXES[:-1]])), MODEL, info)[2] == 1
 
 
 @pytest.mark.parametrize("value", [float("nan"), 0.2])
-def test_nan_and_large_differences_fail(value: float) -> None:
-    batch = Parity("noisy", np.array([0.0, value], np.float32), np.zeros(2, np.float32), 0)
-    assert not ParityReport("test", 0.1, 1e-3, (batch,)).passed
-    assert ParityReport("test", 0.3, 1e-3, (batch,)).passed == (value == 0.2)
+def test_nan_and_large_differences_fail_by_the_fixed_tolerance(value: float) -> None:
+    found = _differences([0.0, value])
+    assert not ParityReport("test", (Parity("noisy", found),)).passed
+    assert ParityReport("test", (Parity("noisy", _differences([0.0, 0.09])),)).passed
+
+
+def test_own_rounding_widens_the_limits_quantile_by_quantile() -> None:
+    rounded = _differences([0.001] * 199 + [2.0], missing=1)
+    limits = allow([rounded, _differences([0.0] * 200)])
+    assert limits.boxes[-1] == pytest.approx(2.0 * OWN_ROUNDING_FACTOR)
+    assert limits.boxes[0] == FIXED.boxes[0]
+    assert limits.missing == OWN_ROUNDING_FACTOR
+    assert limits.admits(_differences([0.001] * 199 + [5.0], missing=3))
+    assert not limits.admits(_differences([0.001] * 199 + [6.1]))
+    assert not limits.admits(_differences([0.5] * 200)), "all detections move by half a pixel: that isn't rounding"
+    assert not limits.admits(_differences([0.0] * 200, missing=4))
+    assert not limits.admits(_differences([0.001] * 199 + [float("nan")]))
+
+
+def test_a_model_that_rounding_moves_as_a_whole_does_not_let_everything_pass() -> None:
+    limits = allow([_differences([3.0] * 200, missing=90)])
+    assert limits.boxes[0] == FIXED.boxes[0]
+    assert limits.missing == 4
+    assert not limits.admits(_differences([1.0] * 200))
+
+
+def test_a_report_says_which_limits_were_applied() -> None:
+    widened = Parity("noisy", _differences([0.0] * 9 + [1.0]), allow([_differences([0.0] * 9 + [0.5])]))
+    report = ParityReport("test", (Parity("structured", _differences([0.01])), widened))
+    assert report.passed
+    assert "allowed, by the model's own rounding: box 1.5 px" in str(report)
+    failed = ParityReport("test", (Parity("structured", _differences([0.3])),))
+    with pytest.raises(
+        ExportError, match=r"x.onnx disagrees .* box 3.0e-01 px .* allowed, fixed tolerance: box 0.1 px"
+    ):
+        failed.require("x.onnx")
+
+
+def _differences(boxes: list[float], missing: int = 0) -> Differences:
+    return Differences(np.array(boxes, np.float32), np.zeros(len(boxes), np.float32), missing)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from rtdetr_deploy.errors import CheckpointError, OptionError  # noqa: E402
+from rtdetr_deploy.model import load_checkpoint  # noqa: E402
 from rtdetr_deploy.model.describe import describe  # noqa: E402
 from rtdetr_deploy.model.huggingface import from_huggingface  # noqa: E402
 from rtdetr_deploy.model.random_weights import fill_randomly  # noqa: E402
@@ -120,3 +124,100 @@ def _compare(logits: Any, boxes: Any, expected_logits: Any, expected_boxes: Any)
     assert len(set(match.tolist())) == len(match)
     assert (logits - expected_logits[match]).abs().max() <= TOLERANCE
     assert (boxes - expected_boxes[match]).abs().max() <= TOLERANCE
+
+
+NAMES = {0: "red", 1: "white", 2: "platelet"}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A folder of save_pretrained (RT-DETRv2, discrete sampling, 60 queries, three classes), and the model."""
+    folder = tmp_path_factory.mktemp("hub")
+    options = {**R18, "id2label": NAMES, "num_queries": 60, "decoder_method": "discrete"}
+    del options["num_labels"]
+    model = transformers.RTDetrV2ForObjectDetection(transformers.RTDetrV2Config(**options)).eval()
+    fill_randomly(model, seed=5)
+    model.save_pretrained(folder)
+    return folder, model
+
+
+def _with_config(saved: tuple[Path, Any], folder: Path, **changes: Any) -> Path:
+    """Return a copy of the folder whose config.json says something else."""
+    (folder / "model.safetensors").symlink_to(saved[0] / "model.safetensors")
+    content = {**json.loads((saved[0] / "config.json").read_text()), **changes}
+    (folder / "config.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["", "model.safetensors"])
+def test_a_saved_folder_and_its_file_open_with_names_queries_and_sampling(name: str, saved: tuple[Path, Any]) -> None:
+    folder, theirs = saved
+    loaded = load_checkpoint(folder / name)
+    assert loaded.class_names == tuple(NAMES.values())
+    assert (loaded.variant.name, loaded.variant.queries) == ("r18-dsp", 60)
+    image = torch.from_numpy(to_input(structured_image(SIZE, SIZE, 3)[None]))
+    with torch.no_grad():
+        expected, found = theirs(pixel_values=image), loaded.model(image)
+    _compare(found.logits[0], found.boxes[0], expected.logits[0], expected.pred_boxes[0])
+
+
+def test_a_plain_state_dict_opens_with_and_without_its_config(saved: tuple[Path, Any], tmp_path: Path) -> None:
+    state = saved[1].state_dict()
+    torch.save(state, tmp_path / "model.pth")
+    assert load_checkpoint(tmp_path / "model.pth").class_names == ("class 0", "class 1", "class 2")
+    torch.save({"state_dict": {f"net.{key}": value for key, value in state.items()}}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text((saved[0] / "config.json").read_text())
+    loaded = load_checkpoint(tmp_path)
+    assert (loaded.class_names, loaded.variant.queries) == (tuple(NAMES.values()), 60)
+
+
+def test_the_input_size_is_that_of_the_image_processor(saved: tuple[Path, Any], tmp_path: Path) -> None:
+    folder = _with_config(saved, tmp_path)
+    processor = {"size": {"height": 480, "width": 800}, "do_normalize": False, "rescale_factor": 0.00392156862745098}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    assert load_checkpoint(folder).input_size == (480, 800)
+    (folder / "preprocessor_config.json").write_text(json.dumps({**processor, "do_normalize": True}))
+    with pytest.raises(
+        CheckpointError, match="preprocessor_config.json says do_normalize True, which can't be computed"
+    ):
+        load_checkpoint(folder)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "activation": ({"encoder_activation_function": "relu"}, "encoder_activation_function 'relu'.*; expected gelu"),
+    "model": ({"model_type": "d_fine"}, "says model_type 'd_fine', which can't be computed here; expected rt_detr or"),
+    "norm": ({"normalize_before": True}, "normalize_before True"),
+    "backbone": ({"backbone_config": {"hidden_act": "gelu"}}, "hidden_act 'gelu'.*expected relu"),
+    "queries": ({"num_queries": "many"}, "num_queries 'many'; expected a whole number"),
+    "names": ({"id2label": {"0": "a"}}, "names 1 classes, but the model has 3"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_config_asks_for_and_is_not_computed_is_refused_by_name(
+    case: str, saved: tuple[Path, Any], tmp_path: Path
+) -> None:
+    changes, message = REFUSED[case]
+    with pytest.raises((CheckpointError, OptionError), match=message):
+        load_checkpoint(_with_config(saved, tmp_path, **changes))
+
+
+def test_a_folder_without_weights_gets_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a folder without model.safetensors or pytorch_model.bin"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_damaged_config_is_named(saved: tuple[Path, Any], tmp_path: Path) -> None:
+    folder = _with_config(saved, tmp_path)
+    for text in ("{", "[]", "[" * 100_000):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"config.json(, which describes the weights| does not describe)"):
+            load_checkpoint(folder)
+
+
+def test_missing_projections_are_named(saved: tuple[Path, Any], tmp_path: Path) -> None:
+    state = saved[1].state_dict()
+    del state["model.decoder.layers.0.self_attn.k_proj.weight"]
+    torch.save(state, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"1 missing \(decoder.decoder.layers.0.self_attn.in_proj_weight\)"):
+        load_checkpoint(tmp_path / "model.pth")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +17,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
 from rtdetr_bench.accuracy import open_any  # noqa: E402
-from rtdetr_deploy.errors import CheckpointError, OptionError  # noqa: E402
+from rtdetr_deploy.errors import CheckpointError, OptionError, OutputError  # noqa: E402
 from rtdetr_deploy.model import RTDETR, VARIANTS, load_checkpoint  # noqa: E402
 from rtdetr_deploy.model.random_weights import fill_randomly  # noqa: E402
 from rtdetr_train import publish as publish_command  # noqa: E402
@@ -91,6 +94,73 @@ def test_publishing_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not"):
         publish(tmp_path / "x.pth", tmp_path / "y.pth")
     assert not (tmp_path / "y.pth").exists()
+
+
+def test_publishing_refuses_what_would_be_lost_or_ignored(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = checkpoint.read_bytes()
+    cases = {
+        (str(checkpoint), "--size", "64"): "the file to write would overwrite the input",
+        (str(tmp_path / "m.onnx"),): "m.onnx would hold a checkpoint; end its name with .pth or .pt",
+        (str(tmp_path / "m.pth"), "--size", "100"): "size 100x100 doesn't fit; both sides must be multiples of 32",
+        (str(tmp_path / "m.pth"), "--size", "abc"): "size 'abc' is not understood",
+        (str(tmp_path / "m.pth"), "--size", "320000"): "doesn't fit",
+        (str(tmp_path),): "would hold a checkpoint",
+    }
+    for command, message in cases.items():
+        assert publish_command.main([str(checkpoint), *command]) == 2
+        line = capsys.readouterr().err
+        assert line.startswith("rtdetr_train.publish: ")
+        assert message in line
+    assert checkpoint.read_bytes() == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_called_so_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"can't write .*cells.pth: File too large$"):
+            publish(checkpoint, tmp_path / "cells.pth")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_what_a_killed_save_left_is_gone_after_the_next_one(checkpoint: Path, model: RTDETR, tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys, torch; from pathlib import Path; from rtdetr_train.checkpoint import _write\n"
+        "torch.save = lambda content, file: (file.write(b'half'), file.flush(), os.kill(os.getpid(), signal.SIGKILL))\n"
+        "_write(Path(sys.argv[1]), {})"
+    )
+    path = tmp_path / "last.pth"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert [found.name == path.name for found in tmp_path.iterdir()] == [False]
+    save_checkpoint(path, model, Average(model, 0.9, 10.0), ("blue", "red"), SIZE, {})
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_diverged_run_says_whether_there_is_a_checkpoint(model: RTDETR, tmp_path: Path) -> None:
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.decoder.enc_score_head.bias[0] = torch.nan
+    path = tmp_path / "last.pth"
+    for message in ("there is no checkpoint yet", "last.pth is kept as it was"):
+        with pytest.raises(OptionError, match=f"training diverged; .*{message}: start anew with a lower --rate"):
+            save_checkpoint(path, broken, Average(model, 0.9, 10.0), ("blue", "red"), SIZE, {})
+        path.touch()
+
+
+def test_the_study_overwrites_no_input(checkpoint: Path, data: CocoData, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = data.files[0].parent
+    before = (folder / "data.json").read_bytes()
+    command = ["--weights", str(checkpoint), "--data", str(folder / "data.json"), "--images", str(folder)]
+    assert selection_study.main([*command, "--json", str(folder / "data.json")]) == 2
+    assert "--json would overwrite the input" in capsys.readouterr().err
+    assert (folder / "data.json").read_bytes() == before
 
 
 def test_checkpoints_run_at_the_size_that_they_name(checkpoint: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
+from rtdetr_deploy.coco import read_annotations  # noqa: E402
 from rtdetr_deploy.errors import CheckpointError, OptionError, OutputError  # noqa: E402
 from rtdetr_deploy.model import VARIANTS, load_checkpoint  # noqa: E402
 from rtdetr_train.augment import Augmentation, crop_by_iou, expand, flip_horizontally, transpose  # noqa: E402
@@ -68,22 +71,55 @@ def test_labels_count_categories_by_id(data: tuple[Path, Path]) -> None:
 
 
 def test_missing_images_and_other_files_get_one_clear_line(data: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"5 images of .* are not in .*, 1.png is the first"):
+    with pytest.raises(OptionError, match=r"are not in .* \(5 of 5; the first is 1.png\)"):
         read_coco(data[0], tmp_path)
     with pytest.raises(OptionError, match="can't read"):
         read_coco(tmp_path / "none.json", tmp_path)
     other = tmp_path / "other.json"
     other.write_text("[]")
-    with pytest.raises(OptionError, match="is no COCO json"):
+    with pytest.raises(OptionError, match="is not a COCO json"):
         read_coco(other, tmp_path)
     other.write_text('{"images": [], "annotations": [], "categories": []}')
     with pytest.raises(OptionError, match="holds no images"):
         read_coco(other, tmp_path)
     content = json.loads(data[0].read_text())
-    for key, what in (("annotations", "objects"), ("categories", "categories")):
-        other.write_text(json.dumps({**content, "annotations": [], key: []}))
+    for key, what in (("annotations", "annotations"), ("categories", "categories")):
+        other.write_text(json.dumps({**content, key: []}))
         with pytest.raises(OptionError, match=f"holds no {what}"):
             read_coco(other, data[1])
+
+
+def test_boxes_too_small_to_learn_and_crowds_are_left_out_with_their_number(
+    data: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = json.loads(data[0].read_text())
+    path = tmp_path / "small.json"
+    content["annotations"][0]["bbox"][2] = 0.5
+    content["annotations"][1]["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+    squares = read_coco(path, data[1])
+    assert sum(len(labels) for _, labels in squares.objects) == len(content["annotations"]) - 2
+    assert caplog.messages == [
+        f"{path}: boxes smaller than 1 pixel are left out (1 of {len(content['annotations']) - 1})"
+    ]
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(OptionError, match="has no box to learn: all are crowd regions or smaller than 1 pixel"):
+        read_coco(path, data[1])
+
+
+def test_training_and_evaluation_refuse_the_same_jsons(data: tuple[Path, Path], tmp_path: Path) -> None:
+    content = json.loads(data[0].read_text())
+    content["annotations"][0]["category_id"] = 77
+    path = tmp_path / "unknown.json"
+    path.write_text(json.dumps(content))
+    messages = []
+    for read in (lambda: read_coco(path, data[1]), lambda: read_annotations(path, data[1], ("blue", "red"))):
+        with pytest.raises(OptionError, match=r"unknown category_id \(1 of \d+; the first is 77\)") as caught:
+            read()
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
 
 
 def _squares(sample: Sample) -> list[tuple[int, ...]]:
@@ -213,18 +249,22 @@ def test_checkpoints_open_as_released_ones_and_can_be_tuned_for_other_classes(
     assert own["decoder.enc_score_head.weight"].shape == (3, 256)
 
 
-def test_a_frozen_backbone_stays_as_it_is(options: TrainOptions) -> None:
-    frozen = replace(options, epochs=1, freeze="backbone", val=None)
-    torch.manual_seed(frozen.seed)
+def _from_weights(path: Path) -> dict[str, Any]:
+    return {"weights": path, "val": None, "evaluate_every": 1}
+
+
+def test_a_frozen_backbone_stays_as_it_is(options: TrainOptions, r18_checkpoint: Path) -> None:
+    frozen = replace(options, epochs=1, freeze="backbone", **_from_weights(r18_checkpoint))
     before = build_model(frozen, ("blue", "red")).state_dict()
     after = load_checkpoint(train(frozen)).model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("backbone."))
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("decoder."))
 
 
-def test_frozen_norms_keep_statistics_and_gains_while_convolutions_train(options: TrainOptions) -> None:
-    frozen = replace(options, epochs=1, freeze="norms", val=None)
-    torch.manual_seed(frozen.seed)
+def test_frozen_norms_keep_statistics_and_gains_while_convolutions_train(
+    options: TrainOptions, r18_checkpoint: Path
+) -> None:
+    frozen = replace(options, epochs=1, freeze="norms", **_from_weights(r18_checkpoint))
     before = build_model(frozen, ("blue", "red")).state_dict()
     after = load_checkpoint(train(frozen)).model.state_dict()
     for name in before:
@@ -252,25 +292,59 @@ def test_another_runs_folder_is_refused(options: TrainOptions) -> None:
 
 def test_a_run_that_diverges_stops_and_keeps_no_broken_weights(options: TrainOptions) -> None:
     with pytest.raises(OptionError, match="training diverged.* start anew with a lower --rate"):
-        train(replace(options, rate=1e30, warmup=0, epochs=4, val=None))
+        train(replace(options, rate=1e30, warmup=0, epochs=4, val=None, evaluate_every=1))
     if (options.output / "last.pth").exists():
         load_checkpoint(options.output / "last.pth")
 
 
+def test_a_variant_that_the_weights_are_not_is_refused(options: TrainOptions, r18_checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds r18, not r101"):
+        train(replace(options, weights=r18_checkpoint, variant="r101"))
+    assert build_model(replace(options, weights=r18_checkpoint, variant="r18"), ("a", "b")).variant.name == "r18"
+
+
+@pytest.mark.parametrize("name", ["--weights", "--data", "--val"])
+def test_a_missing_file_is_named_before_torch_is_imported(
+    name: str, data: tuple[Path, Path], tmp_path: Path, r18_checkpoint: Path
+) -> None:
+    files = {"--data": data[0], "--val": data[0], "--weights": r18_checkpoint, name: tmp_path / "nope.pth"}
+    command = [text for option, path in files.items() for text in (option, str(path))]
+    code = "import sys; sys.modules['torch'] = None; from rtdetr_train.cli import main; sys.exit(main(sys.argv[1:]))"
+    command += ["--images", str(data[1]), "--output", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", code, *command], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, f"rtdetr-train: {tmp_path / 'nope.pth'} does not exist\n")
+
+
+def test_boxes_outside_of_every_image_are_not_trained_on_in_silence(
+    data: tuple[Path, Path], tmp_path: Path, options: TrainOptions
+) -> None:
+    content = json.loads(data[0].read_text())
+    for image in content["images"]:
+        del image["width"], image["height"]
+    for annotation in content["annotations"]:
+        annotation["bbox"][0] += 500
+    path = tmp_path / "outside.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(OptionError, match="outside.json showed an object in a whole epoch"):
+        train(replace(options, data=path, val=None, evaluate_every=1))
+    assert not (options.output / "last.pth").exists()
+
+
 def test_other_options_do_not_continue_a_run(options: TrainOptions) -> None:
-    train(replace(options, epochs=1, val=None))
+    train(replace(options, epochs=1, val=None, evaluate_every=1))
     with pytest.raises(CheckpointError, match=r"trained with other options \(epochs, rate\)"):
-        train(replace(options, epochs=3, rate=5e-5, val=None))
+        train(replace(options, epochs=3, rate=5e-5, val=None, evaluate_every=1))
 
 
 def test_validation_data_is_looked_at_before_training(options: TrainOptions, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="can't read annotations"):
+    with pytest.raises(OptionError, match="none.json does not exist"):
         train(replace(options, val=tmp_path / "none.json"), Watcher(on_step=lambda step: pytest.fail("trained")))
 
 
 def test_a_device_that_is_not_there_is_refused(options: TrainOptions) -> None:
-    with pytest.raises(OptionError, match="device 'gpu' can't be used"):
-        train(replace(options, device="gpu"))
+    for device in ("gpu", "meta", "cuda:99"):
+        with pytest.raises(OptionError, match=f"device '{device}' can't be used"):
+            train(replace(options, device=device))
 
 
 def test_the_average_follows_the_weights_slowly(options: TrainOptions) -> None:
@@ -291,11 +365,25 @@ def test_rates_reach_the_optimizer(options: TrainOptions) -> None:
 
 BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "size": ({"size": 100}, "size is 100, expected a multiple of 32"),
-    "epochs": ({"epochs": 0}, "epochs is 0, expected a number from 1 up"),
-    "scales": ({"size": 96, "scales": 2}, "scales is 2; with size 96 choose 0 to 1"),
+    "huge size": ({"size": 99999999999999968}, "size is 99999999999999968, expected a whole number from 64 to 8192"),
+    "epochs": ({"epochs": 0}, "epochs is 0, expected a whole number from 1"),
+    "half an epoch": ({"epochs": 1.5}, "epochs is 1.5, expected a whole number"),
+    "scales": ({"size": 96, "scales": 2}, "scales is 2, expected a whole number from 0 to 1"),
     "rate": ({"rate": 0.0}, "rate is 0.0, expected a number above 0"),
+    "NaN rate": ({"rate": float("nan")}, "rate is nan, expected a number above 0"),
+    "infinite clip": ({"clip": float("inf")}, "clip is inf, expected a number above 0"),
     "average": ({"average": 1.0}, "average is 1.0, expected a decay"),
-    "expand": ({"expand": 0.5}, "expand is 0.5, expected a factor from 1 up"),
+    "expand": ({"expand": 0.5}, "expand is 0.5, expected a number from 1 to 16"),
+    "NaN expand": ({"expand": float("nan")}, "expand is nan, expected a number from 1 to 16"),
+    "huge expand": ({"expand": 1000.0}, "expand is 1000.0, expected a number from 1 to 16"),
+    "backbone rate": ({"backbone_rate": -5.0}, "backbone_rate is -5.0, expected a number from 0 up"),
+    "NaN backbone rate": ({"backbone_rate": float("nan")}, "backbone_rate is nan"),
+    "weight decay": ({"weight_decay": float("nan")}, "weight_decay is nan, expected a number from 0 up"),
+    "seed": ({"seed": 99999999999999}, "seed is 99999999999999, expected a whole number from 0 to 4294967295"),
+    "freeze": ({"freeze": "all"}, "freeze is 'all', expected backbone or norms"),
+    "freeze from scratch": ({"freeze": "backbone"}, "freeze backbone would keep random weights; give the weights"),
+    "val_images": ({"val_images": Path()}, "val_images is given without val"),
+    "evaluate_every": ({"evaluate_every": 3}, "evaluate_every is given without val"),
 }
 
 

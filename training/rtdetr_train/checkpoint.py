@@ -16,8 +16,10 @@ from typing import Any
 import torch
 
 from rtdetr_deploy.errors import CheckpointError, OptionError, OutputError
-from rtdetr_deploy.files import written_beside
+from rtdetr_deploy.files import check_writable, refuse_overwriting, written_beside
 from rtdetr_deploy.model import RTDETR, load_checkpoint
+from rtdetr_deploy.model.checkpoint_files import as_input_size
+from rtdetr_deploy.weights_file import find_weights
 from rtdetr_train.ema import Average
 
 LAST, BEST = "last.pth", "best.pth"
@@ -35,7 +37,8 @@ def save_checkpoint(
         "train": state,
     }
     if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
-        raise OptionError(f"training diverged; {path.name} is kept as it was: start anew with a lower --rate")
+        kept = f"{path} is kept as it was" if path.exists() else "there is no checkpoint yet"
+        raise OptionError(f"training diverged; {kept}: start anew with a lower --rate and another --output folder")
     _write(path, content)
 
 
@@ -44,8 +47,14 @@ def publish(source: Path, target: Path, size: tuple[int, int] | None = None) -> 
 
     Vectors (biases, batch normalization's statistics) stay in FP32: small, and the statistics' range is wide. About an
     eighth of a run's checkpoint; `load_checkpoint` opens it like any other. `size` (height, width) replaces the input
-    size that the checkpoint names. Raises `CheckpointError` and `OutputError`.
+    size that the checkpoint names. Raises `CheckpointError`, `OptionError` and `OutputError`.
     """
+    if target.suffix.lower() not in (".pth", ".pt"):
+        raise OptionError(f"{target} would hold a checkpoint; end its name with .pth or .pt")
+    if size is not None and as_input_size(size) is None:
+        raise OptionError(f"size {size[0]}x{size[1]} doesn't fit; both sides must be multiples of 32 from 64 to 8192")
+    refuse_overwriting({"the file to write": target}, [find_weights(source)])
+    check_writable(target)
     checkpoint = load_checkpoint(source)
     state = {name: value.half() if value.ndim > 1 else value for name, value in checkpoint.model.state_dict().items()}
     content = {"ema": {"module": state}, "class_names": list(checkpoint.class_names)}
@@ -54,14 +63,15 @@ def publish(source: Path, target: Path, size: tuple[int, int] | None = None) -> 
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    with written_beside(path) as beside:
+    with written_beside(path) as beside, beside.open("wb") as file:
         try:
-            with beside.open("wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except RuntimeError as error:  # torch's writer reports a full disk so
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's writer hides the error of the operating system behind its own
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
             raise OutputError(f"can't write {path}: {str(error).splitlines()[0]}") from error
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def restore_checkpoint(
@@ -94,6 +104,6 @@ def restore_checkpoint(
         raise
     except Exception as error:  # a file of another model or kind, or a damaged one, fails in many ways
         raise CheckpointError(
-            f"{path} is no checkpoint of this run and can't be continued; choose another --output folder"
+            f"{path} is not a checkpoint of this run and can't be continued; choose another --output folder"
         ) from error
     return state

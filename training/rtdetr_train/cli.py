@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rtdetr_deploy.command import run_command
-from rtdetr_deploy.errors import MissingPackageError
+from rtdetr_deploy.packages import require
 from rtdetr_train.memory import keep_freed_memory
-from rtdetr_train.options import TrainOptions
+from rtdetr_train.options import DEFAULT_VARIANT, TrainOptions, check_paths
 
 if TYPE_CHECKING:
     from rtdetr_train.trainer import Epoch, Step, Watcher
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder of last.pth, best.pth; continued if there")
     add("--val", "COCO json to evaluate on", Path)
     add("--val-images", "folder of its images (default: that of --images)", Path)
-    add("--variant", "model to train from scratch")
+    add("--variant", f"model to train (default: {DEFAULT_VARIANT}, or that of --weights, which must agree)")
     add("--weights", "checkpoint to start from; its variant is used", Path)
     add("--layers", "decoder layers (default: what the variant runs)", int)
     add("--queries", "queries", int)
@@ -87,13 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     options = TrainOptions(**vars(arguments))
-    try:
-        import scipy  # noqa: F401
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError(
-            f"training needs {error.name}, which is not installed: pip install 'rtdetr-deploy[train]'"
-        ) from error
+    check_paths(options)
+    for module in ("torch", "scipy"):
+        require(module, "training", "train")
     from rtdetr_train.trainer import train
 
     if options.device == "cpu":

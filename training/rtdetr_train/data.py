@@ -6,17 +6,17 @@ batch    images float32 (B, 3, H, W) in [0, 1], one `Target` per image
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rtdetr_deploy.coco_json import CocoObject, read_coco_json
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.preprocess import prepare_batch
 from rtdetr_deploy.sources import Frame, load_frame
@@ -25,6 +25,7 @@ from rtdetr_train.matcher import Target
 
 SMALLEST_SIDE = 1.0
 """Boxes with a side below this many pixels are left out: they can't be learned and make losses degenerate."""
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,42 +62,36 @@ class CocoData:
 
 
 def read_coco(path: str | Path, images: str | Path) -> CocoData:
-    """Read a COCO json whose files lie in the folder `images`; crowd regions are left out.
+    """Read a COCO json as `read_coco_json` does; crowd regions and boxes below `SMALLEST_SIDE` are left out.
 
-    Raises `OptionError` when the json or an image is missing or the json is none.
+    Raises `OptionError` as it does, and where nothing is left to learn.
     """
-    path, folder = Path(path), Path(images)
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        categories = sorted((int(item["id"]), str(item["name"])) for item in content["categories"])
-        files = {int(item["id"]): folder / item["file_name"] for item in content["images"]}
-        labels = {number: label for label, (number, _) in enumerate(categories)}
-        found: dict[int, list[tuple[Sequence[float], int]]] = {number: [] for number in files}
-        for item in content["annotations"]:
-            if not item.get("iscrowd"):
-                x, y, width, height = (float(value) for value in item["bbox"])
-                found[int(item["image_id"])].append(((x, y, x + width, y + height), labels[int(item["category_id"])]))
-    except OSError as error:
-        raise OptionError(f"can't read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OptionError(f"{path} is no COCO json with images, annotations and categories: {error!r}") from error
-    if not files or not labels or not any(found.values()):
-        what = "images" if not files else "categories" if not labels else "objects"
-        raise OptionError(f"{path} holds no {what}")
-    missing = [file for file in files.values() if not file.is_file()]
-    if missing:
-        raise OptionError(f"{len(missing)} images of {path} are not in {folder}, {missing[0].name} is the first")
+    truth = read_coco_json(path, images)
+    labels = {number: label for label, (number, _) in enumerate(truth.categories)}
+    found: dict[int, list[CocoObject]] = {number: [] for number, _ in truth.images}
+    objects = [thing for thing in truth.objects if not thing.crowd]
+    large = [thing for thing in objects if min(thing.bbox[2:]) >= SMALLEST_SIDE]
+    if not large:
+        raise OptionError(f"{path} has no box to learn: all are crowd regions or smaller than {SMALLEST_SIDE:g} pixel")
+    if len(large) < len(objects):
+        _LOG.warning(
+            "%s: boxes smaller than 1 pixel are left out (%d of %d)", path, len(objects) - len(large), len(objects)
+        )
+    for thing in large:
+        found[thing.image_id].append(thing)
     return CocoData(
-        tuple(name for _, name in categories),
-        tuple(files.values()),
-        tuple(
-            (
-                np.array([box for box, _ in rows], np.float32).reshape(-1, 4),
-                np.array([label for _, label in rows], np.int64),
-            )
-            for rows in found.values()
-        ),
+        tuple(name for _, name in truth.categories),
+        tuple(file for _, file in truth.images),
+        tuple(_boxes_and_labels(things, labels) for things in found.values()),
     )
+
+
+def _boxes_and_labels(
+    things: Sequence[CocoObject], labels: Mapping[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    boxes = np.array([thing.bbox for thing in things], np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes.astype(np.float32), np.array([labels[thing.category_id] for thing in things], np.int64)
 
 
 def collate(samples: Sequence[Sample], height: int, width: int) -> tuple[Tensor, list[Target]]:

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from rtdetr_deploy.errors import OptionError
+from rtdetr_deploy.files import check_writable, require_file
+from rtdetr_deploy.weights_file import find_weights
 
 STRIDE = 32
+DEFAULT_VARIANT = "r18"
+
+# Smallest and largest value; seeds enter products that must fit 64 bits.
+_WHOLE_NUMBERS: dict[str, tuple[int, int]] = {
+    "size": (64, 8192),
+    "epochs": (1, 10**6),
+    "batch": (1, 10**6),
+    "queries": (1, 10**5),
+    "evaluate_every": (1, 10**6),
+    "warmup": (0, 10**9),
+    "plain_epochs": (0, 10**6),
+    "workers": (0, 256),
+    "seed": (0, 2**32 - 1),
+}
+_NUMBERS: dict[str, tuple[float, float]] = {
+    "rate": (0, math.inf),
+    "clip": (0, math.inf),
+    "backbone_rate": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "expand": (1, 16),
+    "average": (0, 1),
+}
+_POSITIVE = ("rate", "clip")
 
 
 @dataclass(frozen=True)
@@ -16,18 +42,18 @@ class TrainOptions:
     """Options of `train`.
 
     `data` and `val` are COCO jsons, `images` and `val_images` the folders of their files (`val_images` None: the same
-    folder). `output` is the folder of checkpoints; a run found there is continued. `variant` names the model, `weights`
-    a checkpoint to start from (its variant is used; heads are reset where the number of classes differs). `size` of
-    the input in pixels, varied from batch to batch by up to `scales` steps of 32. `rate` is AdamW's learning rate,
-    `backbone_rate` a factor on it for the backbone; both are warmed up linearly over `warmup` steps (at most a tenth of
-    the run) and go down as a cosine to 1 % of their value. `average` is the decay of the moving average, `clip` the
-    largest norm of the gradient. `freeze` keeps the "backbone", or the "norms" in it (batch normalization: usual for
-    pretrained R50 and larger). `expand` is the largest zoom out of the augmentation; the last
-    `plain_epochs` have no colour jitter, zoom or crop (as RT-DETRv2 is trained), flips only. `bf16` None means on CUDA
-    only. The average is evaluated on `val` every `evaluate_every` epochs. `encoder_iou_targets` False is an ablation
-    (see `objective`).
+    folder). `output` is the folder of checkpoints; a run found there is continued. `variant` names the model (None:
+    r18), `weights` a checkpoint to start from, of that variant if one is named (heads are reset where the number of
+    classes differs). `size` of the input in pixels, varied from batch to batch by up to `scales` steps of 32. `rate` is
+    AdamW's learning rate, `backbone_rate` a factor on it for the backbone; both are warmed up linearly over `warmup`
+    steps (at most a tenth of the run) and go down as a cosine to 1 % of their value. `average` is the decay of the
+    moving average, `clip` the largest norm of the gradient. `freeze` keeps the "backbone" of `weights`, or the "norms"
+    in it (batch normalization: usual for pretrained R50 and larger). `expand` is the largest zoom out of the
+    augmentation; the last `plain_epochs` have no colour jitter, zoom or crop (as RT-DETRv2 is trained), flips only.
+    `bf16` None means on CUDA only. The average is evaluated on `val` every `evaluate_every` epochs.
+    `encoder_iou_targets` False is an ablation (see `objective`).
 
-    Raises `OptionError` for values outside their ranges.
+    Raises `OptionError` for values outside their ranges, and for what would be ignored.
     """
 
     data: Path
@@ -35,7 +61,7 @@ class TrainOptions:
     output: Path
     val: Path | None = None
     val_images: Path | None = None
-    variant: str = "r18"
+    variant: str | None = None
     weights: Path | None = None
     layers: int | None = None
     queries: int = 300
@@ -61,39 +87,57 @@ class TrainOptions:
     encoder_iou_targets: bool = True
 
     def __post_init__(self) -> None:
-        if self.size < 64 or self.size % STRIDE:
+        for name, (least, most) in _WHOLE_NUMBERS.items():
+            self._check_whole(name, least, most)
+        if self.size % STRIDE:
             raise OptionError(f"size is {self.size}, expected a multiple of {STRIDE} from 64 up")
-        smallest = {
-            "seed": 0,
-            "weight_decay": 0,
-            "epochs": 1,
-            "batch": 1,
-            "queries": 1,
-            "evaluate_every": 1,
-            "warmup": 0,
-            "plain_epochs": 0,
-            "workers": 0,
-        }
-        for name, least in smallest.items():
-            if getattr(self, name) < least:
-                raise OptionError(f"{name} is {getattr(self, name)}, expected a number from {least} up")
-        most = (self.size - 64) // STRIDE
-        if not 0 <= self.scales <= most:
-            raise OptionError(f"scales is {self.scales}; with size {self.size} choose 0 to {most}")
-        for name in ("rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise OptionError(f"{name} is {getattr(self, name)}, expected a number above 0")
-        if self.expand < 1:
-            raise OptionError(f"expand is {self.expand}, expected a factor from 1 up")
-        if not 0 <= self.average < 1:
+        self._check_whole("scales", 0, (self.size - 64) // STRIDE)
+        for name, bounds in _NUMBERS.items():
+            self._check_number(name, *bounds)
+        if self.average == 1:
             raise OptionError(f"average is {self.average}, expected a decay from 0 to below 1")
+        if self.freeze not in (None, "backbone", "norms"):
+            raise OptionError(f"freeze is {self.freeze!r}, expected backbone or norms")
+        self._check_combination()
+
+    def _check_whole(self, name: str, least: int, most: int) -> None:
+        value = getattr(self, name)
+        if type(value) is not int or not least <= value <= most:
+            raise OptionError(f"{name} is {value}, expected a whole number from {least} to {most}")
+
+    def _check_number(self, name: str, least: float, most: float) -> None:
+        value = getattr(self, name)
+        positive = value != 0 or name not in _POSITIVE
+        if not isinstance(value, (int, float)) or not (math.isfinite(value) and least <= value <= most and positive):
+            expected = f"from {least} to {most}" if most < math.inf else f"from {least} up"
+            raise OptionError(f"{name} is {value}, expected a number {'above 0' if name in _POSITIVE else expected}")
+
+    def _check_combination(self) -> None:
+        """Raise `OptionError` for options that would be ignored, or keep random weights as they are."""
+        if self.val is None and self.val_images is not None:
+            raise OptionError("val_images is given without val; name the COCO json to evaluate on, or leave it out")
+        if self.val is None and self.evaluate_every != 1:
+            raise OptionError("evaluate_every is given without val; name the COCO json to evaluate on, or leave it out")
+        if self.weights is None and self.freeze is not None:
+            raise OptionError(f"freeze {self.freeze} would keep random weights; give the weights to start from")
 
     def recipe(self) -> dict[str, str]:
         """Return every option that decides the result, as text; a run is continued with the same ones only."""
         free = {"device", "workers", "output", "val", "val_images", "evaluate_every"}
-        return {name: str(value) for name, value in asdict(self).items() if name not in free}
+        used = {**asdict(self), "variant": self.variant or DEFAULT_VARIANT}
+        return {name: str(value) for name, value in used.items() if name not in free}
 
     @property
     def use_bf16(self) -> bool:
         """Whether forward passes run under bfloat16 autocast."""
         return self.device.startswith("cuda") if self.bf16 is None else self.bf16
+
+
+def check_paths(options: TrainOptions) -> None:
+    """Raise for a missing file or an output that can't be written, before anything slow is done."""
+    for path in (options.data, options.val):
+        if path is not None:
+            require_file(path, OptionError)
+    if options.weights is not None:
+        find_weights(options.weights)
+    check_writable(options.output, folder=True)

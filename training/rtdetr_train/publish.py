@@ -18,17 +18,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="rtdetr_train.publish", description="Keep the averaged weights alone, in half precision."
     )
     parser.add_argument("source", type=Path, help="best.pth or last.pth of a run, or another checkpoint")
-    parser.add_argument("target", type=Path, help="file to write")
+    parser.add_argument("target", type=Path, help="file to write, .pth or .pt")
     parser.add_argument("--size", help="input size to name in the file (default: what the run was trained at)")
     arguments = parser.parse_args(argv)
-    size = parse_size(arguments.size) if arguments.size else None
     return run_command(
-        "rtdetr_train.publish", lambda: _publish(arguments.source, arguments.target, size), "nothing written"
+        "rtdetr_train.publish",
+        lambda: _publish(arguments.source, arguments.target, arguments.size),
+        "nothing was written",
     )
 
 
-def _publish(source: Path, target: Path, size: tuple[int, int] | None) -> int:
-    publish(source, target, size)
+def _publish(source: Path, target: Path, size: str | None) -> int:
+    publish(source, target, parse_size(size) if size is not None else None)
     print(f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB)")
     return 0
 

@@ -22,8 +22,9 @@ from scipy.stats import pearsonr, spearmanr
 
 from rtdetr_deploy.command import run_command
 from rtdetr_deploy.errors import OptionError
-from rtdetr_deploy.files import write_atomically
+from rtdetr_deploy.files import check_writable, refuse_overwriting, write_atomically
 from rtdetr_deploy.model import RTDETR, load_checkpoint
+from rtdetr_deploy.weights_file import find_weights
 from rtdetr_train.boxes import iou_and_giou, to_corners
 from rtdetr_train.data import CocoData, collate, read_coco
 
@@ -93,13 +94,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _study(arguments: argparse.Namespace) -> int:
+    refuse_overwriting({"--json": arguments.json}, [*map(find_weights, arguments.weights), arguments.data])
+    if arguments.json is not None:
+        check_writable(arguments.json)
     data = read_coco(arguments.data, arguments.images)
     rows = {}
     print(f"{'checkpoint':<32} {'queries':>8} {'Pearson':>8} {'Spearman':>9} {'sure':>6} {'and placed':>11}")
     for path in arguments.weights:
         checkpoint = load_checkpoint(path)
         if checkpoint.class_names != data.class_names:
-            raise OptionError(f"{path} knows other classes than {arguments.data}")
+            raise OptionError(
+                f"{path} and {arguments.data} have different classes; give the json that it was trained on"
+            )
         found = summarize(*selected_queries(checkpoint.model, data, checkpoint.input_size or (640, 640)))
         name = f"{path.parent.name}/{path.name}"
         rows[name] = asdict(found)

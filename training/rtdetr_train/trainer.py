@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rtdetr_deploy.coco import Accuracy, measure_accuracy, read_annotations, require_evaluator
+from rtdetr_deploy.coco import Accuracy, Annotations, detect_all, read_annotations, require_evaluator, score
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.files import write_atomically
 from rtdetr_deploy.model import RTDETR, load_checkpoint
@@ -28,13 +28,14 @@ from rtdetr_train.initialize import initialize, initialize_class_heads
 from rtdetr_train.loader import Batch, load_epoch
 from rtdetr_train.objective import objective
 from rtdetr_train.optimize import make_optimizer, rate_share, set_rate
-from rtdetr_train.options import TrainOptions
+from rtdetr_train.options import DEFAULT_VARIANT, TrainOptions, check_paths
 
 LONGEST_WARMUP = 10
 """A run's warm-up takes at most one step in this many, so that short runs reach the full rate too."""
 CLASSES = "classes.txt"
 """Written before the first epoch, which also shows early that the folder can be written."""
 DIVERGED = "training diverged at step {step}; start anew with a lower --rate and another --output folder"
+NO_OBJECTS = "no image of {data} showed an object in a whole epoch: do its boxes lie inside of the images, in pixels?"
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,13 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Path:
     Raises `OptionError`, `CheckpointError` or `OutputError` for bad input.
     """
     watcher = watcher or Watcher()
+    check_paths(options)
     check_device(options.device)
     data = read_coco(options.data, options.images)
+    truth = None
     if options.val is not None:
         require_evaluator()
-        read_annotations(options.val, options.val_images or options.images, data.class_names)
+        truth = read_annotations(options.val, options.val_images or options.images, data.class_names)
     torch.manual_seed(options.seed)
     # Convolutions run about 15 % faster channels-last on CPUs with bfloat16; results are the same.
     model = build_model(options, data.class_names).to(options.device)
@@ -96,7 +99,7 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Path:
         facts = {"epoch": epoch + 1, "best": state["best"], "recipe": options.recipe()}
         state = {**facts, "optimizer": optimizer.state_dict()}
         save_checkpoint(last, model, average, data.class_names, options.size, state)
-        accuracy = _evaluate(average.module, data.class_names, options, epoch)
+        accuracy = _evaluate(average.module, data.class_names, truth, options, epoch)
         improved = accuracy is not None and accuracy.metrics["AP"] >= float(state["best"])
         if accuracy is not None and improved:
             facts["best"] = state["best"] = accuracy.metrics["AP"]
@@ -109,19 +112,21 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Path:
 def check_device(name: str) -> None:
     """Raise `OptionError` unless torch can use the device `name`."""
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=name).item()  # which the device "meta" can't tell
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise OptionError(f"device {name!r} can't be used: {str(error).splitlines()[0]}") from error
 
 
 def build_model(options: TrainOptions, class_names: tuple[str, ...]) -> RTDETR:
     """Return the model to train: new, or from `options.weights` with its heads reset for other numbers of classes."""
     if options.weights is None:
-        variant = replace(find_variant(options.variant), classes=len(class_names), queries=options.queries)
+        variant = replace(
+            find_variant(options.variant or DEFAULT_VARIANT), classes=len(class_names), queries=options.queries
+        )
         model = RTDETR(variant, options.layers)
         initialize(model)
     else:
-        source = load_checkpoint(options.weights, decoder_layers=options.layers).model
+        source = load_checkpoint(options.weights, variant=options.variant, decoder_layers=options.layers).model
         model = RTDETR(
             replace(source.variant, classes=len(class_names), queries=options.queries), source.decoder_layers
         )
@@ -161,20 +166,27 @@ def _train_epoch(
     clock: _Clock,
     watcher: Watcher,
 ) -> dict[str, float]:
-    """Run one epoch and return the mean of each loss of the last layer, and of their total."""
+    """Run one epoch and return the mean of each loss of the last layer, and of their total.
+
+    Raises `OptionError` when training diverges, or when there was nothing to learn.
+    """
     _set_mode(model, options)
     steps = math.ceil(len(data) / options.batch)
     sums: dict[str, float] = {}
+    objects = 0
     for index, batch in enumerate(load_epoch(data, options, epoch)):
         step = epoch * steps + index
         total = steps * options.epochs
         set_rate(optimizer, options.rate * rate_share(step, total, min(options.warmup, total // LONGEST_WARMUP)))
         losses = train_step(model, optimizer, batch, options, step)
         average.update(model)
+        objects += sum(len(target.labels) for target in batch[1])
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value
         means = {name: value / (index + 1) for name, value in sums.items()}
         watcher.on_step(Step(epoch, index, steps, means, clock.tick()))
+    if objects == 0:
+        raise OptionError(NO_OBJECTS.format(data=options.data))
     return means
 
 
@@ -206,13 +218,15 @@ def train_step(
     return {"total": total.item(), **{name: losses[name].item() for name in ("vfl", "bbox", "giou")}}
 
 
-def _evaluate(model: RTDETR, class_names: tuple[str, ...], options: TrainOptions, epoch: int) -> Accuracy | None:
-    """Return the accuracy on `val` (Pillow's resizing), or None without `val` or when it is not this epoch's turn."""
+def _evaluate(
+    model: RTDETR, class_names: tuple[str, ...], truth: Annotations | None, options: TrainOptions, epoch: int
+) -> Accuracy | None:
+    """Return the accuracy on `truth` (Pillow's resizing), or None without it or when it is not this epoch's turn."""
     due = (epoch + 1) % options.evaluate_every == 0 or epoch + 1 == options.epochs
-    if options.val is None or not due:
+    if truth is None or not due:
         return None
-    runtime = TorchRuntime(model, class_names, options.size, options.size)
-    return measure_accuracy(Predictor(runtime, resizer="pillow"), options.val, options.val_images or options.images)
+    predictor = Predictor(TorchRuntime(model, class_names, options.size, options.size), resizer="pillow")
+    return score(detect_all(predictor, truth), truth, class_names)
 
 
 class _Clock:
