@@ -12,7 +12,7 @@ from typing import Any
 from rtdetr_bench.machine import machine_text, state_text
 from rtdetr_bench.published import NMS, SOURCE, published_decoder
 from rtdetr_deploy import OptionError
-from rtdetr_deploy.files import write_atomically
+from rtdetr_deploy.files import require_file, write_atomically
 from rtdetr_deploy.packages import require
 from rtdetr_deploy.words import plural
 
@@ -54,6 +54,7 @@ def require_plots() -> None:
 
 def read_results(path: Path) -> Json:
     """Return the content of a file that `--json` wrote. Raises `OptionError` when it is not one of this version."""
+    require_file(path, OptionError)
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except (OSError, ValueError, RecursionError) as error:

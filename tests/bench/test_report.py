@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -127,8 +128,15 @@ def test_files_that_hold_no_results_are_refused(content: str, tmp_path: Path) ->
     path.write_text(content)
     with pytest.raises(OptionError, match=r"a.json"):
         read_results(path)
-    with pytest.raises(OptionError, match="can't read results"):
+    with pytest.raises(OptionError, match=r"none.json does not exist"):
         read_results(tmp_path / "none.json")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_without_a_writer_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(OptionError, match="is a pipe or a device"):
+        read_results(tmp_path / "pipe.json")
 
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
