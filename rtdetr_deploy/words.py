@@ -13,5 +13,6 @@ def printable(text: object) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """Return "1 image", "2 images"."""
-    return f"{count} {noun}{'s' * (count != 1)}"
+    """Return "1 image", "2 images", "3 classes"."""
+    ending = "es" if noun.endswith("s") else "s"
+    return f"{count} {noun}{ending * (count != 1)}"
