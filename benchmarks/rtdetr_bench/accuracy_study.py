@@ -15,6 +15,7 @@ from rtdetr_deploy import OptionError
 from rtdetr_deploy.coco import METRICS, Accuracy
 from rtdetr_deploy.packages import needed_for
 from rtdetr_deploy.preprocess import Resizer
+from rtdetr_deploy.runtimes import check_threads
 
 QUERIES = (100, 200)
 """Numbers of selected queries that are tried beside the model's own."""
@@ -58,6 +59,8 @@ def study_accuracy(
     """
     if weights.suffix.lower() not in CHECKPOINTS:
         raise OptionError(f"the study exports a checkpoint in several ways; {weights.name} is a model file")
+    if threads is not None:
+        check_threads(threads)
     with needed_for("--study", "export"):
         from rtdetr_deploy.model import load_checkpoint
         from rtdetr_export import ExportOptions, export_onnx

@@ -28,7 +28,7 @@ from rtdetr_deploy import ArtifactInfo, Detections, OptionError, Predictor
 from rtdetr_deploy.contract import has_detections
 from rtdetr_deploy.engine_layers import count_precisions
 from rtdetr_deploy.preprocess import Resizer
-from rtdetr_deploy.runtimes import Array, FrameRuntime, Runtime, TimedRuntime, open_runtime
+from rtdetr_deploy.runtimes import Array, FrameRuntime, Runtime, TimedRuntime, check_threads, open_runtime
 from rtdetr_deploy.sources import Frame, ImageLike, load_frame
 from rtdetr_deploy.words import plural, printable
 
@@ -46,6 +46,10 @@ class Entry:
     size: tuple[int, int] | None = None
     resizer: Resizer = "opencv"
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:  # before anything is exported or opened
+            check_threads(self.threads)
 
 
 class Contestant(Protocol):

@@ -53,6 +53,11 @@ class StudyRow:
         }
 
 
+def _check_resizer(entry: Entry) -> None:
+    if entry.resizer == "cuda":
+        raise OptionError("resizer cuda is for TensorRT engines; this study exports and times ONNX files")
+
+
 def study_decoder(
     weights: Path,
     plan: Plan,
@@ -69,6 +74,7 @@ def study_decoder(
     """
     if weights.suffix.lower() in MODELS:
         raise OptionError(f"--decoder-study exports a checkpoint with fewer layers; {weights.name} is a model file")
+    _check_resizer(entry)
     export_onnx, options, load_checkpoint = _exporter()
     checkpoint = load_checkpoint(weights)
     if annotations is not None and folder is not None:  # what doesn't fit is said before anything is timed
@@ -105,6 +111,7 @@ def study_encoders(
         raise OptionError(f"unknown encoder {', '.join(unknown)}; choose from {', '.join(ENCODERS)}")
     if not names or len(set(names)) < len(names):
         raise OptionError(f"name each encoder once, and one at least; choose from {', '.join(ENCODERS)}")
+    _check_resizer(entry)
     with TemporaryDirectory() as place:
         files, parameters = [], []
         for name in names:

@@ -110,6 +110,25 @@ def test_decoder_study_times_every_number_of_layers(
     assert "Decoder layers" in page.read_text()
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--decoder-study {weights} --resizer cuda", "resizer cuda is for TensorRT engines; this study exports"),
+        ("--encoder-study r18 --resizer cuda", "resizer cuda is for TensorRT engines; this study exports"),
+        ("--decoder-study {weights} --threads 9999", "threads is 9999"),
+        ("--encoder-study r18 --threads 0", "threads is 0"),
+        ("--engine {weights} --accuracy {weights} --images . --study --threads 0", "threads is 0"),
+    ],
+)
+def test_studies_refuse_what_their_models_can_not_do_before_they_export(
+    line: str, message: str, r18_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rtdetr_export.export_onnx", lambda *_: pytest.fail("it was exported"))
+    monkeypatch.setattr("rtdetr_bench.decoder_study._export_encoder", lambda *_: pytest.fail("it was exported"))
+    assert main(line.format(weights=r18_checkpoint).split()) == 2
+    assert message in capsys.readouterr().err
+
+
 def _count(module: Any) -> float:
     return float(sum(parameter.numel() for parameter in module.parameters()) / 1e6)
 
