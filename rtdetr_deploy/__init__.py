@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from rtdetr_deploy.artifact import ArtifactInfo
+from rtdetr_deploy.artifact import ArtifactInfo, ThirdPartyInfo
 from rtdetr_deploy.classes import COCO_CATEGORY_IDS, COCO_NAMES
 from rtdetr_deploy.detections import Detection, Detections
 from rtdetr_deploy.errors import (
@@ -41,6 +41,7 @@ __all__ = [
     "OutputError",
     "Predictor",
     "RtdetrError",
+    "ThirdPartyInfo",
     "find_images",
     "open_runtime",
 ]

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 from rtdetr_deploy.errors import OptionError
+
+
+def path_argument(text: str) -> Path:
+    """Return a path; an empty one is refused, because it would mean the current folder (an unset shell variable?)."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; is a shell variable not set?")
+    return Path(text)
 
 
 def parse_size(text: str) -> tuple[int, int]:

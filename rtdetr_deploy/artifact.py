@@ -17,6 +17,7 @@ FORMAT = 1
 """Version of the layout below; a reader refuses newer ones."""
 
 OutputKind = Literal["detections", "raw"]
+NamesSource = Literal["file", "given", "coco", "numbered", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,24 @@ class ArtifactInfo:
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True, ensure_ascii=False)
 
 
+@dataclass(frozen=True)
+class ThirdPartyInfo:
+    """What can be told of a file that this package did not write.
+
+    `names_source` says where `class_names` come from: "given" to the Predictor; "coco" where the file has 80 classes
+    and no names, so that COCO's are assumed; "numbered" (`class 0`, ...) for any other number of classes; "unknown",
+    without names, where the file doesn't tell how many classes it has. The rest is as in `ArtifactInfo`.
+    """
+
+    class_names: tuple[str, ...]
+    names_source: NamesSource
+    height: int
+    width: int
+    batch: int | None
+    outputs: OutputKind
+    raw_input: bool
+
+
 _KINDS: dict[str, tuple[type, ...]] = {
     "tuple[str, ...]": (tuple,),
     "int": (int,),
@@ -84,7 +103,7 @@ def read_metadata(metadata: Mapping[str, str], name: str) -> ArtifactInfo | None
     try:
         stored = json.loads(text)
         written = int(stored.pop("format"))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise ArtifactError(f"{name} has a damaged {METADATA_KEY} metadata entry; export it again") from error
     if not 1 <= written <= FORMAT:
         raise ArtifactError(

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from rtdetr_deploy.errors import OptionError
+from rtdetr_deploy.files import reason
+
+Classes = Iterable[int | str] | int | str
+"""Which classes are meant: names and indices, or one of them."""
 
 COCO_NAMES: tuple[str, ...] = tuple(
     """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
@@ -38,11 +44,44 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"can't read class names from {path}: {error}") from error
+        raise OptionError(f"can't read class names from {path}: {reason(error)}") from error
     names = tuple(line.strip() for line in lines)
     if not names or not all(names):
         raise OptionError(f"{path} must hold one class name per line, without empty lines between them")
     return names
+
+
+def as_classes(classes: Classes) -> list[int | str]:
+    """Return the names and indices as a list. Raises `OptionError` for what is neither, e.g. True or 1.0."""
+    if isinstance(classes, (bool, bytes, bytearray, memoryview)) or not isinstance(
+        classes, (int, np.integer, str, Iterable)
+    ):
+        raise OptionError(f"classes is {classes!r}, expected names or indices")
+    wanted = [classes] if isinstance(classes, (int, np.integer, str)) else list(classes)
+    for item in wanted:
+        if isinstance(item, bool) or not isinstance(item, (int, np.integer, str)):
+            raise OptionError(f"class {item!r} is neither a name nor an index")
+    return [item if isinstance(item, str) else int(item) for item in wanted]
+
+
+def find_labels(classes: Iterable[int | str], names: Sequence[str]) -> frozenset[int]:
+    """Return the indices that names and indices stand for; `names` is empty where a model doesn't tell them.
+
+    Raises `OptionError` for a class that is not there.
+    """
+    labels: set[int] = set()
+    for item in classes:
+        if isinstance(item, str):
+            if item not in names:
+                known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+                raise OptionError(f"the model has no class {item!r}; it knows {known or 'no class names'}")
+            labels.update(index for index, name in enumerate(names) if name == item)
+        elif item < 0 or (names and item >= len(names)):
+            expected = f"outside 0 .. {len(names) - 1}" if names else "negative"
+            raise OptionError(f"class index {item} is {expected}")
+        else:
+            labels.add(item)
+    return frozenset(labels)
 
 
 def check_class_names(names: Sequence[str], count: int, origin: str) -> tuple[str, ...]:

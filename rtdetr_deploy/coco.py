@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from rtdetr_deploy.coco_json import CocoJson, read_coco_json
-from rtdetr_deploy.errors import MissingPackageError, OptionError
+from rtdetr_deploy.errors import OptionError
+from rtdetr_deploy.packages import require
 from rtdetr_deploy.predictor import Predictor
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -96,10 +97,7 @@ def _some(names: Sequence[str]) -> str:
 
 def require_evaluator() -> None:
     """Raise `MissingPackageError` unless faster-coco-eval is installed."""
-    try:
-        import faster_coco_eval  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError("accuracy needs faster-coco-eval: pip install 'rtdetr-deploy[bench]'") from error
+    require("faster_coco_eval", "accuracy", "bench")
 
 
 def detect_all(

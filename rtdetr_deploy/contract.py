@@ -46,8 +46,8 @@ def recognize(runtime: Runtime, name: str, size: tuple[int, int] | None = None) 
 
     Raises `ArtifactError` when the inputs or outputs are not a detector's.
     """
-    if size is not None and not (len(size) == 2 and all(isinstance(axis, int) and axis > 0 for axis in size)):
-        raise OptionError(f"size is {size}, expected (height, width) in pixels")
+    if size is not None and not _is_size(size):
+        raise OptionError(f"size is {size!r}, expected (height, width) in pixels")
     info = read_metadata(runtime.metadata, name)
     images, sizes = _find_inputs(runtime.inputs, name)
     kind, roles = _find_outputs(runtime.outputs, name)
@@ -62,7 +62,31 @@ def recognize(runtime: Runtime, name: str, size: tuple[int, int] | None = None) 
     shapes = {spec.name: spec.shape for spec in runtime.outputs}
     check_outputs(kind, {role: shapes[output] for role, output in roles.items()}, name)
     batch = images.shape[0]
+    if info is not None:
+        classes = shapes[roles["logits"]][-1] if kind == "raw" else None
+        _check_info(info, {"outputs": kind, "height": height, "width": width, "batch": batch}, classes, name)
     return Contract(images, sizes, height, width, batch, raw_input, kind, roles, info)
+
+
+def _is_size(size: object) -> bool:
+    return isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
+
+
+def _check_info(info: ArtifactInfo, found: Mapping[str, object], classes: int | None, name: str) -> None:
+    """Raise `ArtifactError` where the stored facts are not those of the file; `classes` is None where it is unknown."""
+    for field, value in found.items():
+        if getattr(info, field) != value:
+            raise ArtifactError(
+                f"{name} has {field} {value}, but its metadata says {getattr(info, field)}; export it again"
+            )
+    if classes is not None and classes != len(info.class_names):
+        raise ArtifactError(
+            f"{name} has {classes} classes, but its metadata names {len(info.class_names)}; export it again"
+        )
+    if info.max_detections < 1:
+        raise ArtifactError(
+            f"{name} says in its metadata that it gives {info.max_detections} detections; export it again"
+        )
 
 
 def check_outputs(kind: OutputKind, shapes: Mapping[str, Sequence[int | None]], name: str) -> None:
@@ -88,7 +112,7 @@ def _find_inputs(specs: Sequence[TensorSpec], name: str) -> tuple[TensorSpec, Te
     sizes = [spec for spec in specs if len(spec.shape) == 2 and spec.dtype.kind in "if" and spec.shape[1] in (2, None)]
     if len(images) != 1 or len(images) + len(sizes) != len(specs) or len(sizes) > 1:
         found = ", ".join(f"{spec.name} {_shape(spec)}" for spec in specs) or "none"
-        raise ArtifactError(f"{name} is no RT-DETR detector: its inputs are {found}; {EXPECTED}")
+        raise ArtifactError(f"{name} is not an RT-DETR detector: its inputs are {found}; {EXPECTED}")
     return images[0], sizes[0] if sizes else None
 
 
@@ -116,7 +140,7 @@ def _find_outputs(specs: Sequence[TensorSpec], name: str) -> tuple[OutputKind, d
         if len(chosen) == len(needed):
             return kind, chosen
     found = ", ".join(f"{spec.name} {_shape(spec)}" for spec in specs)
-    raise ArtifactError(f"{name} is no RT-DETR detector: its outputs are {found}; {EXPECTED}")
+    raise ArtifactError(f"{name} is not an RT-DETR detector: its outputs are {found}; {EXPECTED}")
 
 
 def _shape(spec: TensorSpec) -> str:

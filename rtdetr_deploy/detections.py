@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rtdetr_deploy.classes import Classes, as_classes, find_labels
 from rtdetr_deploy.errors import MissingPackageError, OptionError
 from rtdetr_deploy.sources import MAX_PIXELS, Color, ImageLike, load_frame
 
@@ -32,13 +34,15 @@ class Detections:
     """N objects, sorted by score (best first).
 
     `boxes (N, 4)` float32 xyxy in pixels of the original image, inside it; `scores (N,)` float32 in [0, 1];
-    `labels (N,)` int64 class indices; `names` one class name per detection.
+    `labels (N,)` int64 class indices; `names` one class name per detection; `class_names` all that the model knows, in
+    the order of the labels, empty where that is unknown.
     """
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     labels: NDArray[np.int64]
     names: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.names)
@@ -69,19 +73,24 @@ class Detections:
             index = slice(0)
         rows = np.arange(len(self))[index]
         names = tuple(self.names[row] for row in rows)
-        return Detections(self.boxes[rows], self.scores[rows], self.labels[rows], names)
+        return Detections(self.boxes[rows], self.scores[rows], self.labels[rows], names, self.class_names)
 
     def filter(
         self,
         *,
         threshold: float = 0.0,
-        classes: Collection[int | str] | int | str | None = None,
+        classes: Classes | None = None,
         min_area: float = 0.0,
     ) -> Detections:
-        """Keep scores >= `threshold`, the given `classes` (names or indices), and boxes of at least `min_area` px^2."""
+        """Keep scores >= `threshold`, the given `classes` (names or indices), and boxes of at least `min_area` px^2.
+
+        Raises `OptionError` for a class that the model doesn't have, where `class_names` tells.
+        """
         keep = (self.scores >= check_threshold(threshold)) & (self.areas() >= min_area)
         if classes is not None:
-            wanted = {classes} if isinstance(classes, (str, int, np.integer)) else set(classes)
+            wanted = set(as_classes(classes))
+            if self.class_names:
+                find_labels(wanted, self.class_names)
             chosen = [label in wanted or name in wanted for label, name in zip(self.labels, self.names, strict=True)]
             keep &= np.array(chosen, bool)
         return self[keep]
@@ -121,7 +130,7 @@ class Detections:
         try:
             import supervision
         except ImportError as error:
-            raise MissingPackageError("to_supervision needs a package: pip install supervision") from error
+            raise MissingPackageError(f"to_supervision needs supervision ({error}): pip install supervision") from error
         return supervision.Detections(
             xyxy=self.boxes.copy(),
             confidence=self.scores.copy(),
@@ -129,14 +138,23 @@ class Detections:
             data={"class_name": np.array(self.names, dtype=str)},
         )
 
-    def draw(self, image: ImageLike, *, color: Color = "bgr", max_pixels: int = MAX_PIXELS) -> Image:
+    def draw(
+        self,
+        image: ImageLike,
+        *,
+        color: Color = "bgr",
+        max_pixels: int = MAX_PIXELS,
+        font: str | Path | None = None,
+    ) -> Image:
         """Return `image` as a PIL image with boxes and labels.
 
         `image` is a path, bytes, PIL image, or array in the order `color`; `max_pixels` is the largest that is decoded.
+        `font` is a font file for the labels; by default an installed one is found that has the characters of the class
+        names. Where there is none, such a name is drawn as "class 3", and a warning says so.
         """
         from rtdetr_deploy.drawing import draw_detections
 
-        return draw_detections(self, load_frame(image, color=color, max_pixels=max_pixels).to_rgb())
+        return draw_detections(self, load_frame(image, color=color, max_pixels=max_pixels).to_rgb(), font)
 
 
 def check_threshold(threshold: float) -> float:

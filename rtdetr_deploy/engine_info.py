@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rtdetr_deploy.artifact import METADATA_KEY, ArtifactInfo, read_metadata
 from rtdetr_deploy.errors import ArtifactError
+from rtdetr_deploy.files import reason
 
 if TYPE_CHECKING:
     from rtdetr_deploy.runtimes.cuda import Gpu
@@ -63,8 +64,8 @@ def read_engine_info(engine: Path, content: bytes) -> EngineInfo | None:
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} can't be read: {error}; build the engine again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} can't be read: {reason(error)}; build the engine again") from error
     try:
         if stored["format"] > FORMAT:
             raise ArtifactError(f"{path} was written by a newer rtdetr-deploy; update this one")
@@ -74,7 +75,7 @@ def read_engine_info(engine: Path, content: bytes) -> EngineInfo | None:
         facts = EngineInfo(**{**values, "info": info, "profile": (smallest, best, largest)})
     except ArtifactError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ArtifactError(f"{path} does not describe an engine ({error!r}); build the engine again") from error
     if facts.engine_digest != hashlib.sha256(content).hexdigest():
         raise ArtifactError(f"{path.name} belongs to another engine than {engine.name}; build it again, or delete it")

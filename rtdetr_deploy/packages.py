@@ -46,12 +46,12 @@ def needed_for(purpose: str, extra: str) -> Iterator[None]:
         ) from error
 
 
-def install_command(extra: str) -> str:
-    """Return the command that installs what is not installed of an extra; all of it where nothing is missing."""
+def install_command(extra: str, *, whole: bool = False) -> str:
+    """Return the command that installs what is missing of an extra; all of it if `whole`, or if nothing is."""
     packages = _requirements(extra)
     if not packages:  # a source tree that is not installed
         return f"pip install '.[{extra}]' in the folder of the project"
-    chosen = [package for package in packages if not _installed(package)] or packages
+    chosen = packages if whole else [package for package in packages if not _installed(package)] or packages
     return "pip install " + " ".join(f"'{package}'" for package in chosen)
 
 

@@ -7,22 +7,30 @@ detections = Predictor("r50-l6-640x640-fp32.onnx").detect("street.jpg")
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rtdetr_deploy.artifact import ArtifactInfo
-from rtdetr_deploy.classes import check_class_names, default_class_names, read_class_names
+from rtdetr_deploy.artifact import ArtifactInfo, NamesSource, ThirdPartyInfo
+from rtdetr_deploy.classes import (
+    COCO_NAMES,
+    Classes,
+    as_classes,
+    check_class_names,
+    default_class_names,
+    find_labels,
+    read_class_names,
+)
 from rtdetr_deploy.contract import check_outputs, recognize
 from rtdetr_deploy.detections import Detections, check_threshold
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.postprocess import check_finite, decode_raw, to_pixels
 from rtdetr_deploy.preprocess import RESIZERS, Resizer, prepare_batch
 from rtdetr_deploy.runtimes import Array, Device, FrameRuntime, Runtime, open_runtime
-from rtdetr_deploy.sources import MAX_PIXELS, Color, Frame, ImageLike, load_frame
+from rtdetr_deploy.sources import MAX_PIXELS, Color, Frame, ImageLike, check_max_pixels, load_frame
 
 MAX_DETECTIONS = 300
 """Detections kept of raw outputs, as the released models do."""
@@ -33,8 +41,6 @@ MAX_BATCH = 8
 Prepared = Array | tuple[Frame, ...]
 """The model's input, or the frames that the GPU will make it of."""
 
-Classes = Collection[int | str] | int | str
-
 
 class Predictor:
     """A loaded model. Several threads may call it at once.
@@ -44,7 +50,8 @@ class Predictor:
     `resizer` is "opencv" or "pillow", or for TensorRT engines "cuda": frames cross the bus as they are and are resized
     on the GPU (see `preprocess`). `threads` limits the engine's threads. `device` is "cpu" or "cuda" (an NVIDIA GPU;
     for .onnx files that needs onnxruntime-gpu); by default engines run on the GPU and all else on the CPU. `size`
-    (height, width) is needed for files of others that leave it open. `max_pixels` is the largest image that is decoded.
+    (height, width) is needed for third-party files that leave it open. `max_pixels` is the largest image that is
+    decoded.
 
     Raises `ArtifactError` when the file can't be run, `OptionError` for other arguments.
     """
@@ -65,30 +72,38 @@ class Predictor:
         if resizer not in RESIZERS:
             raise OptionError(f"unknown resizer {resizer!r}; choose one of {', '.join(RESIZERS)}")
         self._resizer: Resizer = resizer
-        self._max_pixels = max_pixels
+        self._max_pixels = check_max_pixels(max_pixels)
+        if class_names is not None and not isinstance(class_names, (str, Path, Sequence, np.ndarray)):
+            raise OptionError(f"class_names is {class_names!r}, expected a list of names or a file with one per line")
         if isinstance(engine, (str, Path)):
-            self._name = Path(engine).name
             self._runtime = open_runtime(engine, threads=threads, device=device)
+        elif isinstance(engine, Runtime):
+            self._runtime = engine
         else:
-            self._name, self._runtime = engine.name, engine
+            raise OptionError(f"engine is {engine!r}, expected a model file or what open_runtime returns")
+        self._name = self._runtime.file
         try:
             if resizer == "cuda" and not isinstance(self._runtime, FrameRuntime):
                 raise OptionError(f'resizer="cuda" is for TensorRT engines; {self._name} is run by {self.runtime}')
             self._contract = recognize(self._runtime, self._name, size)
-            self._names = self._decide_names(class_names)
+            self._names, self._names_source = self._decide_names(class_names)
         except BaseException:
             if isinstance(engine, (str, Path)):  # what was opened here; a GPU's memory isn't freed by itself
                 self._runtime.close()
             raise
 
     @property
-    def info(self) -> ArtifactInfo | None:
-        """What is stored with the file; None for files of others."""
-        return self._contract.info
+    def info(self) -> ArtifactInfo | ThirdPartyInfo:
+        """What is stored with the file; of third-party files what can be told, and where their names come from."""
+        contract = self._contract
+        if contract.info is not None:
+            return contract.info
+        size = (contract.height, contract.width)
+        return ThirdPartyInfo(self._names, self._names_source, *size, contract.batch, contract.kind, contract.raw_input)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Name of each label; empty where a file of others doesn't tell."""
+        """Name of each label; empty where a third-party file doesn't tell how many there are."""
         return self._names
 
     @property
@@ -134,7 +149,7 @@ class Predictor:
     ) -> list[Detections]:
         """Return one `Detections` per image; the images may differ in size. Arguments are those of `detect`."""
         check_threshold(self.threshold if threshold is None else threshold)
-        self.labels_of(classes)
+        classes = self.labels_of(classes)
         images = _as_list(images)
         results: list[Detections] = []
         step = self.batch or min(MAX_BATCH, self._runtime.largest_batch or MAX_BATCH)
@@ -218,7 +233,7 @@ class Predictor:
     ) -> Detections:
         if self._contract.kind == "raw":
             check_finite(outputs["boxes"][row], outputs["logits"][row], self._name)
-            limit = self.info.max_detections if self.info else MAX_DETECTIONS
+            limit = self._contract.info.max_detections if self._contract.info else MAX_DETECTIONS
             logits, raw_boxes = (outputs[role][row].astype(np.float32, copy=False) for role in ("logits", "boxes"))
             labels, boxes, scores = decode_raw(logits, raw_boxes, limit)
         else:
@@ -235,6 +250,7 @@ class Predictor:
             scores=scores[order].astype(np.float32),
             labels=chosen,
             names=tuple(self._name_of(int(label)) for label in chosen),
+            class_names=self._names,
         )
 
     def _name_of(self, label: int) -> str:
@@ -245,40 +261,27 @@ class Predictor:
 
         Raises `OptionError` for a class that the model doesn't have.
         """
-        if classes is None:
-            return None
-        wanted = [classes] if isinstance(classes, (int, np.integer, str)) else list(classes)
-        labels: set[int] = set()
-        for item in wanted:
-            if not isinstance(item, (int, np.integer, str)):
-                raise OptionError(f"class {item!r} is neither a name nor an index")
-            if isinstance(item, str):
-                if item not in self._names:
-                    known = ", ".join(self._names[:8]) + (", ..." if len(self._names) > 8 else "")
-                    raise OptionError(f"the model has no class {item!r}; it knows {known or 'no class names'}")
-                labels.update(index for index, name in enumerate(self._names) if name == item)
-            elif item < 0 or (self._names and item >= len(self._names)):
-                raise OptionError(f"class index {item} is outside 0 .. {len(self._names) - 1}")
-            else:
-                labels.add(int(item))
-        return frozenset(labels)
+        return None if classes is None else find_labels(as_classes(classes), self._names)
 
-    def _decide_names(self, given: Sequence[str] | str | Path | None) -> tuple[str, ...]:
+    def _decide_names(self, given: Sequence[str] | str | Path | None) -> tuple[tuple[str, ...], NamesSource]:
+        """Return the name of each label, and where the names come from."""
         names = read_class_names(given) if isinstance(given, (str, Path)) else given
         count = self._count_classes()
         if names is not None:
-            return tuple(names) if count is None else check_class_names(names, count, "class_names")
-        if self.info is not None:
-            return self.info.class_names
-        return () if count is None else default_class_names(count)
+            return (tuple(names) if count is None else check_class_names(names, count, "class_names")), "given"
+        if self._contract.info is not None:
+            return self._contract.info.class_names, "file"
+        if count is None:
+            return (), "unknown"
+        return default_class_names(count), "coco" if count == len(COCO_NAMES) else "numbered"
 
     def _count_classes(self) -> int | None:
-        if self.info is not None:
-            return len(self.info.class_names)
-        if self._contract.kind == "raw":
-            name = self._contract.roles["logits"]
-            return next(spec.shape[-1] for spec in self._runtime.outputs if spec.name == name)
-        return None
+        contract = self._contract
+        if contract.info is not None:
+            return len(contract.info.class_names)
+        output = contract.roles["logits" if contract.kind == "raw" else "labels"]
+        spec = next(spec for spec in self._runtime.outputs if spec.name == output)
+        return spec.shape[-1] if contract.kind == "raw" else spec.classes
 
 
 def _as_list(images: Iterable[ImageLike]) -> list[ImageLike]:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import glob
 import io
-from collections.abc import Iterable, Iterator
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtdetr_deploy.errors import ImageError, OptionError
+from rtdetr_deploy.files import reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,7 +36,15 @@ MAX_PIXELS = 89_478_485
 LIMIT_HINT = "raise the limit (max_pixels, --max-pixels) if the image is trusted"
 _LIMIT_LOCK = Lock()
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif"}
+)
+
+ANIMATED = frozenset({"GIF", "PNG", "WEBP", "TIFF", "AVIF"})
+"""Formats whose further frames or pages are pictures in their own right; those of an MPO (a phone's JPEG) are not."""
+
+OnUnreadable = Callable[[Path, ImageError], None]
+"""Called with a folder that can't be read, and why."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +69,14 @@ def load_frame(image: ImageLike, *, color: Color = "bgr", max_pixels: int = MAX_
 
     Arrays are uint8 or uint16 (full range; the low byte is dropped), of shape (h, w), (h, w, 1), (h, w, 3) or
     (h, w, 4); channels are in the order `color`, alpha is dropped. `color` concerns arrays alone. Files are
-    turned as their EXIF orientation says; a PIL image is too.
+    turned as their EXIF orientation says; a PIL image is too. Of an animation or a file of several pages the first
+    is used, which a warning says once.
 
     Raises `ImageError` when the image can't be read, is empty, has more than `max_pixels` pixels, or another dtype.
     """
     if color not in ("bgr", "rgb"):
         raise OptionError(f"color is {color!r}, expected 'bgr' or 'rgb'")
+    check_max_pixels(max_pixels)
     if isinstance(image, np.ndarray):
         return _from_array(image, color)
     if isinstance(image, (str, Path)):
@@ -75,13 +89,19 @@ def load_frame(image: ImageLike, *, color: Color = "bgr", max_pixels: int = MAX_
     raise ImageError(f"can't read an image from {type(image).__name__}; pass a path, bytes, PIL image or numpy array")
 
 
-def _from_array(array: NDArray[Any], color: Color) -> Frame:
-    if array.dtype not in (np.uint8, np.uint16):
-        hint = " (it holds NaN)" if array.dtype.kind == "f" and np.isnan(array).any() else ""
-        raise ImageError(
-            f"image array is {array.dtype}{hint}, expected uint8 in 0 .. 255 or uint16; "
-            "for floats in [0, 1] pass (image * 255).round().astype('uint8')"
-        )
+def check_max_pixels(max_pixels: int) -> int:
+    """Return `max_pixels`; `OptionError` unless it is a whole number from 1."""
+    if isinstance(max_pixels, bool) or not isinstance(max_pixels, (int, np.integer)) or max_pixels < 1:
+        raise OptionError(f"max_pixels is {max_pixels!r}, expected a whole number from 1")
+    return int(max_pixels)
+
+
+def _from_array(image: NDArray[Any], color: Color) -> Frame:
+    if isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
+        raise ImageError("image array is masked, and detection knows no masks; pass image.filled(0)")
+    array = np.asarray(image)  # a subclass such as numpy.matrix has shapes of its own
+    if array.dtype not in (np.uint8, np.uint16, np.dtype(">u2")):
+        raise ImageError(f"image array is {array.dtype}, expected uint8 or uint16; {_advice(array)}")
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
@@ -91,20 +111,40 @@ def _from_array(array: NDArray[Any], color: Color) -> Frame:
         )
     if 0 in array.shape:
         raise ImageError(f"image array of shape {array.shape} has no pixels")
-    if array.dtype == np.uint16:
+    if array.dtype != np.uint8:
         array = (array >> 8).astype(np.uint8)
     array = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3]
     return Frame(np.ascontiguousarray(array), rgb=color == "rgb")
 
 
+def _advice(array: NDArray[Any]) -> str:
+    """Say how to make uint8 of an array of another type."""
+    advice = f"for values from 0 to 255 pass image{'.round()' * (array.dtype.kind == 'f')}.astype('uint8')"
+    if array.dtype == np.bool_:
+        advice = "for a mask pass image.astype('uint8') * 255"
+    elif array.dtype.kind in "iuf" and array.size:
+        low, high = array.min(), array.max()
+        if not np.isfinite([low, high]).all():
+            advice = "it holds NaN or infinity"
+        elif low < 0:
+            advice = f"its values begin at {low:g}; undo the normalization first"
+        elif array.dtype.kind == "f" and high <= 1:
+            advice = "for values from 0 to 1 pass (image * 255).round().astype('uint8')"
+        elif high > 255:
+            advice = f"its values go up to {high:g}; scale them to 0 .. 255 and pass image.astype('uint8')"
+    return advice
+
+
 def _from_file(path: Path, max_pixels: int) -> Frame:
     try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():  # opening a pipe would wait for its writer
+            raise ImageError(f"{path} is a pipe or a device, expected an image file")
         with path.open("rb") as file:
             return _decode(file, str(path), max_pixels)
     except IsADirectoryError as error:
         raise ImageError(f"{path} is a folder; use rtdetr_deploy.find_images to list the images in it") from error
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
-        raise ImageError(f"can't open {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise ImageError(f"can't open {path}: {reason(error)}") from error
 
 
 def _decode(file: Any, name: str, max_pixels: int) -> Frame:
@@ -121,8 +161,10 @@ def _readable(name: str) -> Iterator[None]:
 
     try:
         yield
-    except (ImageError, MemoryError):
+    except ImageError:
         raise
+    except MemoryError as error:
+        raise ImageError(f"{name} is too large for the memory that is free") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image in a known format, or it is empty") from error
     except Image.DecompressionBombError as error:
@@ -158,40 +200,96 @@ def _pil_to_rgb(image: Image, name: str, max_pixels: int) -> NDArray[np.uint8]:
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")  # 16 bits per pixel
     if image.mode in ("I", "F") and not deep:
         raise ImageError(f"{name} has 32 bits per pixel (mode {image.mode}), expected 8 or 16 bits per channel")
+    turned = image
     with suppress(Exception):  # damaged EXIF; a damaged image itself is noticed below
-        image = ImageOps.exif_transpose(image)
+        turned = ImageOps.exif_transpose(image)
     if deep:
-        gray = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
-        return np.repeat(gray[:, :, None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))
+        gray = (np.asarray(turned).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+        pixels: NDArray[np.uint8] = np.repeat(gray[:, :, None], 3, axis=2)
+    else:
+        pixels = np.asarray(turned.convert("RGB"))
+    _mention_frames(image)
+    return pixels
 
 
-def find_images(sources: Iterable[str | Path], *, skip: Path | None = None) -> list[Path]:
+def _mention_frames(image: Image) -> None:
+    """Warn once that further frames or pages are not looked at."""
+    several = False
+    with suppress(Exception):  # a damaged second frame
+        several = image.format in ANIMATED and getattr(image, "n_frames", 1) > 1
+    if several:
+        warnings.warn("an image has several frames or pages; only the first is used, here and later", stacklevel=1)
+
+
+def find_images(
+    sources: Iterable[str | Path], *, skip: Path | None = None, on_unreadable: OnUnreadable | None = None
+) -> list[Path]:
     """Return the image files behind paths, folders (searched recursively) and glob patterns, sorted per source.
 
     A path that names a file is kept whatever its suffix is. Files inside the folder `skip` are not found by searching
-    folders. Raises `ImageError` for a source without any image.
+    folders. Links to folders are not followed. Raises `ImageError` for a source without any image, and for a folder
+    inside a source that can't be read; where `on_unreadable` is given, that is called instead.
     """
+    search = _Search(skip, on_unreadable)
     found: list[Path] = []
-    for source in sources:
+    for source in [sources] if isinstance(sources, (str, Path)) else sources:
         try:
-            images, reason = _find(Path(source), skip)
+            images, problem = search.find(source)
         except (OSError, ValueError) as error:
-            raise ImageError(f"can't open {source}: {getattr(error, 'strerror', None) or error}") from error
+            if isinstance(error, OptionError):
+                raise
+            raise ImageError(f"can't open {source}: {reason(error)}") from error
         if not images:
-            raise ImageError(f"{source} {reason}; known suffixes are {', '.join(sorted(SUFFIXES))}")
+            raise ImageError(f"{source} {problem}; known suffixes are {', '.join(sorted(SUFFIXES))}")
         found += images
     return list(dict.fromkeys(found))
 
 
-def _find(path: Path, skip: Path | None) -> tuple[list[Path], str]:
-    """Return the images behind one source, and what to say where there are none."""
-    if path.is_dir():
-        next(path.iterdir(), None)  # rglob passes over folders that can't be read
-        skipped = skip.resolve() if skip is not None and skip.resolve() != path.resolve() else None
-        files = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        return sorted(file for file in files if skipped not in file.resolve().parents), "holds no image"
-    if path.exists():
-        return [path], ""
-    matches = (Path(match) for match in glob.glob(str(path), recursive=True))
-    return sorted(match for match in matches if match.is_file()), "does not exist"
+class _Search:
+    """Looks for image files."""
+
+    def __init__(self, skip: Path | None, on_unreadable: OnUnreadable | None) -> None:
+        self._skip = os.path.realpath(skip) if skip is not None else None
+        self._on_unreadable = on_unreadable
+
+    def find(self, source: str | Path) -> tuple[list[Path], str]:
+        """Return the images behind one source, and what to say where there are none."""
+        if source == "":
+            raise ImageError("the name of an image is empty; is a shell variable not set?")
+        path = Path(source)
+        if path.is_dir():
+            next(path.iterdir(), None)  # raises where the folder itself can't be read
+            skip = self._skip if self._skip != os.path.realpath(path) else None
+            files = (folder / name for folder, names in self._walk(path, skip) for name in names)
+            return sorted(file for file in files if file.suffix.lower() in SUFFIXES), "holds no image"
+        if path.exists():
+            return [path], ""
+        return sorted({file for file in self._expand(str(path)) if file.is_file()}), "does not exist"
+
+    def _expand(self, pattern: str) -> Iterator[Path]:
+        """Yield what a glob pattern stands for; unlike `glob`, `**` does not follow links, which may form loops."""
+        parts = Path(pattern).parts
+        if "**" not in parts:
+            yield from map(Path, glob.glob(pattern))
+            return
+        place = parts.index("**")
+        before, after = os.path.join(".", *parts[:place]), os.path.join(*(parts[place + 1 :] or ("*",)))
+        for base in glob.glob(before):
+            for folder, _ in self._walk(Path(base), None, hidden=False):
+                yield from self._expand(os.path.join(glob.escape(str(folder)), after))
+
+    def _walk(self, top: Path, skip: str | None, *, hidden: bool = True) -> Iterator[tuple[Path, list[str]]]:
+        """Yield the folders below `top` and the names of the files in each, without those in the folder `skip`."""
+        for folder, folders, names in os.walk(top, onerror=self._report):
+            if not hidden:
+                folders[:] = [name for name in folders if not name.startswith(".")]
+            if skip is not None:
+                folders[:] = [name for name in folders if os.path.realpath(os.path.join(folder, name)) != skip]
+            yield Path(folder), names
+
+    def _report(self, error: OSError) -> None:
+        folder = Path(error.filename)
+        problem = ImageError(f"can't open the folder {folder}: {reason(error)}")
+        if self._on_unreadable is None:
+            raise problem
+        self._on_unreadable(folder, problem)

@@ -24,7 +24,7 @@ import numpy as np
 from rtdetr_bench.accuracy import CHECKPOINTS, open_any
 from rtdetr_bench.nms import NmsOptions, suppress
 from rtdetr_bench.yolo import NEEDS_NMS, NMS_METADATA, WHOLE, find_candidates, letterbox, recognize_yolo
-from rtdetr_deploy import Detections, Predictor
+from rtdetr_deploy import ArtifactInfo, Detections, Predictor
 from rtdetr_deploy.contract import has_detections
 from rtdetr_deploy.engine_layers import count_precisions
 from rtdetr_deploy.preprocess import Resizer
@@ -86,7 +86,8 @@ class SpanRuntime:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.name, self.inputs, self.outputs = runtime.name, runtime.inputs, runtime.outputs
+        self.name, self.file = runtime.name, runtime.file
+        self.inputs, self.outputs = runtime.inputs, runtime.outputs
         self.metadata, self.largest_batch = runtime.metadata, runtime.largest_batch
         self.model: float | None = None
 
@@ -131,7 +132,7 @@ class Detr:
             "runtime": predictor.runtime,
             "input": "x".join(map(str, predictor.input_size)),
         }
-        if info is not None:
+        if isinstance(info, ArtifactInfo):
             self.facts |= {"model": f"{info.variant}, {info.layers} layers", "precision": info.precision}
         self.boxes: int | None = None
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rtdetr_deploy.arguments import parse_size
 from rtdetr_deploy.classes import read_class_names
 from rtdetr_deploy.command import run_command
-from rtdetr_deploy.errors import MissingPackageError, OptionError
-from rtdetr_deploy.weights_file import find_weights
-from rtdetr_export.options import OPSETS, PRECISIONS, SAMPLERS, ExportOptions, parse_batch
+from rtdetr_deploy.errors import OptionError
+from rtdetr_deploy.files import check_writable, refuse_overwriting
+from rtdetr_deploy.packages import needed_for, require
+from rtdetr_deploy.words import plural
+from rtdetr_export.options import OPSETS, PRECISIONS, SAMPLERS, ExportOptions, check_files, parse_batch
 
 if TYPE_CHECKING:
-    from rtdetr_export.to_onnx import ExportResult
+    from rtdetr_export.to_onnx import ExportResult, Progress
+
+STEP_WIDTH = 72
 
 ENGINES = (".engine", ".plan")
 ENGINE_OPTIONS = (
@@ -58,18 +63,23 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--sampler",
         choices=SAMPLERS,
-        help="how deformable attention samples: gather avoids GridSample, grid uses it, discrete is for models trained "
-        "that way (default: gather; discrete for -dsp variants)",
+        help="how deformable attention samples: gather avoids GridSample, grid uses it; discrete is what --variant "
+        "...-dsp exports (default: gather; discrete for -dsp variants)",
     )
     add("--raw-input", action="store_true", help="take uint8 RGB images (B, H, W, 3); scaling is in the graph")
     add("--raw-output", action="store_true", help="return logits and cxcywh boxes instead of labels, boxes, scores")
     add("--classes", type=Path, metavar="FILE", help="one class name per line (default: the file's, COCO's for 80)")
-    add("--variant", metavar="NAME", help="say what shapes can't tell: r50-m's 3 layers, discrete sampling (r18-dsp)")
-    add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="of the weights and the arithmetic in the file")
+    add("--variant", metavar="NAME", help="what shapes can't tell: r50-m's 3 layers, discrete sampling (r18-dsp)")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default=PRECISIONS[0],
+        help="precision of the weights and the arithmetic in the file (default: %(default)s)",
+    )
     add(
         "--rest",
         choices=("fp32", "fp16"),
-        help="with --precision int8, of what is not INT8 (default: fp16 in engines, else fp32)",
+        help="precision of what is not INT8, with --precision int8 (default: fp16 in engines, else fp32)",
     )
     add(
         "--calibration",
@@ -105,25 +115,30 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (0 done, 1 findings of --lint, 2 wrong input, 130 interrupted)."""
-    arguments = build_parser().parse_args(argv)
-    return run_command("rtdetr-export", lambda: _export(arguments), "nothing was written")
+    return run_command("rtdetr-export", lambda: _export(build_parser().parse_args(argv)), "nothing was written")
 
 
 def _export(arguments: argparse.Namespace) -> int:
     if arguments.lint is not None:
+        _refuse_others(arguments, "lint")
         return print_findings(arguments.lint)
-    target = arguments.output
-    if target is not None and target.suffix in ENGINES and arguments.weights is not None:
-        return _export_engine(arguments)
-    _refuse_engine_options(arguments)
-    options = None if arguments.variants else _options(arguments)
-    _require_packages()
-    if options is None:
+    if arguments.variants:
+        _refuse_others(arguments, "variants")
+        _require_packages()
         print_variants()
         return 0
+    target = arguments.output
+    if target is not None and target.suffix.lower() in ENGINES:
+        return _export_engine(arguments)
+    _refuse_engine_options(arguments)
+    options = _options(arguments)
+    check_files(options)
+    _require_packages()
     from rtdetr_export.to_onnx import export_onnx
 
-    print_result(export_onnx(options, _print_step if sys.stderr.isatty() else None))
+    with _shown_steps() as progress:
+        result = export_onnx(options, progress)
+    print_result(result)
     return 0
 
 
@@ -134,15 +149,16 @@ def _export_engine(arguments: argparse.Namespace) -> int:
     if arguments.precision == "int8":
         arguments.rest = arguments.rest or "fp16"
     options = None
-    if arguments.weights.suffix == ".onnx":
+    if arguments.weights.suffix.lower() == ".onnx":
         _refuse_model_options(arguments)
+        refuse_overwriting({"--output": target}, [arguments.weights])
     else:
         options = _options(arguments)
-    try:
+        check_files(options)
+    check_writable(target)
+    with needed_for("exporting", "export"):
         from rtdetr_export.lower import choose_images
         from rtdetr_export.to_tensorrt import EngineOptions, build_engine, print_phase, read_onnx_info, require_gpu
-    except ImportError as error:
-        raise MissingPackageError(f"exporting needs {error.name}: pip install 'rtdetr-deploy[export]'") from error
     chosen = {name: getattr(arguments, name) for name in _given_engine_options(arguments)}
     onnx = arguments.weights if options is None else arguments.output
     engine = EngineOptions(onnx, target, **chosen)
@@ -151,7 +167,9 @@ def _export_engine(arguments: argparse.Namespace) -> int:
         from rtdetr_export.to_onnx import export_onnx
 
         _require_packages()
-        print_result(export_onnx(options, _print_step if sys.stderr.isatty() else None))
+        with _shown_steps() as progress:
+            exported = export_onnx(options, progress)
+        print_result(exported)
     info = read_onnx_info(onnx)
     if info.batch is not None and (arguments.largest_batch is not None or arguments.best_batch is not None):
         raise OptionError(f"{onnx.name} takes batch {info.batch} alone; export it with --batch dynamic for a choice")
@@ -168,14 +186,24 @@ def _export_engine(arguments: argparse.Namespace) -> int:
 
 
 def _refuse_model_options(arguments: argparse.Namespace) -> None:
-    """Refuse what an .onnx file has decided already: it would be left out in silence."""
-    parser = build_parser()
-    kept = {"weights", "output", "calibration", "rest", *ENGINE_OPTIONS}
-    given = [name for name, value in vars(arguments).items() if name not in kept and value != parser.get_default(name)]
+    """Refuse what an .onnx file has decided already: it would be ignored."""
+    given = _given(arguments, {"weights", "output", "calibration", "rest", *ENGINE_OPTIONS})
     if given:
-        raise OptionError(
-            f"--{given[0].replace('_', '-')} is decided in {arguments.weights.name} already; export it again"
-        )
+        raise OptionError(f"{given[0]} is decided in {arguments.weights.name} already; export it again")
+
+
+def _refuse_others(arguments: argparse.Namespace, verb: str) -> None:
+    """Refuse every option beside --lint or --variants: it would be ignored."""
+    given = _given(arguments, {verb})
+    if given:
+        raise OptionError(f"{given[0]} does not go with --{verb}; leave it out")
+
+
+def _given(arguments: argparse.Namespace, known: Collection[str]) -> list[str]:
+    """Return the options that differ from their defaults and are not among `known`, as they are typed."""
+    parser = build_parser()
+    names = (name for name, value in vars(arguments).items() if name not in known and value != parser.get_default(name))
+    return [f"--{name.replace('_', '-')}" for name in names]
 
 
 def _given_engine_options(arguments: argparse.Namespace) -> list[str]:
@@ -190,7 +218,6 @@ def _refuse_engine_options(arguments: argparse.Namespace) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> ExportOptions:
-    find_weights(arguments.weights)  # a missing file is said before torch is imported
     height, width = parse_size(arguments.size) if arguments.size else (None, None)
     return ExportOptions(
         weights=arguments.weights,
@@ -216,24 +243,33 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
 
 
 def _require_packages() -> None:
-    try:
-        import onnx_ir  # noqa: F401
-        import onnxscript  # noqa: F401
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError(
-            f"exporting needs {error.name}, which is not installed: pip install 'rtdetr-deploy[export]'"
-        ) from error
+    for module in ("onnx_ir", "onnxscript", "torch"):
+        require(module, "exporting", "export")
 
 
-def _print_step(name: str, seconds: float) -> None:
-    print(f"  {name:<48} {seconds:6.1f} s", file=sys.stderr)
+@contextmanager
+def _shown_steps() -> Iterator[Progress | None]:
+    """Yield what shows the running step on a terminal, and a line with the seconds of each; None in a pipe."""
+    from tqdm import tqdm
+
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with tqdm(total=0, bar_format="  {desc}", leave=False, file=sys.stderr) as bar:
+
+        def show(name: str, seconds: float | None) -> None:
+            if seconds is None:
+                bar.set_description_str(name[:STEP_WIDTH])
+            else:
+                tqdm.write(f"  {name[:STEP_WIDTH]:<{STEP_WIDTH}} {seconds:6.1f} s", file=sys.stderr)
+
+        yield show
 
 
 def print_result(result: ExportResult) -> None:
     """Print what was written, for people."""
     info = result.info
-    layers = f"{info.layers} decoder layer{'s' * (info.layers > 1)}"
+    layers = plural(info.layers, "decoder layer")
     batch = "dynamic batch" if info.batch is None else f"batch {info.batch}"
     if result.choice is not None:
         print(result.choice)
@@ -242,21 +278,20 @@ def print_result(result: ExportResult) -> None:
     print(result.report if result.report is not None else "not verified (--no-verify)")
     print(
         f"wrote {result.path} ({result.path.stat().st_size / 1e6:.1f} MB): {info.variant}, {layers}, "
-        f"{info.height}x{info.width}, {batch}, {info.precision}, {len(info.class_names)} classes"
+        f"{info.height}x{info.width}, {batch}, {info.precision}, {plural(len(info.class_names), 'class')}"
     )
 
 
 def print_findings(path: Path) -> int:
     """Print what is wrong with an ONNX file for TensorRT, and return 1 when there are errors."""
-    try:
+    with needed_for("--lint", "export"):
         from rtdetr_export.lint import RULES, lint_file
-    except ImportError as error:
-        raise MissingPackageError(f"--lint needs {error.name}: pip install 'rtdetr-deploy[export]'") from error
     findings = lint_file(path)
     for finding in findings:
         print(finding)
     errors = sum(finding.severity == "error" for finding in findings)
-    print(f"{path.name}: {errors} errors, {len(findings) - errors} warnings of {len(RULES)} rules")
+    warnings = plural(len(findings) - errors, "warning")
+    print(f"{path.name}: {plural(errors, 'error')}, {warnings}; {len(RULES)} rules were checked")
     return 1 if errors else 0
 
 

@@ -16,7 +16,7 @@ from rtdetr_export.magnitudes import measure_magnitudes
 from rtdetr_export.precision import HalfReport, compile_pattern, to_half
 from rtdetr_export.probes import probe_frames
 from rtdetr_export.quantize import Layer, find_layers, measure_scales, quantize
-from rtdetr_export.sensitivity import Choice, choose_blocks
+from rtdetr_export.sensitivity import Choice, Done, choose_blocks
 from rtdetr_export.simplify import serialize
 
 MOST_IMAGES = 128
@@ -44,11 +44,15 @@ def lower_to_half(
 
 
 def lower_to_int8(
-    graph: onnx_ir.Model, info: ArtifactInfo, images: Sequence[ImageLike], keep_fp32: Sequence[str]
+    graph: onnx_ir.Model,
+    info: ArtifactInfo,
+    images: Sequence[ImageLike],
+    keep_fp32: Sequence[str],
+    on_done: Done | None = None,
 ) -> Choice:
-    """Quantize the blocks of the FP32 `graph` that bear it, in place, and return the choice."""
+    """Quantize the blocks of the FP32 `graph` that bear it, in place, and return the choice; see `choose_blocks`."""
     layers, scales = measure_layers(graph, info, images, keep_fp32)
-    choice = choose_blocks(graph, layers, scales, images)
+    choice = choose_blocks(graph, layers, scales, images, on_done)
     quantize(graph, [layer for layer in layers if layer.block in choice.blocks], scales)
     return choice
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from rtdetr_deploy.artifact import ArtifactInfo
 from rtdetr_deploy.errors import OptionError
+from rtdetr_deploy.files import check_writable, refuse_overwriting
+from rtdetr_deploy.sources import find_images
+from rtdetr_deploy.weights_file import find_weights
 
 Batch = int | Literal["dynamic"]
 Sampler = Literal["gather", "grid", "discrete"]
 Precision = Literal["fp32", "fp16", "int8"]
 
 STRIDE = 32
-SMALLEST = 64
+SMALLEST, LARGEST = 64, 8192
 SIZE = 640
 OPSETS = (17, 18, 19)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -65,10 +69,21 @@ class ExportOptions:
         object.__setattr__(self, "weights", Path(self.weights))
         if self.output is not None:
             object.__setattr__(self, "output", Path(self.output))
+        self._check_numbers()
+        if self.sampler is not None and self.sampler not in SAMPLERS:
+            raise OptionError(f"unknown sampler {self.sampler!r}; choose one of {', '.join(SAMPLERS)}")
+        self._check_precision()
+        self._check_opset()
+        if self.output is not None and self.output.suffix.lower() != ".onnx":
+            raise OptionError(f"can't write {self.output.name}: the output's name must end in .onnx")
+
+    def _check_numbers(self) -> None:
         for axis, size in (("height", self.height), ("width", self.width)):
-            if size is not None and (size < SMALLEST or size % STRIDE):
-                nearest = max(SMALLEST, round(size / STRIDE) * STRIDE)
-                raise OptionError(f"{axis} {size} is not a multiple of {STRIDE} from {SMALLEST} up; try {nearest}")
+            if size is not None and (not SMALLEST <= size <= LARGEST or size % STRIDE):
+                nearest = min(max(SMALLEST, round(size / STRIDE) * STRIDE), LARGEST)
+                raise OptionError(
+                    f"{axis} {size} is not a multiple of {STRIDE} from {SMALLEST} to {LARGEST}; try {nearest}"
+                )
         if self.batch != "dynamic" and self.batch < 1:
             raise OptionError(f"batch is {self.batch}, expected a number from 1 up or 'dynamic'")
         for name, value in (
@@ -78,8 +93,8 @@ class ExportOptions:
         ):
             if value is not None and value < 1:
                 raise OptionError(f"{name} is {value}, expected a number from 1 up")
-        if self.sampler is not None and self.sampler not in SAMPLERS:
-            raise OptionError(f"unknown sampler {self.sampler!r}; choose one of {', '.join(SAMPLERS)}")
+
+    def _check_precision(self) -> None:
         if self.precision not in PRECISIONS:
             raise OptionError(f"unknown precision {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
         if self.precision == "fp32" and (self.keep_fp32 or self.calibration is not None):
@@ -88,9 +103,11 @@ class ExportOptions:
             raise OptionError("--precision int8 needs --calibration with a folder of images like those to detect on")
         if self.rest not in ("fp32", "fp16") or (self.rest != "fp32" and self.precision != "int8"):
             raise OptionError("--rest is fp32 or fp16, for what is not INT8; add --precision int8")
-        self._check_opset()
-        if self.output is not None and self.output.suffix != ".onnx":
-            raise OptionError(f"can't write {self.output.name}: the output's name must end in .onnx")
+        for pattern in self.keep_fp32:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise OptionError(f"--keep-fp32 {pattern!r} is not a regular expression: {error}") from error
 
     def _check_opset(self) -> None:
         choices = ", ".join(map(str, OPSETS))
@@ -136,6 +153,19 @@ class ExportOptions:
             "unverified": not info.verified,
         }
         return self.weights.with_name("-".join([stem, *(name for name, given in extras.items() if given)]) + ".onnx")
+
+
+def check_files(options: ExportOptions) -> None:
+    """Look at the files that `options` name before any work is done; imports no torch.
+
+    Raises `CheckpointError` for missing weights, `ImageError` for a calibration folder without images, `OutputError`
+    for an output that can't be written or is one of the inputs.
+    """
+    weights = find_weights(options.weights)
+    if options.calibration is not None:
+        find_images([options.calibration])
+    refuse_overwriting({"--output": options.output}, [weights])
+    check_writable(options.output or options.weights.with_suffix(".onnx"))
 
 
 def parse_batch(text: str) -> Batch:

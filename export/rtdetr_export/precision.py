@@ -122,11 +122,11 @@ def to_half(
 
 
 def compile_pattern(pattern: str, nodes: Sequence[ir.Node]) -> re.Pattern[str]:
-    """Return the regular expression. Raises `ExportError` when it is none, or matches no name."""
+    """Return the regular expression. Raises `ExportError` when it isn't one, or matches no name."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ExportError(f"{pattern!r} is no regular expression: {error}") from error
+        raise ExportError(f"{pattern!r} is not a regular expression: {error}") from error
     if not any(compiled.search(str(node.name)) for node in nodes):
         raise ExportError(f"no node's name matches {pattern!r}; names are like /model/decoder/layers.0/norm1/...")
     return compiled

@@ -85,7 +85,7 @@ def choose_blocks(
     images: Sequence[ImageLike],
     on_done: Done | None = None,
 ) -> Choice:
-    """Return which blocks of the FP32 `model` to quantize. `on_done` is called with the name of each step."""
+    """Return which blocks of the FP32 `model` to quantize. `on_done` is called after each trial ("3 of 47: FP32")."""
     images = _some(images)
     stored: StoredWeights = {}
     with TemporaryDirectory() as folder:
@@ -97,15 +97,18 @@ def choose_blocks(
             ir.save(changed, path)
             with Predictor(path, threshold=0.0) as predictor:
                 found = predictor.detect_batch(images)
+            trials.append(name)
             if on_done is not None:
-                on_done(name)
+                on_done(f"{len(trials)} of {1 + 2 * len(names)}: {name}")
             return found
 
+        names = list(dict.fromkeys(layer.block for layer in layers))
+        trials: list[str] = []
         reference = detect("FP32", ())
         blocks = []
         work = work_of(model, layers)
         total = sum(work.values())
-        for name in dict.fromkeys(layer.block for layer in layers):
+        for name in names:
             members = tuple(layer for layer in layers if layer.block == name)
             agreement = compare(reference, detect(name, members), least=LEAST)
             share = sum(work[layer.node] for layer in members) / total

@@ -9,6 +9,7 @@ docs/measurements.md).
 from __future__ import annotations
 
 import logging
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,10 +27,11 @@ from rtdetr_deploy.errors import ExportError, OptionError
 from rtdetr_deploy.files import written_beside
 from rtdetr_deploy.model import RTDETR, Checkpoint, load_checkpoint, reparameterize
 from rtdetr_deploy.sources import ImageLike
+from rtdetr_deploy.words import plural
 from rtdetr_export.graph import DetectionGraph, ScaleBytes, TopDetections
 from rtdetr_export.lower import choose_images, lower_to_half, lower_to_int8
-from rtdetr_export.options import ExportOptions
-from rtdetr_export.precision import HalfReport
+from rtdetr_export.options import ExportOptions, check_files
+from rtdetr_export.precision import HalfReport, compile_pattern
 from rtdetr_export.sensitivity import Choice
 from rtdetr_export.simplify import serialize, simplify
 from rtdetr_export.verify import ParityReport, verify_file
@@ -37,8 +39,8 @@ from rtdetr_export.verify_lower import LowerReport, verify_lower
 
 OUTPUTS = {False: ("labels", "boxes", "scores"), True: ("logits", "boxes")}
 
-Progress = Callable[[str, float], None]
-"""Called after each step with its description and its seconds."""
+Progress = Callable[[str, float | None], None]
+"""Called with the description of a step: seconds None when it begins or goes on, else what it took."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
     Raises `CheckpointError` and `OptionError` for bad input, `ExportError` when the file disagrees with the torch
     model (no file is left then), `OutputError` when it can't be written.
     """
+    check_files(options)
     step = _Steps(progress)
     with step("load " + options.weights.name):
         checkpoint = load_checkpoint(
@@ -80,15 +83,17 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
     with step("simplify"):
         info = describe_export(checkpoint, options, sampler)
         graph = simplify(traced)
+        for pattern in options.keep_fp32:
+            compile_pattern(pattern, list(graph.graph))
     half, choice = None, None
     images: list[ImageLike] = []
     if options.precision != "fp32":
         images = choose_images(options.calibration, *options.size)
     if options.precision == "int8":
-        with step(f"choose INT8 blocks on {len(images)} images"), _enough_memory(options):
-            choice = lower_to_int8(graph, info, images, options.keep_fp32)
+        with step(f"choose INT8 blocks on {plural(len(images), 'image')}"), _enough_memory(options):
+            choice = lower_to_int8(graph, info, images, options.keep_fp32, step.say)
     if "fp16" in (options.precision, options.rest):
-        with step(f"measure values on {len(images)} images, place FP16"), _enough_memory(options):
+        with step(f"measure values on {plural(len(images), 'image')}, place FP16"), _enough_memory(options):
             half = lower_to_half(graph, info, images, options.keep_fp32)
     content = serialize(graph, {METADATA_KEY: info.to_json()}, __version__)
     path = options.output or options.default_output(info)
@@ -184,10 +189,11 @@ def _enough_memory(options: ExportOptions) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "alloc" not in str(error).lower():
+        if isinstance(error, RuntimeError) and not re.search("alloc|overflow", str(error).lower()):
             raise
         raise ExportError(
-            f"not enough memory for batch {options.batch} of {'x'.join(map(str, options.size))} images; choose less"
+            f"not enough memory for batch {options.batch} of {'x'.join(map(str, options.size))} images; choose a "
+            "smaller batch or size"
         ) from error
 
 
@@ -206,14 +212,22 @@ def _quiet() -> Iterator[None]:
 
 
 class _Steps:
-    """Times named steps and tells `progress` about each when it has ended."""
+    """Times named steps and tells `progress` about each when it begins and when it has ended."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
+        self._name = ""
+
+    def say(self, detail: str = "") -> None:
+        """Tell how far the step that runs has come."""
+        if self._progress is not None:
+            self._progress(f"{self._name}: {detail}" if detail else self._name, None)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
+        self._name = name
+        self.say()
         yield
         if self._progress is not None:
             self._progress(name, time.perf_counter() - start)

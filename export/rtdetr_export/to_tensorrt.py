@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from rtdetr_deploy.artifact import ArtifactInfo, read_metadata
 from rtdetr_deploy.engine_info import AMPERE, EngineInfo, sidecar_path
-from rtdetr_deploy.errors import ExportError, MissingPackageError, OptionError, OutputError
+from rtdetr_deploy.errors import ExportError, OptionError, OutputError
 from rtdetr_deploy.files import require_file, write_atomically, written_beside
+from rtdetr_deploy.packages import require
 from rtdetr_deploy.runtimes import open_runtime
 from rtdetr_deploy.runtimes.cuda import Cuda, Gpu, import_cuda
 from rtdetr_deploy.runtimes.tensorrt_log import last_message, make_logger
@@ -134,10 +135,7 @@ def require_gpu(options: EngineOptions) -> tuple[Cuda, Gpu]:
     Raises `MissingPackageError` without TensorRT or cuda-python, `DeviceError` without a usable GPU, `OptionError` when
     the options don't suit it.
     """
-    try:
-        import tensorrt as trt  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError("building engines needs TensorRT: pip install 'rtdetr-deploy[tensorrt]'") from error
+    require("tensorrt", "building engines", "tensorrt")
     cuda = import_cuda()
     gpu = cuda.gpu()
     if options.hardware_compatible and int(gpu.capability.partition(".")[0]) < AMPERE[0]:

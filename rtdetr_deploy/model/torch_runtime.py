@@ -51,6 +51,7 @@ class TorchRuntime:
             verified=False,
             version="",
         )
+        self.file = source
         self.largest_batch: int | None = None
         self.metadata: Mapping[str, str] = {METADATA_KEY: info.to_json()}
 

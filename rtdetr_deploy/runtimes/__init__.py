@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,21 +20,31 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Device = Literal["cpu", "cuda"]
-MAX_THREADS = 1024
+THREADS_PER_CORE = 4
+"""More threads than this do nothing but wait for each other: 64 on two cores took five seconds per image."""
 DEVICES: tuple[Device, ...] = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, NumPy dtype and shape of one input or output; None marks a dynamic axis."""
+    """Name, NumPy dtype and shape of one input or output; None marks a dynamic axis.
+
+    `classes` is the number of classes that an output of labels counts, where the file tells.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...]
+    classes: int | None = None
 
 
+@runtime_checkable
 class Runtime(Protocol):
     """A loaded model. `run` may be called from several threads at once."""
+
+    @property
+    def file(self) -> str:
+        """The name of the model's file, for messages about it."""
 
     @property
     def name(self) -> str:
@@ -98,23 +109,32 @@ def open_runtime(path: str | Path, *, threads: int | None = None, device: Device
     `device` None is the CPU for ONNX files and the GPU for engines. A device is never replaced by another one: what
     can't run there is an error.
 
-    Raises `ArtifactError` when the file is missing, is no model, has an unknown suffix, or can't run on `device`,
+    Raises `ArtifactError` when the file is missing, is not a model, has an unknown suffix, or can't run on `device`,
     `MissingPackageError` when the engine's package is not installed, and `OptionError` for other arguments.
     """
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise OptionError(f"threads is {threads}, expected a number from 1 to {MAX_THREADS}")
+    if threads is not None:
+        _check_threads(threads)
     if device is not None and device not in DEVICES:
         raise OptionError(f"unknown device {device!r}; choose one of {', '.join(DEVICES)}")
+    if path == "":
+        raise ArtifactError("the name of the model file is empty; is a shell variable not set?")
     path = Path(path)
     module = _MODULES.get(path.suffix.lower())
     if module is None:
-        hint = _HINTS.get(path.suffix.lower(), "expected one of: {known}")
-        known = ", ".join(_MODULES)
-        raise ArtifactError(
-            f"can't run {path.name}: {path.suffix or 'no suffix'} is no model format known here; "
-            + hint.format(name=path.name, known=known)
+        if path.is_dir():
+            raise ArtifactError(f"{path} is a folder; name the model file in it")
+        hint = _HINTS.get(path.suffix.lower(), "expected one of: {known}").format(
+            name=path.name, known=", ".join(_MODULES)
         )
+        found = f"{path.suffix} is not a model format known here" if path.suffix else "its name has no suffix"
+        raise ArtifactError(f"can't run {path.name}: {found}; {hint}")
     if require_file(path, ArtifactError) == 0:
         raise ArtifactError(f"{path} is empty; export the model again")
     engine = import_module(f"{__name__}.{module}")
     return cast("Runtime", engine.open_model(path, threads, device))
+
+
+def _check_threads(threads: int) -> None:
+    most = THREADS_PER_CORE * (os.cpu_count() or 1)
+    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or not 1 <= threads <= most:
+        raise OptionError(f"threads is {threads!r}, expected a whole number from 1 to {most} on this machine")

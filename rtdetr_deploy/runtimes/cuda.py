@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from rtdetr_deploy.errors import DeviceError, MissingPackageError
+from rtdetr_deploy.errors import DeviceError
+from rtdetr_deploy.packages import install_command, needed_for
 from rtdetr_deploy.runtimes import Array
 
 
@@ -58,8 +59,8 @@ class Cuda:
             count = self.call("cudaGetDeviceCount")
         except DeviceError as error:
             raise DeviceError(
-                f"no NVIDIA GPU can be used: {error}; is the driver installed? For drivers before 580 install "
-                "rtdetr-deploy[tensorrt-cu12] instead of [tensorrt]"
+                f"no NVIDIA GPU can be used: {error}; is the driver installed? Drivers before 580 need "
+                f"the packages for CUDA 12: {install_command('tensorrt-cu12')}"
             ) from error
         if count < 1:
             raise DeviceError("no NVIDIA GPU can be used: CUDA finds none")
@@ -80,10 +81,8 @@ class Cuda:
 
 def import_cuda() -> Cuda:
     """Return the CUDA runtime. Raises `MissingPackageError` without cuda-python."""
-    try:
+    with needed_for("running engines", "tensorrt"):
         from cuda.bindings import runtime
-    except ImportError as error:
-        raise MissingPackageError("running engines needs cuda-python: pip install 'rtdetr-deploy[tensorrt]'") from error
     return Cuda(runtime)
 
 

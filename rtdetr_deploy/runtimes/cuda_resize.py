@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rtdetr_deploy.errors import DeviceError, MissingPackageError
+from rtdetr_deploy.packages import install_command, needed_for
 from rtdetr_deploy.runtimes.cuda import Cuda, DeviceMemory, Gpu, PinnedArray, Stream
 from rtdetr_deploy.sources import Frame
 
@@ -87,12 +88,8 @@ class FrameResizer:
     """The kernel, and memory for frames on both sides of the bus, which grows with them."""
 
     def __init__(self, cuda: Cuda, gpu: Gpu) -> None:
-        try:
+        with needed_for('resizer="cuda"', "tensorrt"):
             from cuda.bindings import driver, nvrtc
-        except ImportError as error:
-            raise MissingPackageError(
-                "resizer=\"cuda\" needs cuda-python: pip install 'rtdetr-deploy[tensorrt]'"
-            ) from error
         self._cuda, self._driver = cuda, driver
         self._module = self._call("cuModuleLoadData", _compile(nvrtc, gpu))
         self._kernel = self._call("cuModuleGetFunction", self._module, NAME)
@@ -165,7 +162,7 @@ def _compile(nvrtc: Any, gpu: Gpu) -> bytes:
         if isinstance(error, DeviceError):
             raise
         raise MissingPackageError(
-            f"resizer=\"cuda\" needs NVIDIA's run-time compiler: pip install 'rtdetr-deploy[tensorrt]' ({error})"
+            f'resizer="cuda" needs NVIDIA\'s run-time compiler ({error}): {install_command("tensorrt")}'
         ) from error
     try:
         call("nvrtcCompileProgram", program, 1, [architecture])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rtdetr_deploy.errors import ArtifactError, MissingPackageError
+from rtdetr_deploy.packages import install_command, require
 from rtdetr_deploy.runtimes import Array, Device, TensorSpec
+from rtdetr_deploy.runtimes.onnx_file import Graph, read_graph
 
 _PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _DTYPES = {
@@ -25,12 +28,14 @@ _DTYPES = {
 class OnnxRuntime:
     """One inference session; ONNX Runtime allocates the outputs of each call and hands them over."""
 
-    def __init__(self, session: Any, version: str, name: str, device: Device) -> None:
+    def __init__(self, session: Any, version: str, name: str, device: Device, graph: Graph) -> None:
         self._session: Any = session
-        self._file = name
+        self._file = self.file = name
         self.name = f"ONNX Runtime {version} ({device.upper()})"
         self.inputs = tuple(_spec(node, name) for node in session.get_inputs())
-        self.outputs = tuple(_spec(node, name) for node in session.get_outputs())
+        self.outputs = tuple(
+            replace(_spec(node, name), classes=graph.count_classes(node.name)) for node in session.get_outputs()
+        )
         self.largest_batch: int | None = None
         self.metadata: Mapping[str, str] = dict(session.get_modelmeta().custom_metadata_map)
         self._output_names = [spec.name for spec in self.outputs]
@@ -53,22 +58,23 @@ class OnnxRuntime:
 
 def open_model(path: Path, threads: int | None, device: Device | None) -> OnnxRuntime:
     """Open an `.onnx` file. Raises `ArtifactError` when ONNX Runtime can't load it or can't use `device`."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingPackageError("running .onnx files needs ONNX Runtime: pip install 'rtdetr-deploy[cpu]'") from error
+    onnxruntime = require("onnxruntime", "running .onnx files", "cpu")
     device = device or "cpu"
     provider = _PROVIDERS[device]
     if provider not in onnxruntime.get_available_providers():
         raise MissingPackageError(
             f"this ONNX Runtime has no {provider}; for NVIDIA GPUs install onnxruntime-gpu instead of onnxruntime: "
-            "pip install 'rtdetr-deploy[gpu]'"
+            f"pip uninstall onnxruntime, then {install_command('gpu')}"
         )
+    graph = read_graph(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     # Its threads would go on spinning after a call and take the cores from whatever comes next: another model called in
     # turn took 1.5 times as long. A model alone is as fast either way (docs/measurements.md).
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if graph.dequantizes_to_half():
+        # Its QDQ optimizer breaks INT8 that meets FP16: half of the detections were lost (docs/precision.md).
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
@@ -77,7 +83,7 @@ def open_model(path: Path, threads: int | None, device: Device | None) -> OnnxRu
         raise ArtifactError(f"{path.name} is not a loadable ONNX model: {_first_line(error)}") from error
     if session.get_providers()[0] != provider:  # ONNX Runtime goes on with the CPU when CUDA can't be started
         raise ArtifactError(f"{provider} could not be started; check the driver, or use device='cpu'")
-    return OnnxRuntime(session, onnxruntime.__version__, path.name, device)
+    return OnnxRuntime(session, onnxruntime.__version__, path.name, device, graph)
 
 
 def _spec(node: Any, name: str) -> TensorSpec:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rtdetr_deploy.artifact import METADATA_KEY
 from rtdetr_deploy.engine_info import EngineInfo, check_fits, read_engine_info
-from rtdetr_deploy.errors import ArtifactError, DeviceError, MissingPackageError, OptionError
+from rtdetr_deploy.errors import ArtifactError, DeviceError, OptionError
+from rtdetr_deploy.packages import install_command, require
 from rtdetr_deploy.runtimes import Array, Device
 from rtdetr_deploy.runtimes.cuda import Cuda, DeviceMemory, Event, Gpu, Graph, Stream, import_cuda
 from rtdetr_deploy.runtimes.cuda_resize import FrameResizer
@@ -55,7 +56,7 @@ class TensorRtRuntime:
     ) -> None:
         import tensorrt as trt
 
-        self._file = name
+        self._file = self.file = name
         self._cuda, self._gpu = cuda, gpu
         self._lock = threading.Lock()
         self._messages: list[str] = []
@@ -316,24 +317,21 @@ def start(factory: Callable[[Any], Made], logger: Any) -> Made:
     except (TypeError, RuntimeError) as error:  # pybind's words for a null pointer
         raise DeviceError(
             f"TensorRT can't be started ({error}): its CUDA version may be newer than the driver; update the driver, "
-            "or install rtdetr-deploy[tensorrt-cu12]"
+            f"or {install_command('tensorrt-cu12')}"
         ) from error
 
 
 def open_model(path: Path, threads: int | None, device: Device | None) -> TensorRtRuntime:
     """Open an engine file on the current GPU.
 
-    Raises `ArtifactError` when it was built for another TensorRT or GPU, or is none, `DeviceError` without a usable
-    GPU, `MissingPackageError` without TensorRT or cuda-python, `OptionError` for what engines don't have.
+    Raises `ArtifactError` when it was built for another TensorRT or GPU, or is not an engine, `DeviceError` without a
+    usable GPU, `MissingPackageError` without TensorRT or cuda-python, `OptionError` for what engines don't have.
     """
     if device == "cpu":
         raise OptionError(f"{path.name} is an engine and runs on NVIDIA GPUs only; leave the device out")
     if threads is not None:
         raise OptionError(f"{path.name} is an engine and has no threads; leave their number out")
-    try:
-        import tensorrt as trt
-    except ImportError as error:
-        raise MissingPackageError("running engines needs TensorRT: pip install 'rtdetr-deploy[tensorrt]'") from error
+    trt = require("tensorrt", "running engines", "tensorrt")
     try:
         content = path.read_bytes()
     except OSError as error:

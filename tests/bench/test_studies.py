@@ -21,7 +21,7 @@ from rtdetr_bench.encoders import build_encoder
 from rtdetr_bench.nms_study import CONFIDENCES, CURVE, IOUS, study_nms
 from rtdetr_bench.published import ENCODERS
 from rtdetr_bench.random_models import main as make_random
-from rtdetr_deploy import OptionError, Predictor
+from rtdetr_deploy import ArtifactInfo, OptionError, Predictor
 from rtdetr_deploy.model import RTDETR, VARIANTS
 from rtdetr_deploy.model.hybrid_encoder import HybridEncoder
 from rtdetr_deploy.model.variants import Variant
@@ -167,6 +167,6 @@ def test_encoder_study_writes_the_papers_figures_beside(tmp_path: Path, capsys: 
 def test_random_models_are_what_the_exporter_makes(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
     assert make_random(["--output", str(tmp_path), "--variants", "r18"]) == 0
     with Predictor(tmp_path / "rtdetr-r18.onnx", 0.0) as predictor:
-        assert predictor.info is not None
+        assert isinstance(predictor.info, ArtifactInfo)
         assert (predictor.info.variant, predictor.input_size) == ("r18", (640, 640))
         assert len(predictor.detect(picture)) == 300

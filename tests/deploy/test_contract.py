@@ -15,7 +15,7 @@ onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
 
 from onnx_files import IMAGES, Value, write_model, write_raw_style, write_released_style  # noqa: E402
-from rtdetr_deploy import ArtifactError, MissingPackageError, OptionError, Predictor  # noqa: E402
+from rtdetr_deploy import ArtifactError, ArtifactInfo, MissingPackageError, OptionError, Predictor, ThirdPartyInfo  # noqa: E402
 from rtdetr_deploy.artifact import METADATA_KEY, read_metadata  # noqa: E402
 
 BLACK = np.zeros((100, 200, 3), np.uint8)
@@ -27,7 +27,8 @@ def test_released_interface_gives_boxes_in_pixels(tmp_path: Path) -> None:
         assert found.boxes.tolist() == [[50.0, 50.0, 150.0, 100.0], [0.0, 0.0, 100.0, 50.0]]
         assert found.labels.tolist() == [1, 0]
         assert found.names == ("class 1", "class 0")
-        assert predictor.info is None
+        assert isinstance(predictor.info, ThirdPartyInfo)
+        assert (predictor.info.class_names, predictor.info.names_source) == ((), "unknown")
     with Predictor(tmp_path / "released.onnx", 0.5, class_names=["cat", "dog"]) as named:
         assert named.detect(BLACK).names == ("dog",)
 
@@ -126,7 +127,7 @@ def _truncated(path: Path) -> None:
 
 
 BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "classifier": (_classifier, "no RT-DETR detector: its outputs are probabilities"),
+    "classifier": (_classifier, "not an RT-DETR detector: its outputs are probabilities"),
     "YOLO": (_yolo, r"its outputs are output0 float32\[1, 84, 10\]; expected images -> labels, boxes, scores"),
     "text model": (_text_model, r"its inputs are tokens int64\[1, 9\]"),
     "truncated": (_truncated, "is not a loadable ONNX model"),
@@ -151,8 +152,8 @@ def test_files_that_are_no_detectors_get_one_clear_line(case: str, tmp_path: Pat
     ("name", "message"),
     [
         ("model.pth", "export it first: rtdetr-export --weights model.pth"),
-        ("model.tflite", r"\.tflite is no model format known here; expected one of: .onnx"),
-        ("model", "no suffix is no model format"),
+        ("model.tflite", r"\.tflite is not a model format known here; expected one of: .onnx"),
+        ("model", "its name has no suffix; expected one of: .onnx"),
     ],
 )
 def test_unknown_suffixes_say_what_to_do(name: str, message: str, tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_missing_onnx_runtime_is_named(small_onnx: Path, monkeypatch: pytest.Mon
     import sys
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingPackageError, match=r"pip install 'rtdetr-deploy\[cpu\]'"):
+    with pytest.raises(MissingPackageError, match=r"needs onnxruntime, .*: pip install 'onnxruntime>="):
         Predictor(small_onnx)
 
 
@@ -174,7 +175,7 @@ def test_a_device_that_is_not_there_is_never_replaced(small_onnx: Path, monkeypa
     with pytest.raises(OptionError, match="unknown device 'npu'; choose one of cpu, cuda"):
         Predictor(small_onnx, device=cast("Any", "npu"))
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(MissingPackageError, match=r"no CUDAExecutionProvider; .*pip install 'rtdetr-deploy\[gpu\]'"):
+    with pytest.raises(MissingPackageError, match=r"no CUDAExecutionProvider; .*pip install 'onnxruntime-gpu>="):
         Predictor(small_onnx, device="cuda")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     original = onnxruntime.InferenceSession
@@ -189,7 +190,7 @@ def test_a_device_that_is_not_there_is_never_replaced(small_onnx: Path, monkeypa
 
 def test_facts_of_the_wrong_kind_are_named(small_onnx: Path) -> None:
     info = Predictor(small_onnx).info
-    assert info is not None
+    assert isinstance(info, ArtifactInfo)
     for change, message in (
         ({"height": "640"}, "height of a model is '640', which is no int"),
         ({"class_names": 5}, "class_names of a model is 5"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from rtdetr_deploy import ArtifactError, ImageError, OptionError, Predictor
+from rtdetr_deploy import ArtifactError, ArtifactInfo, ImageError, OptionError, Predictor
 
 NAMES = ("red", "white", "platelet")
 
@@ -103,7 +104,7 @@ def test_several_threads_may_call_at_once(predictor: Predictor, picture: NDArray
 
 def test_info_tells_what_is_in_the_file(predictor: Predictor) -> None:
     info = predictor.info
-    assert info is not None
+    assert isinstance(info, ArtifactInfo)
     assert (info.variant, info.layers, info.height, info.width, info.batch) == ("r18", 2, 128, 160, 1)
     assert info.class_names == predictor.class_names == NAMES
     assert info.verified
@@ -188,9 +189,9 @@ def test_a_closed_predictor_says_so(small_onnx: Path, picture: NDArray[np.uint8]
 
 
 def test_threads_must_be_positive(small_onnx: Path) -> None:
-    for threads in (0, 10**11):
-        with pytest.raises(OptionError, match=f"threads is {threads}, expected a number from 1 to 1024"):
-            Predictor(small_onnx, threads=threads)
+    for threads in (0, 10**11, 4 * (os.cpu_count() or 1) + 1, 2.5, "2", True):
+        with pytest.raises(OptionError, match=f"threads is {threads!r}, expected a whole number from 1 to"):
+            Predictor(small_onnx, threads=cast("Any", threads))
     with Predictor(small_onnx, threads=1) as single:
         single.warmup(1)
 

@@ -46,6 +46,11 @@ def test_variants_are_printed_beside_the_published_figures(capsys: pytest.Captur
         (["--weights", "{weights}", "--classes", "{weights}.txt"], "can't read class names"),
         (["--weights", "{weights}", "--queries", "400"], "choose 1 to 300"),
         (["--weights", "{weights}", "--opset", "20"], "opset 20 is refused"),
+        (["--weights", "{weights}", "--sampler", "discrete"], "--sampler discrete changes what r18 detects"),
+        (["--weights", "{weights}", "--batch", "99999999999999"], "not enough memory for batch 99999999999999 of"),
+        (["--lint", "{weights}", "--precision", "fp16"], "--precision does not go with --lint; leave it out"),
+        (["--variants", "--layers", "3"], "--layers does not go with --variants; leave it out"),
+        (["--variants", "--no-verify"], "--no-verify does not go with --variants"),
     ],
 )
 def test_wrong_input_gives_one_line_and_status_2(
@@ -58,6 +63,48 @@ def test_wrong_input_gives_one_line_and_status_2(
     assert message in error
     assert error.count("\n") == 1
     assert sorted(r18_checkpoint.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--weights", "none.pth"], "none.pth does not exist"),
+        (["--weights", "{weights}", "--output", "{weights}/x.onnx"], "can't write {weights}/x.onnx"),
+        (["--weights", "{weights}", "--output", "{folder}/model.onnx"], "--output would overwrite"),
+        (["--weights", "{weights}", "--precision", "int8", "--calibration", "none"], "none does not exist"),
+        (["--weights", "{weights}", "--precision", "fp16", "--keep-fp32", "["], "is not a regular expression"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_before_torch_is_loaded(
+    arguments: list[str],
+    message: str,
+    r18_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    weights = tmp_path / "cells.pth"
+    shutil.copy(r18_checkpoint, weights)
+    (tmp_path / "model.onnx").symlink_to(weights)
+    monkeypatch.setattr("rtdetr_export.cli._require_packages", lambda: pytest.fail("torch would be loaded"))
+    before = weights.read_bytes()
+    assert main([item.format(weights=weights, folder=tmp_path) for item in arguments]) == 2
+    assert message.format(weights=weights) in capsys.readouterr().err
+    assert weights.read_bytes() == before
+
+
+def test_a_terminal_sees_the_running_step_and_the_trials_of_int8(
+    r18_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (80, 60), (90, 160, 40)).save(tmp_path / "photo.png")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    command = ["--weights", str(r18_checkpoint), "--output", str(tmp_path / "m.onnx"), "--size", "64", "--layers", "1"]
+    assert main([*command, "--precision", "int8", "--calibration", str(tmp_path), "--no-verify"]) == 0
+    text = capsys.readouterr().err
+    assert text.index("choose INT8 blocks on 1 image: 1 of ") < text.index("choose INT8 blocks on 1 image  ")
+    assert "load cells.pth" in text
 
 
 def test_class_names_from_a_file_go_into_the_model(
@@ -80,10 +127,9 @@ def test_missing_torch_is_named(
 
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert main(["--weights", str(r18_checkpoint)]) == 2
-    assert (
-        "exporting needs onnxscript, which is not installed: pip install 'rtdetr-deploy[export]'"
-        in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert "exporting needs onnxscript, which is not installed: pip install '" in error
+    assert "'rtdetr" not in error
 
 
 def test_help_shows_defaults() -> None:

@@ -60,8 +60,10 @@ def test_default_name_says_what_is_inside(changes: dict[str, Any], name: str) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"height": 650}, "height 650 is not a multiple of 32 from 64 up; try 640"),
-        ({"width": 32}, "width 32 is not a multiple of 32 from 64 up; try 64"),
+        ({"height": 650}, "height 650 is not a multiple of 32 from 64 to 8192; try 640"),
+        ({"width": 32}, "width 32 is not a multiple of 32 from 64 to 8192; try 64"),
+        ({"width": 99999999999999968}, "width 99999999999999968 is not a multiple of 32 from 64 to 8192; try 8192"),
+        ({"precision": "fp16", "keep_fp32": ("a(",)}, r"--keep-fp32 'a\(' is not a regular expression"),
         ({"batch": 0}, "batch is 0, expected a number from 1 up or 'dynamic'"),
         ({"layers": 0}, "layers is 0"),
         ({"queries": -1}, "queries is -1"),

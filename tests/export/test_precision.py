@@ -18,7 +18,7 @@ import onnx_ir  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from scipy.optimize import linear_sum_assignment  # noqa: E402
 
-from rtdetr_deploy import Detections, ExportError, OptionError, Predictor  # noqa: E402
+from rtdetr_deploy import ArtifactInfo, Detections, ExportError, OptionError, Predictor  # noqa: E402
 from rtdetr_deploy.runtimes import open_runtime  # noqa: E402
 from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
 from rtdetr_export.agreement import Agreement, Tolerance, compare  # noqa: E402
@@ -48,7 +48,7 @@ def test_the_file_halves_and_keeps_its_contract(half: Path, small_onnx: Path) ->
     assert one.inputs == two.inputs
     assert one.outputs == two.outputs
     with Predictor(half) as predictor:
-        assert predictor.info is not None
+        assert isinstance(predictor.info, ArtifactInfo)
         assert predictor.info.precision == "fp16"
         assert predictor.info.verified
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from conftest import ROOT, shared_folder
@@ -15,10 +17,15 @@ pytest.importorskip("torch")
 from rtdetr_bench.accuracy import open_any  # noqa: E402
 from rtdetr_deploy import Detections  # noqa: E402
 from rtdetr_deploy.coco import read_annotations, score  # noqa: E402
-from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
-from rtdetr_export.agreement import compare  # noqa: E402
+from rtdetr_deploy.runtimes.onnx_file import read_graph  # noqa: E402
+from rtdetr_export import ExportOptions, export_onnx, lower  # noqa: E402
+from rtdetr_export.agreement import TOLERANCES, Agreement, compare  # noqa: E402
 from rtdetr_export.lint import lint_file  # noqa: E402
 from rtdetr_export.precision import ISLANDS, to_half  # noqa: E402
+from rtdetr_export.quantize import Layer  # noqa: E402
+from rtdetr_export.sensitivity import Choice, Point  # noqa: E402
+from rtdetr_export.verify_lower import LowerReport  # noqa: E402
+from rtdetr_train.smears import write_smears  # noqa: E402
 
 CELLS = ROOT / "demo" / "blood-cells-r18.pth"
 Found = tuple[list[Detections], float]
@@ -76,3 +83,29 @@ def test_int8_keeps_detections(reference: Found, tmp_path: Path, monkeypatch: py
     assert result.choice.work > 0.8
     assert lint_file(result.path) == []
     assert result.path.stat().st_size < 0.4 * 79.8e6
+
+
+def test_int8_with_an_fp16_rest_passes_its_own_verification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's QDQ optimizer breaks such files unless it is switched off, in verification and Predictor alike."""
+    write_smears(tmp_path, 2)
+    monkeypatch.setattr(lower, "choose_blocks", _backbone)
+    options = ExportOptions(
+        CELLS,
+        tmp_path / "int8.onnx",
+        precision="int8",
+        rest="fp16",
+        calibration=tmp_path,
+        layers=1,
+        height=128,
+        width=128,
+    )
+    result = export_onnx(options)
+    assert isinstance(result.report, LowerReport)
+    assert result.report.agreement.share(-1) >= 0.9
+    assert read_graph(result.path).dequantizes_to_half()
+
+
+def _backbone(model: Any, layers: Sequence[Layer], *_: Any) -> Choice:
+    blocks = tuple(dict.fromkeys(layer.block for layer in layers if layer.block.startswith("backbone/res_layers")))
+    nothing = Agreement(TOLERANCES, 0, (0,) * len(TOLERANCES), 0, np.zeros(0, np.float32), np.zeros(0, np.float32))
+    return Choice((Point(blocks, 1.0, nothing),), 1)
