@@ -1,29 +1,31 @@
-"""Run RT-DETR detectors: `Predictor(engine).detect(image)`. Needs no torch."""
+"""Run RT-DETR detectors: `Predictor(engine).detect(image)`. Needs no torch.
 
-from importlib.metadata import PackageNotFoundError, version
+Names are imported when they are first used: a command can be interrupted from its first moment on.
+"""
 
-from rtdetr_deploy.artifact import ArtifactInfo, ThirdPartyInfo
-from rtdetr_deploy.classes import COCO_CATEGORY_IDS, COCO_NAMES
-from rtdetr_deploy.detections import Detection, Detections
-from rtdetr_deploy.errors import (
-    ArtifactError,
-    CheckpointError,
-    DeviceError,
-    ExportError,
-    ImageError,
-    MissingPackageError,
-    OptionError,
-    OutputError,
-    RtdetrError,
-)
-from rtdetr_deploy.predictor import Predictor
-from rtdetr_deploy.runtimes import open_runtime
-from rtdetr_deploy.sources import find_images
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-try:
-    __version__ = version("rtdetr-deploy")
-except PackageNotFoundError:  # running from a source tree that is not installed
-    __version__ = "0+unknown"
+if TYPE_CHECKING:
+    from rtdetr_deploy.artifact import ArtifactInfo, ThirdPartyInfo
+    from rtdetr_deploy.classes import COCO_CATEGORY_IDS, COCO_NAMES
+    from rtdetr_deploy.detections import Detection, Detections
+    from rtdetr_deploy.errors import (
+        ArtifactError,
+        CheckpointError,
+        DeviceError,
+        ExportError,
+        ImageError,
+        MissingPackageError,
+        OptionError,
+        OutputError,
+        RtdetrError,
+    )
+    from rtdetr_deploy.predictor import Predictor
+    from rtdetr_deploy.runtimes import open_runtime
+    from rtdetr_deploy.sources import find_images
+
+    __version__: str
 
 __all__ = [
     "COCO_CATEGORY_IDS",
@@ -45,3 +47,39 @@ __all__ = [
     "find_images",
     "open_runtime",
 ]
+
+_MODULES = {
+    "COCO_CATEGORY_IDS": "classes",
+    "COCO_NAMES": "classes",
+    "ArtifactInfo": "artifact",
+    "ThirdPartyInfo": "artifact",
+    "Detection": "detections",
+    "Detections": "detections",
+    "Predictor": "predictor",
+    "find_images": "sources",
+    "open_runtime": "runtimes",
+}
+"""Where names are defined; all others are errors."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _find_version()
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+def _find_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("rtdetr-deploy")
+    except PackageNotFoundError:  # running from a source tree that is not installed
+        return "0+unknown"

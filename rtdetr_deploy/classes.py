@@ -9,6 +9,7 @@ import numpy as np
 
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.files import reason
+from rtdetr_deploy.words import plural
 
 Classes = Iterable[int | str] | int | str
 """Which classes are meant: names and indices, or one of them."""
@@ -87,5 +88,7 @@ def find_labels(classes: Iterable[int | str], names: Sequence[str]) -> frozenset
 def check_class_names(names: Sequence[str], count: int, origin: str) -> tuple[str, ...]:
     """Return `names` as a tuple; `OptionError` unless there are `count` of them."""
     if len(names) != count:
-        raise OptionError(f"{origin} names {len(names)} classes, but the model has {count}; give one name per class")
+        raise OptionError(
+            f"{origin} names {plural(len(names), 'class')}, but the model has {count}; give one name per class"
+        )
     return tuple(str(name) for name in names)

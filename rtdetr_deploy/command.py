@@ -163,7 +163,7 @@ def _discard_output() -> None:
     try:
         sys.stdout.flush()
     except OSError:
-        with suppress(OSError, ValueError):  # standard output may be no file
+        with suppress(OSError, ValueError):  # standard output may not be a file
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ValueError:  # closed
         pass

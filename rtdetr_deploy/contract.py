@@ -18,6 +18,7 @@ import numpy as np
 from rtdetr_deploy.artifact import ArtifactInfo, OutputKind, read_metadata
 from rtdetr_deploy.errors import ArtifactError, OptionError
 from rtdetr_deploy.runtimes import Runtime, TensorSpec
+from rtdetr_deploy.words import plural
 
 EXPECTED = "expected images -> labels, boxes, scores (or logits, boxes), optionally with orig_target_sizes"
 
@@ -81,11 +82,11 @@ def _check_info(info: ArtifactInfo, found: Mapping[str, object], classes: int | 
             )
     if classes is not None and classes != len(info.class_names):
         raise ArtifactError(
-            f"{name} has {classes} classes, but its metadata names {len(info.class_names)}; export it again"
+            f"{name} has {plural(classes, 'class')}, but its metadata names {len(info.class_names)}; export it again"
         )
     if info.max_detections < 1:
         raise ArtifactError(
-            f"{name} says in its metadata that it gives {info.max_detections} detections; export it again"
+            f"{name} has max_detections {info.max_detections} in its metadata, expected at least 1; export it again"
         )
 
 

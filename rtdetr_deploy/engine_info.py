@@ -78,7 +78,7 @@ def read_engine_info(engine: Path, content: bytes) -> EngineInfo | None:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ArtifactError(f"{path} does not describe an engine ({error!r}); build the engine again") from error
     if facts.engine_digest != hashlib.sha256(content).hexdigest():
-        raise ArtifactError(f"{path.name} belongs to another engine than {engine.name}; build it again, or delete it")
+        raise ArtifactError(f"{path.name} belongs to an engine other than {engine.name}; build it again, or delete it")
     return facts
 
 

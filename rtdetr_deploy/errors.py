@@ -13,11 +13,11 @@ class OptionError(RtdetrError, ValueError):
 
 
 class CheckpointError(RtdetrError):
-    """A file is no checkpoint of an RT-DETR model."""
+    """A file is not a checkpoint of an RT-DETR model."""
 
 
 class ArtifactError(RtdetrError):
-    """A file is no model that can be run here."""
+    """A file is not a model that can be run here."""
 
 
 class DeviceError(RtdetrError):

@@ -61,7 +61,7 @@ def written_beside(path: Path) -> Iterator[Path]:
     file is removed and `path` stays as it was; an `OSError` (no space, no permission) becomes an `OutputError`, unless
     it names another file. The half-written file of a process that was killed is used again.
 
-    What is no regular file is written in place, when the block has ended without error.
+    What is not a regular file is written in place, when the block has ended without error.
     """
     if in_place(path):
         with _written_in_place(path) as beside:

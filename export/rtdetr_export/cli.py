@@ -128,6 +128,8 @@ def _export(arguments: argparse.Namespace) -> int:
         print_variants()
         return 0
     target = arguments.output
+    read = [path for path in (arguments.weights, arguments.classes) if path is not None]
+    refuse_overwriting({"--output": target, "--timing-cache": arguments.timing_cache}, read)
     if target is not None and target.suffix.lower() in ENGINES:
         return _export_engine(arguments)
     _refuse_engine_options(arguments)
@@ -151,7 +153,6 @@ def _export_engine(arguments: argparse.Namespace) -> int:
     options = None
     if arguments.weights.suffix.lower() == ".onnx":
         _refuse_model_options(arguments)
-        refuse_overwriting({"--output": target}, [arguments.weights])
     else:
         options = _options(arguments)
         check_files(options)

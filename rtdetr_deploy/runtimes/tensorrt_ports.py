@@ -80,7 +80,7 @@ def batch_range(engine: trt.ICudaEngine, name: str) -> tuple[int, int]:
 
 
 def frame_target(port: Port, name: str) -> Target:
-    """Return an input as what frames are resized into. Raises `OptionError` for inputs that are no images."""
+    """Return an input as what frames are resized into. Raises `OptionError` for inputs that are not images."""
     shape, dtype = port.host.array.shape, port.host.array.dtype
     if len(shape) == 4 and shape[3] == 3 and dtype == np.uint8:
         return Target(port.device, shape[1], shape[2], bytes=True)

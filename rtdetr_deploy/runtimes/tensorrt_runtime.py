@@ -68,7 +68,7 @@ class TensorRtRuntime:
         self.metadata: Mapping[str, str] = {METADATA_KEY: facts.info.to_json()} if facts is not None else {}
         with ExitStack() as stack:  # closed in reverse order, here when opening fails, in `close` otherwise
             self._logger = make_logger(self._messages)
-            trt.init_libnvinfer_plugins(self._logger, "")  # EfficientNMS_TRT and others; engines of others have them
+            trt.init_libnvinfer_plugins(self._logger, "")  # EfficientNMS_TRT and others; third-party engines have them
             runtime = start(trt.Runtime, self._logger)
             stack.callback(self._drop, "_runtime")
             self._runtime: trt.Runtime | None = runtime
@@ -225,7 +225,9 @@ class TensorRtRuntime:
         """Copy the arrays into the pinned memory of `ports` and return their number of rows."""
         missing = {port.name for port in ports} ^ set(feed)
         if missing:
-            raise ArtifactError(f"{self._file} takes {', '.join(port.name for port in ports)}, not {set(feed)}")
+            raise ArtifactError(
+                f"{self._file} takes {', '.join(port.name for port in ports)}, not {', '.join(feed) or 'nothing'}"
+            )
         batches = {len(array) for array in feed.values()}
         batch = batches.pop()
         if batches:

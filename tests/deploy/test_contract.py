@@ -216,3 +216,38 @@ def test_facts_of_the_wrong_kind_are_named(small_onnx: Path) -> None:
 def test_damaged_metadata_is_named(text: str, message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
         read_metadata({METADATA_KEY: text}, "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_names": ["a", "b"]}, "odd.onnx has 3 classes, but its metadata names 2; export it again"),
+        ({"class_names": list("abcdefghi")}, "odd.onnx has 3 classes, but its metadata names 9"),
+        ({"max_detections": -5}, "odd.onnx has max_detections -5 in its metadata, expected at least 1"),
+        ({"height": 256}, "odd.onnx has height 128, but its metadata says 256"),
+        ({"batch": 4}, "odd.onnx has batch 1, but its metadata says 4"),
+        ({"outputs": "detections"}, "odd.onnx has outputs raw, but its metadata says detections"),
+    ],
+)
+def test_metadata_that_does_not_fit_the_file_is_refused(
+    changes: dict[str, Any], message: str, small_options: Any, tmp_path: Path
+) -> None:
+    import onnx
+
+    from rtdetr_export import export_onnx
+
+    raw = small_options("raw_metadata.onnx", raw_output=True, verify=False)
+    if not raw.output.exists():
+        export_onnx(raw)
+    model = onnx.load(str(raw.output))
+    (entry,) = (entry for entry in model.metadata_props if entry.key == METADATA_KEY)
+    entry.value = json.dumps({**json.loads(entry.value), **changes})
+    onnx.save(model, str(tmp_path / "odd.onnx"))
+    with pytest.raises(ArtifactError, match=message):
+        Predictor(tmp_path / "odd.onnx")
+
+
+@pytest.mark.parametrize("text", ['{"format": Infinity}', "[" * 100_000, '{"format": 1e999}'])
+def test_metadata_that_no_number_or_stack_can_hold_is_named(text: str) -> None:
+    with pytest.raises(ArtifactError, match=r"m.onnx has a damaged rtdetr_deploy metadata entry"):
+        read_metadata({METADATA_KEY: text}, "m.onnx")

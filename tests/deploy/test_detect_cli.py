@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import subprocess
@@ -15,7 +17,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from rtdetr_deploy import ArtifactError, ImageError, Predictor, find_images
 from rtdetr_deploy.cli import build_parser, main
+from rtdetr_deploy.detect_files import Summary, _write_whole
 
 
 @pytest.fixture
@@ -101,8 +105,6 @@ def test_wrong_input_gives_one_line_and_status_2(
 def test_interrupt_keeps_what_was_done(
     small_onnx: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from rtdetr_deploy.predictor import Predictor
-
     original, calls = Predictor.load, []
 
     def load(self: Predictor, images: Any, **options: Any) -> Any:
@@ -164,8 +166,6 @@ def test_a_reader_that_goes_away_ends_it_quietly(arguments: list[str], small_onn
 def test_interrupts_before_the_first_image_end_in_one_line(
     small_onnx: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from rtdetr_deploy.predictor import Predictor
-
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -189,3 +189,206 @@ def test_help_shows_defaults() -> None:
     text = build_parser().format_help()
     assert "(default: 0.5)" in text
     assert "(default: opencv)" in text
+
+
+def test_dev_stdout_is_standard_output_and_stays_what_it_is(small_onnx: Path, folder: Path, tmp_path: Path) -> None:
+    link, printed = tmp_path / "stdout", tmp_path / "out.txt"
+    link.symlink_to("/proc/self/fd/1")
+    command = [sys.executable, "-m", "rtdetr_deploy.cli", str(small_onnx), str(folder), "--json", str(link)]
+    with printed.open("w") as out:
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert link.is_symlink()
+    assert [json.loads(line)["width"] for line in printed.read_text().splitlines()] == [120, 120, 120]
+    assert "3 images" in done.stderr
+
+
+def test_json_follows_a_link(small_onnx: Path, folder: Path, tmp_path: Path) -> None:
+    real, link = tmp_path / "real.jsonl", tmp_path / "link.jsonl"
+    real.write_text("old")
+    link.symlink_to(real)
+    assert main([str(small_onnx), str(folder), "--json", str(link)]) == 0
+    assert link.is_symlink()
+    assert len(real.read_text().splitlines()) == 3
+
+
+def test_files_that_are_read_are_not_overwritten(
+    small_onnx: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\nc\n")
+    assert main([str(small_onnx), str(folder), "--class-names", str(names), "--json", str(names)]) == 2
+    assert f"--json would overwrite the input {names}; choose another file" in capsys.readouterr().err
+    assert names.read_text() == "a\nb\nc\n"
+
+
+def test_json_and_pictures_do_not_share_a_name(
+    small_onnx: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "o"
+    for target, message in (
+        (output / "a.jpg", "--json and an annotated picture both name"),
+        (output, "would be a file where --output"),
+    ):
+        assert main([str(small_onnx), str(folder), "--output", str(output), "--json", str(target)]) == 2
+        assert message in capsys.readouterr().err
+        assert not output.exists()
+
+
+def test_a_picture_that_can_not_be_written_is_counted_and_its_json_kept(
+    small_onnx: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / ("b" * 251 + ".png")).write_bytes((folder / "b.png").read_bytes())  # the longest name fits
+    (folder / "sub" / ("b" * 251 + ".png")).write_bytes((folder / "b.png").read_bytes())  # with "-2" it does not
+    output, lines = tmp_path / "out", tmp_path / "found.jsonl"
+    assert main([str(small_onnx), str(folder), "--output", str(output), "--json", str(lines)]) == 1
+    streams = capsys.readouterr()
+    assert "rtdetr-detect: not written: can't write" in streams.err
+    assert "File name too long" in streams.err
+    assert "5 images, 1 picture not written, " in streams.out
+    assert len(lines.read_text().splitlines()) == 5
+    assert len(list(output.iterdir())) == 4
+
+
+def test_json_lines_are_kept_when_the_model_fails_later(
+    small_onnx: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = Predictor.infer, []
+
+    def infer(self: Predictor, batch: Any) -> Any:
+        calls.append(batch)
+        if len(calls) == 4:  # the first is the warm-up
+            raise ArtifactError("broken")
+        return original(self, batch)
+
+    monkeypatch.setattr(Predictor, "infer", infer)
+    lines = tmp_path / "found.jsonl"
+    assert main([str(small_onnx), str(folder), "--json", str(lines)]) == 2
+    assert len(lines.read_text().splitlines()) == 2
+
+
+def test_a_disk_that_fills_up_keeps_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "found.jsonl"
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            if self.tell() + len(data) > 25:
+                room = 25 - self.tell()
+                if room == 0:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return super().write(bytes(data)[:room])
+            return super().write(data)
+
+    with Full(str(path), "w") as file:
+        _write_whole(file, "first line of 20 chs\n")
+        with pytest.raises(OSError, match="No space"):
+            _write_whole(file, "second line\n")
+    assert path.read_text() == "first line of 20 chs\n"
+
+
+def test_a_signal_keeps_the_lines_that_are_there(small_onnx: Path, folder: Path, tmp_path: Path) -> None:
+    for number in range(200):
+        (folder / f"{number:03}.png").symlink_to(folder / "b.png")
+    lines = tmp_path / "found.jsonl"
+    command = [sys.executable, "-u", "-m", "rtdetr_deploy.cli", str(small_onnx), str(folder), "--json", str(lines)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "000.png: " in process.stdout.readline()
+        process.terminate()
+        errors = process.stderr.read()
+    assert process.returncode == 143
+    assert "rtdetr-detect: ended by SIGTERM; what was done is kept" in errors
+    assert len([json.loads(line) for line in lines.read_text().splitlines()]) >= 1
+    assert [path.name for path in tmp_path.iterdir() if ".part" in path.name] == []
+
+
+def test_what_can_not_be_written_is_found_before_the_model_is_opened(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["--output", str(folder / "b.png" / "x")], ["--json", str(folder / "b.png" / "x")]):
+        assert main(["none.onnx", str(folder), *arguments]) == 2
+        assert "can't write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["", "{folder}"], "the name is empty"),
+        (["{model}", "{folder}", "--output", ""], "the name is empty"),
+        (["{model}", "{folder}", "--json", ""], "the name is empty"),
+    ],
+)
+def test_empty_names_are_refused(
+    arguments: list[str], message: str, small_onnx: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([item.format(model=small_onnx, folder=folder) for item in arguments])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([""], "the name of an image is empty"),
+        (["{folder}", "--max-pixels", "0"], "max_pixels is 0, expected a whole number from 1"),
+        (["{folder}", "--threads", "100000"], "threads is 100000, expected a whole number from 1 to"),
+        (["{folder}", "--size", ""], "size '' is not understood"),
+        (["{folder}", "--font", "{folder}/b.png"], "can't read the font"),
+        (["{folder}", "--output", "{folder}/loop"], "loop is not a folder"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    arguments: list[str], message: str, small_onnx: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "loop").symlink_to("loop")
+    assert main([str(small_onnx), *(item.format(folder=folder) for item in arguments)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_json_to_a_closed_standard_output_is_refused(small_onnx: Path, folder: Path) -> None:
+    command = f'"{sys.executable}" -m rtdetr_deploy.cli "{small_onnx}" "{folder}" --json - >&-'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "rtdetr-detect: --json - writes to standard output, which is closed; name a file\n"
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(
+    small_onnx: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_bytes(b"\x1b[31mred\nwhite\nplatelet\n")
+    odd = folder / "new\nline\x1b[2J.png"
+    odd.write_bytes((folder / "b.png").read_bytes())
+    (folder / "bad\x1b[2J.jpg").write_bytes(b"nothing")
+    assert main([str(small_onnx), str(folder), "--threshold", "0", "--class-names", str(names)]) == 1
+    streams = capsys.readouterr()
+    assert "\x1b" not in streams.out + streams.err
+    assert "new\\nline\\x1b[2J.png: " in streams.out
+    assert "\\x1b[31mred" in streams.out
+
+
+def test_one_detection_is_not_called_detections() -> None:
+    summary = Summary(done=1)
+    summary.found["red"] += 1
+    assert str(summary) == "1 image, 1 detection: 1 red"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX permissions")
+def test_folders_that_can_not_be_read_are_reported_and_counted(
+    small_onnx: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = os.scandir
+
+    def scandir(path: Any = ".") -> Any:  # as for a user without permission; root may read everything
+        if str(path).endswith("sub"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert main([str(small_onnx), str(folder)]) == 1
+    streams = capsys.readouterr()
+    assert f"skipped: can't open the folder {folder / 'sub'}: Permission denied" in streams.err
+    assert "2 images, 1 skipped" in streams.out
+    with pytest.raises(ImageError, match=r"can't open the folder .*sub: Permission denied"):
+        find_images([folder])

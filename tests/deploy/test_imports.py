@@ -38,4 +38,16 @@ def test_importing_loads_no_heavy_package() -> None:
     code = "import sys, rtdetr_deploy; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = set(_run(code).split())
     assert not loaded & {"torch", "onnxruntime", "onnx", "PIL", "tqdm", "supervision", "matplotlib", "scipy"}
-    assert {"numpy", "rtdetr_deploy"} <= loaded
+    assert not loaded & {"numpy", "cv2"}
+    assert "rtdetr_deploy" in loaded
+
+
+def test_every_public_name_is_there() -> None:
+    code = "import rtdetr_deploy as r; print(*[name for name in r.__all__ if not hasattr(r, name)], r.__version__)"
+    assert len(_run(code).split()) == 1
+    assert "Predictor" in _run("import rtdetr_deploy; print(dir(rtdetr_deploy))")
+
+
+def test_the_command_s_module_loads_little_before_it_can_be_interrupted() -> None:
+    loaded = set(_run("import sys, rtdetr_deploy.cli; print(*sys.modules)").split())
+    assert not loaded & {"numpy", "cv2", "tqdm"}

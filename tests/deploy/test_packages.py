@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +43,15 @@ def test_a_package_that_can_not_be_loaded_is_not_called_missing() -> None:
 def test_a_source_tree_that_is_not_installed_names_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "DISTRIBUTION", "no-such-project")
     assert install_command("cpu") == "pip install '.[cpu]' in the folder of the project"
+
+
+def test_no_message_tells_to_install_this_project_from_an_index() -> None:
+    root = Path(__file__).resolve().parents[2]
+    hits = [
+        f"{path.relative_to(root)}:{number}"
+        for folder in ("rtdetr_deploy", "export", "training")
+        for path in (root / folder).rglob("*.py")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if "rtdetr-deploy[" in line
+    ]
+    assert hits == []

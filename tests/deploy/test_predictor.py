@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from rtdetr_deploy import ArtifactError, ArtifactInfo, ImageError, OptionError, Predictor
+from rtdetr_deploy import ArtifactError, ArtifactInfo, ImageError, OptionError, Predictor, open_runtime
 
 NAMES = ("red", "white", "platelet")
 
@@ -203,3 +203,63 @@ def test_nothing_found_is_an_empty_result(small_onnx: Path, picture: NDArray[np.
     assert found.boxes.shape == (0, 4)
     assert found.to_dicts() == []
     assert found.draw(picture).size == (120, 90)
+
+
+def test_classes_may_be_a_generator(predictor: Predictor, picture: NDArray[np.uint8]) -> None:
+    expected = predictor.detect(picture, classes=["white"], threshold=0.0)
+    found = predictor.detect(picture, classes=(name for name in ["white"]), threshold=0.0)
+    assert len(found) == len(expected) > 0
+
+
+@pytest.mark.parametrize("classes", [True, b"\0", 1.0, [True], [1.0], [b"white"], np.bool_(True)])
+def test_classes_that_are_neither_names_nor_indices_are_refused(
+    classes: Any, predictor: Predictor, picture: NDArray[np.uint8]
+) -> None:
+    with pytest.raises(OptionError, match="neither a name nor an index|expected names or indices"):
+        predictor.detect(picture, classes=classes)
+    with pytest.raises(OptionError, match="neither a name nor an index|expected names or indices"):
+        predictor.detect(picture, threshold=0.0).filter(classes=classes)
+
+
+def test_results_know_the_model_s_classes_when_they_are_filtered(
+    predictor: Predictor, picture: NDArray[np.uint8]
+) -> None:
+    found = predictor.detect(picture, threshold=0.0)
+    assert found[:3].class_names == NAMES
+    for classes, message in (["nope"], "the model has no class 'nope'"), (3, r"class index 3 is outside 0 \.\. 2"):
+        with pytest.raises(OptionError, match=message):
+            found[:3].filter(classes=cast("Any", classes))
+    assert set(found.filter(classes=(name for name in ["white"])).names) == {"white"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": None}, "engine is None, expected a model file"),
+        ({"engine": 5}, "engine is 5, expected a model file"),
+        ({"size": 640}, r"size is 640, expected \(height, width\)"),
+        ({"class_names": 5}, "class_names is 5, expected a list of names or a file"),
+        ({"class_names": {"a", "b", "c"}}, "expected a list of names or a file"),
+        ({"max_pixels": "x"}, "max_pixels is 'x', expected a whole number from 1"),
+    ],
+)
+def test_arguments_of_another_kind_are_option_errors(options: Any, message: str, small_onnx: Path) -> None:
+    with pytest.raises(OptionError, match=message):
+        Predictor(**{"engine": small_onnx, **options})
+
+
+def test_an_empty_name_of_a_model_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="the name of the model file is empty"):
+        Predictor("")
+    with pytest.raises(ArtifactError, match="is a folder; name the model file in it"):
+        Predictor(tmp_path)
+    os.mkfifo(tmp_path / "m.onnx")
+    with pytest.raises(ArtifactError, match="m.onnx is a pipe or a device"):
+        Predictor(tmp_path / "m.onnx")
+
+
+def test_messages_about_a_runtime_that_is_open_name_its_file(small_onnx: Path) -> None:
+    runtime = open_runtime(small_onnx)
+    with pytest.raises(OptionError, match="small.onnx is run by ONNX Runtime"):
+        Predictor(runtime, resizer="cuda")
+    runtime.close()

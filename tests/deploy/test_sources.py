@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -208,3 +210,98 @@ def test_folders_globs_and_files_are_found_once_and_sorted(tmp_path: Path) -> No
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match="holds no image"):
         find_images([tmp_path / "empty"])
+
+
+def test_subclasses_of_arrays_are_plain_arrays(rgb: Pixels) -> None:
+    gray = rgb[:, :, 0]
+    assert np.array_equal(load_frame(np.asmatrix(gray)).pixels, load_frame(gray).pixels)
+    assert np.array_equal(load_frame(np.ma.masked_array(rgb)).pixels, rgb)
+    with pytest.raises(ImageError, match=r"is masked, .*; pass image.filled\(0\)"):
+        load_frame(np.ma.masked_array(rgb, rgb > 100))
+
+
+@pytest.mark.parametrize(
+    ("array", "advice"),
+    [
+        (np.full((4, 4, 3), 200.0), r"pass image.round\(\).astype\('uint8'\)"),
+        (np.full((4, 4, 3), 0.5), r"pass \(image \* 255\).round\(\)"),
+        (np.full((4, 4, 3), 70000.0), "values go up to 70000"),
+        (np.full((4, 4, 3), -1.5), "begin at -1.5; undo the normalization"),
+        (np.full((4, 4, 3), 200), r"pass image.astype\('uint8'\)"),
+        (np.ones((4, 4), bool), r"for a mask pass image.astype\('uint8'\) \* 255"),
+        (np.full((4, 4), np.inf), "NaN or infinity"),
+        (np.full((4, 4), "a"), r"values from 0 to 255 pass image.astype"),
+    ],
+)
+def test_arrays_of_other_types_get_advice_that_suits_them(array: Any, advice: str) -> None:
+    with pytest.raises(ImageError, match=rf"expected uint8 or uint16; .*{advice}"):
+        load_frame(array)
+
+
+def test_big_endian_16_bit_arrays_are_taken(rgb: Pixels) -> None:
+    assert np.array_equal(load_frame((rgb.astype(np.uint16) * 257).astype(">u2")).pixels, rgb)
+
+
+@pytest.mark.parametrize("limit", [0, -1, "x", 2.5, True, None])
+def test_a_pixel_limit_that_makes_no_sense_is_not_the_image_s_fault(limit: Any, rgb: Pixels) -> None:
+    with pytest.raises(OptionError, match="expected a whole number from 1"):
+        load_frame(_encoded(Image.fromarray(rgb), "PNG"), max_pixels=limit)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageError, match="pipe.jpg is a pipe or a device, expected an image file"):
+        load_frame(tmp_path / "pipe.jpg")
+
+
+def test_an_image_that_does_not_fit_into_memory_is_an_image_error(rgb: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(*_: Any) -> None:
+        raise MemoryError
+
+    data = _encoded(Image.fromarray(rgb), "PNG")
+    monkeypatch.setattr(Image.Image, "convert", convert)
+    with pytest.raises(ImageError, match="the encoded image is too large for the memory that is free"):
+        load_frame(data)
+
+
+def test_further_frames_are_mentioned_and_the_first_is_used(rgb: Pixels) -> None:
+    first = Image.fromarray(np.zeros_like(rgb))
+    data = _encoded(first, "GIF", save_all=True, append_images=[Image.fromarray(rgb)])
+    with pytest.warns(UserWarning, match="several frames or pages; only the first is used"):
+        assert load_frame(data).pixels.max() == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_frame(_encoded(first, "GIF"))
+
+
+def test_avif_files_are_found(tmp_path: Path) -> None:
+    (tmp_path / "a.avif").write_bytes(b"")
+    assert [path.name for path in find_images([tmp_path])] == ["a.avif"]
+
+
+def test_an_empty_source_does_not_mean_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ImageError, match="the name of an image is empty; is a shell variable not set"):
+        find_images([""])
+    assert find_images(["."]) == [Path("a.jpg")]
+
+
+def test_links_that_form_loops_end_a_recursive_pattern(tmp_path: Path) -> None:
+    deep = tmp_path / "a" / "b"
+    deep.mkdir(parents=True)
+    (deep / "x.jpg").write_bytes(b"")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "y.jpg").write_bytes(b"")
+    (deep / "one").symlink_to(tmp_path)
+    (deep / "two").symlink_to(tmp_path)
+    assert find_images([tmp_path / "**"]) == [deep / "x.jpg"]
+    assert find_images([f"{tmp_path}/**/b/*.jpg", f"{tmp_path}/a/**/**/x.jpg"]) == [deep / "x.jpg"]
+    with pytest.raises(ImageError, match="does not exist"):
+        find_images([f"{tmp_path}/**/z.jpg"])
+
+
+def test_files_in_a_folder_that_are_not_images_after_all_are_found_to_be_reported(tmp_path: Path) -> None:
+    (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
+    assert find_images([tmp_path]) == [tmp_path / "gone.jpg"]
+    assert find_images(str(tmp_path)) == [tmp_path / "gone.jpg"]

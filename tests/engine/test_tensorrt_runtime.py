@@ -195,7 +195,7 @@ def test_an_engine_that_cannot_be_recorded_runs_without_a_graph(world: fake_tens
             {"capability": "8.6", "gpu": "A10"},
             r"was built for A10 \(compute capability 8.6\), this is Tesla T4",
         ),
-        ({"engine_digest": "0"}, "belongs to another engine"),
+        ({"engine_digest": "0"}, "belongs to an engine other than"),
         ({"tensorrt": "11.4.0.106", "version_compatible": True}, "same major number"),
         ({"tensorrt": "10.16.1.11", "version_compatible": True}, "same major number"),
         ({"capability": "8.6", "hardware_compatible": True}, "build it again here"),

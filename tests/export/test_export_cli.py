@@ -136,3 +136,15 @@ def test_help_shows_defaults() -> None:
     text = " ".join(build_parser().format_help().split())
     assert "what the checkpoint names, else" in text
     assert "(default: 300)" in text
+
+
+@pytest.mark.parametrize(("option", "name"), [("--output", "link.engine"), ("--timing-cache", "cells.pth")])
+def test_what_is_read_is_not_overwritten(
+    option: str, name: str, r18_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "cells.pth"
+    weights.write_bytes(r18_checkpoint.read_bytes())
+    (tmp_path / "link.engine").symlink_to(weights)
+    assert main(["--weights", str(weights), option, str(tmp_path / name)]) == 2
+    assert f"{option} would overwrite the input {weights}; choose another file" in capsys.readouterr().err
+    assert weights.read_bytes() == r18_checkpoint.read_bytes()

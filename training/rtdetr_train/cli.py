@@ -81,8 +81,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (0 done, 2 wrong input, 130 interrupted)."""
-    arguments = build_parser().parse_args(argv)
-    return run_command("rtdetr-train", lambda: _train(arguments), "the same command continues after the last epoch")
+    again = "the same command continues after the last epoch"
+    return run_command("rtdetr-train", lambda: _train(build_parser().parse_args(argv)), again)
 
 
 def _train(arguments: argparse.Namespace) -> int:
