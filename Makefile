@@ -16,7 +16,7 @@ help:
 	@echo "make demo [WEIGHTS=FILE]  export, detect on a photograph, show boxes and times"
 	@echo "make test                 run the tests"
 	@echo "make lint                 ruff, ruff format, mypy"
-	@echo "make bench                measure this machine, rewrite benchmarks/results (after make peers; about 20 minutes)"
+	@echo "make bench                measure this machine, rewrite benchmarks/results (after make peers; 10 to 20 minutes)"
 	@echo "make peers                export the models to compare with, in environments of their own (BCCD=FOLDER)"
 	@echo "make tensorrt-check       check the TensorRT code against its real Python bindings (needs a C compiler)"
 	@echo "make wheel-check          build the wheel, predict with it where torch is not installed"

@@ -11,8 +11,10 @@ from statistics import median
 
 from PIL import Image
 
-from rtdetr_deploy import Detections, Predictor, RtdetrError
-from rtdetr_deploy.arguments import parse_size
+from rtdetr_deploy import Detections, ImageError, Predictor
+from rtdetr_deploy.arguments import parse_size, path_argument
+from rtdetr_deploy.command import run_command
+from rtdetr_deploy.files import check_writable, require_file
 from rtdetr_export import ExportOptions, export_onnx
 from rtdetr_export.cli import print_result
 from rtdetr_train.smears import draw_smear
@@ -28,18 +30,24 @@ TIMED_RUNS = 5
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", type=Path, default=CELLS, help="checkpoint (default: blood cells, %(default)s)")
-    parser.add_argument("--image", type=Path, help="picture (default: a drawn blood smear; coffee.jpg with --weights)")
+    parser.add_argument(
+        "--weights", type=path_argument, default=CELLS, help="checkpoint (default: blood cells, %(default)s)"
+    )
+    parser.add_argument(
+        "--image", type=path_argument, help="picture (default: a drawn blood smear; coffee.jpg with --weights)"
+    )
     parser.add_argument("--size", help="input size (default: what the checkpoint names, else 640)")
-    parser.add_argument("--output", type=Path, default=FOLDER / "output", help="folder (default: %(default)s)")
-    arguments = parser.parse_args(argv)
-    try:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        image = arguments.image or (draw(arguments.output) if arguments.weights == CELLS else PHOTOGRAPH)
-        run(arguments.weights, image, parse_size(arguments.size) if arguments.size else None, arguments.output)
-    except RtdetrError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 2
+    parser.add_argument("--output", type=path_argument, default=FOLDER / "output", help="folder (default: %(default)s)")
+    return run_command("demo", lambda: _show(parser.parse_args(argv)), "the demo was not finished")
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    size = None if arguments.size is None else parse_size(arguments.size)
+    check_writable(arguments.output, folder=True)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    image = arguments.image or (draw(arguments.output) if arguments.weights == CELLS else PHOTOGRAPH)
+    require_file(image, ImageError)
+    run(arguments.weights, image, size, arguments.output)
     return 0
 
 

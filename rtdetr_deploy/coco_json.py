@@ -11,10 +11,13 @@ import json
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+
+from PIL import Image
 
 from rtdetr_deploy.errors import OptionError
 
@@ -66,7 +69,7 @@ def read_coco_json(path: str | Path, images: str | Path) -> CocoJson:
     _check_pixels(objects, path)
     files = {number: file for number, (file, _) in entries.items()}
     _check_files(list(files.values()), folder, path)
-    sides = {number: side for number, (_, side) in entries.items()}
+    sides = {number: side or _longer_side(file) for number, (file, side) in entries.items()}
     return CocoJson(path, tuple(files.items()), tuple(sorted(categories.items())), _usable(objects, sides, path))
 
 
@@ -111,8 +114,8 @@ def _whole(entry: Mapping[str, Any], key: str, where: str, path: Path) -> int:
     return value
 
 
-def _images(content: Mapping[str, Any], folder: Path, path: Path) -> Iterator[tuple[int, tuple[Path, float]]]:
-    """Yield id, file and longer side of every image; the side is infinite where the json does not tell it.
+def _images(content: Mapping[str, Any], folder: Path, path: Path) -> Iterator[tuple[int, tuple[Path, float | None]]]:
+    """Yield id, file and longer side of every image; the side is None where the json does not tell it.
 
     The longer side alone, because many jsons hold the size of a photograph before it is turned.
     """
@@ -121,7 +124,18 @@ def _images(content: Mapping[str, Any], folder: Path, path: Path) -> Iterator[tu
         if not isinstance(name, str) or not name:
             _refuse(path, f"{where} has no file_name")
         sides = _numbers([entry.get("width"), entry.get("height")])
-        yield _whole(entry, "id", where, path), (folder / name, max(sides) if sides and min(sides) > 0 else math.inf)
+        yield _whole(entry, "id", where, path), (folder / name, max(sides) if sides and min(sides) > 0 else None)
+
+
+def _longer_side(file: Path) -> float:
+    """Return the longer side of an image, of which only the header is read; infinity if it can't be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of very large images; what can't be used is said when it is read
+            with Image.open(file) as image:
+                return float(max(image.size))
+    except Exception:  # a damaged file fails in many ways
+        return math.inf
 
 
 def _categories(content: Mapping[str, Any], path: Path) -> Iterator[tuple[int, str]]:
@@ -206,9 +220,9 @@ def _usable(objects: Sequence[CocoObject], sides: Mapping[int, float], path: Pat
             left_out[COPY] += 1
         else:
             kept[key] = thing
-    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items() if count)
     if not kept:
-        raise OptionError(f"{path} has no annotation that can be used: {reasons}")
+        raise OptionError(f"none of the {len(objects)} annotations of {path} can be used ({reasons})")
     if reasons:
-        _LOG.warning("%s: annotations are left out (of %d): %s", path, len(objects), reasons)
+        _LOG.warning("%s: some of the %d annotations are left out (%s)", path, len(objects), reasons)
     return tuple(kept.values())

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from rtdetr_deploy import MissingPackageError, Predictor
-from rtdetr_deploy.coco import Accuracy, detect_all, read_annotations, score
+from rtdetr_deploy import Predictor
+from rtdetr_deploy.coco import Accuracy, detect_all, read_annotations, require_evaluator, score
+from rtdetr_deploy.packages import needed_for
 from rtdetr_deploy.preprocess import Resizer
+from rtdetr_deploy.runtimes import check_threads
 
 CHECKPOINTS = frozenset({".pth", ".pt", ".safetensors"})
+MODELS = frozenset({".onnx", ".engine", ".plan"})
 
 
 def open_any(
@@ -21,13 +24,12 @@ def open_any(
     """
     if engine.suffix.lower() not in CHECKPOINTS:
         return Predictor(engine, size=size, resizer=resizer, threads=threads)
-    try:
-        from rtdetr_deploy.model.torch_runtime import open_checkpoint
-    except ImportError as error:
-        raise MissingPackageError(f"checkpoints need {error.name}: pip install 'rtdetr-deploy[export]'") from error
-    if threads is not None:
+    with needed_for("running a checkpoint", "export"):
         import torch
 
+        from rtdetr_deploy.model.torch_runtime import open_checkpoint
+    if threads is not None:
+        check_threads(threads)
         torch.set_num_threads(threads)
     return Predictor(open_checkpoint(engine, size), resizer=resizer)
 
@@ -47,6 +49,7 @@ def evaluate(
     `on_image` is called with the number of images after each of them. Raises `OptionError` when annotations, images or
     classes don't fit, `ArtifactError` or `CheckpointError` when the model can't be opened.
     """
+    require_evaluator()
     with open_any(engine, size=size, resizer=resizer, threads=threads) as predictor:
         truth = read_annotations(annotations, images, predictor.class_names)
         total = len(truth.images)

@@ -11,9 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rtdetr_bench.accuracy import CHECKPOINTS, evaluate
-from rtdetr_deploy import MissingPackageError, OptionError
+from rtdetr_deploy import OptionError
 from rtdetr_deploy.coco import METRICS, Accuracy
+from rtdetr_deploy.packages import needed_for
 from rtdetr_deploy.preprocess import Resizer
+from rtdetr_deploy.runtimes import check_threads
 
 QUERIES = (100, 200)
 """Numbers of selected queries that are tried beside the model's own."""
@@ -53,15 +55,15 @@ def study_accuracy(
     """Return a row for each setting; the first is the one to compare with.
 
     `on_image` is called with the number of evaluations in all after each of them. Raises `OptionError` when `weights`
-    is no checkpoint, and what `evaluate` raises.
+    is not a checkpoint, and what `evaluate` raises.
     """
     if weights.suffix.lower() not in CHECKPOINTS:
         raise OptionError(f"the study exports a checkpoint in several ways; {weights.name} is a model file")
-    try:
+    if threads is not None:
+        check_threads(threads)
+    with needed_for("--study", "export"):
         from rtdetr_deploy.model import load_checkpoint
         from rtdetr_export import ExportOptions, export_onnx
-    except ImportError as error:
-        raise MissingPackageError(f"the study needs {error.name}: pip install 'rtdetr-deploy[export]'") from error
     checkpoint = load_checkpoint(weights)
     size = size or checkpoint.input_size
     settings = list(_settings(checkpoint.model.decoder_layers, checkpoint.variant.queries))

@@ -17,8 +17,10 @@ from rtdetr_bench.ratios import Ratio, compare_medians
 from rtdetr_deploy import OptionError
 from rtdetr_deploy.coco import BATCH, Annotations, read_annotations, require_evaluator, score
 from rtdetr_deploy.sources import ImageLike
+from rtdetr_deploy.words import plural
 
 COLUMNS = ("p50", "p90", "p99", "mean", "min")
+MOST_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Comparison:
             "confidence": self.confidence,
             "state": self.state,
             "real_images": self.real_images,
+            "rounds": len(self.latencies[0].paper),
             "models": [
                 {
                     "name": one.name,
@@ -155,7 +158,7 @@ def format_comparison(comparison: Comparison) -> str:
     width = max(len(one.name) for one in latencies)
     spans = list(dict.fromkeys(span for one in latencies for span in one.samples))
     heads = "".join(f"{span:>12}" for span in (*spans, "paper p50", "p90", "whole p50", "images/s"))
-    lines = [f"median milliseconds per call, in turn, {len(latencies[0].total())} rounds"]
+    lines = [f"median milliseconds per call, in turn, {plural(len(latencies[0].total()), 'round')}"]
     lines.append(f"{'':<{width}}{'batch':>6}{heads}{'boxes':>7}{'AP':>8}{'MB':>7}{'open s':>8}")
     for one in latencies:
         parts = [float(np.median(one.samples[span])) if span in one.samples else None for span in spans]
@@ -180,7 +183,8 @@ def format_comparison(comparison: Comparison) -> str:
 def format_latency(latency: Latency, accuracy: float | None = None) -> str:
     """Return one model's table."""
     facts = ", ".join(f"{name} {value}" for name, value in latency.facts.items())
-    opened = f"opened in {latency.opened:.2f} s, memory {_megabytes(latency)} MB, {latency.warmup} calls to warm up"
+    warm = f"{plural(latency.warmup, 'call')} to warm up"
+    opened = f"opened in {latency.opened:.2f} s, memory {_megabytes(latency)} MB, {warm}"
     lines = [f"{latency.name}, batch {latency.batch}: {opened}", facts]
     lines.append(f"{'milliseconds per call':<24}" + "".join(f"{column:>9}" for column in COLUMNS))
     for name, row in latency.rows().items():
@@ -205,6 +209,6 @@ def parse_batches(text: str) -> tuple[int, ...]:
         batches = tuple(int(part) for part in text.split(","))
     except ValueError:
         batches = ()
-    if not batches or min(batches) < 1:
-        raise OptionError(f"--batch is {text!r}, expected numbers from 1 up, like 1,4,8")
+    if not batches or min(batches) < 1 or max(batches) > MOST_BATCH or len(set(batches)) < len(batches):
+        raise OptionError(f"--batch is {text!r}, expected different numbers from 1 to {MOST_BATCH}, like 1,4,8")
     return batches

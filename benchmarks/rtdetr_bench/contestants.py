@@ -1,4 +1,4 @@
-"""What is timed: RT-DETR models and the detectors of others, behind one interface.
+"""What is timed: RT-DETR models and third-party detectors, behind one interface.
 
 A call goes through these spans, each timed by itself:
 
@@ -24,12 +24,13 @@ import numpy as np
 from rtdetr_bench.accuracy import CHECKPOINTS, open_any
 from rtdetr_bench.nms import NmsOptions, suppress
 from rtdetr_bench.yolo import NEEDS_NMS, NMS_METADATA, WHOLE, find_candidates, letterbox, recognize_yolo
-from rtdetr_deploy import ArtifactInfo, Detections, Predictor
+from rtdetr_deploy import ArtifactInfo, Detections, OptionError, Predictor
 from rtdetr_deploy.contract import has_detections
 from rtdetr_deploy.engine_layers import count_precisions
 from rtdetr_deploy.preprocess import Resizer
-from rtdetr_deploy.runtimes import Array, FrameRuntime, Runtime, TimedRuntime, open_runtime
+from rtdetr_deploy.runtimes import Array, FrameRuntime, Runtime, TimedRuntime, check_threads, open_runtime
 from rtdetr_deploy.sources import Frame, ImageLike, load_frame
+from rtdetr_deploy.words import plural, printable
 
 SPANS = ("decode", "resize", "copy", "infer", "postprocess")
 PAPER_SPAN = ("infer", "postprocess")
@@ -45,6 +46,10 @@ class Entry:
     size: tuple[int, int] | None = None
     resizer: Resizer = "opencv"
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:  # before anything is exported or opened
+            check_threads(self.threads)
 
 
 class Contestant(Protocol):
@@ -133,7 +138,7 @@ class Detr:
             "input": "x".join(map(str, predictor.input_size)),
         }
         if isinstance(info, ArtifactInfo):
-            self.facts |= {"model": f"{info.variant}, {info.layers} layers", "precision": info.precision}
+            self.facts |= {"model": f"{info.variant}, {plural(info.layers, 'layer')}", "precision": info.precision}
         self.boxes: int | None = None
 
     def inspect(self) -> None:
@@ -166,7 +171,7 @@ class Detr:
 
 
 class Yolo:
-    """A detector of others: a YOLO, with NMS where it needs it, or a model that returns queries."""
+    """A third-party detector: a YOLO, with NMS where it needs it, or a model that returns queries."""
 
     def __init__(self, runtime: SpanRuntime, name: str, nms: NmsOptions, size: tuple[int, int] | None = None) -> None:
         contract = recognize_yolo(runtime, name, size)
@@ -175,7 +180,7 @@ class Yolo:
         self._runtime, self._contract, self._nms = runtime, contract, nms
         self._needs_nms = contract.layout in NEEDS_NMS
         self.facts = {
-            "kind": "RT-DETR of others" if contract.layout in WHOLE else f"YOLO ({contract.layout})",
+            "kind": "third-party RT-DETR" if contract.layout in WHOLE else f"YOLO ({contract.layout})",
             "runtime": runtime.name,
             "input": f"{contract.height}x{contract.width}",
             "NMS": nms.method if self._needs_nms else IN_GRAPH.get(contract.layout, "none"),
@@ -240,25 +245,43 @@ class Yolo:
 
 
 def open_contestant(path: Path, entry: Entry | None = None) -> Contestant:
-    """Open a model file or a checkpoint: an RT-DETR where it is one, else a detector of others.
+    """Open a model file or a checkpoint: an RT-DETR where it is one, else a third-party detector.
 
     Raises `ArtifactError` when it is neither, or can't be run, `CheckpointError` for checkpoints.
     """
     entry = entry or Entry()
-    threshold = entry.nms.confidence
+    threshold, name = entry.nms.confidence, printable(path.name)
     if path.suffix.lower() in CHECKPOINTS:
         predictor = open_any(path, size=entry.size, resizer=entry.resizer, threads=entry.threads)
-        return Detr(predictor, None, path.name, threshold)
+        return Detr(predictor, None, name, threshold)
     opened = open_runtime(path, threads=entry.threads)
     runtime = SpanFrameRuntime(opened) if isinstance(opened, FrameRuntime) else SpanRuntime(opened)
     try:
         size = entry.size if None in runtime.inputs[0].shape[1:] else None  # the file knows better where it knows
         if not has_detections(runtime):
-            return Yolo(runtime, path.name, entry.nms, size)
-        return Detr(Predictor(runtime, resizer=entry.resizer, size=size), runtime, path.name, threshold)
+            return Yolo(runtime, name, entry.nms, size)
+        return Detr(Predictor(runtime, resizer=entry.resizer, size=size), runtime, name, threshold)
     except BaseException:
         runtime.close()
         raise
+
+
+def check_applies(contestants: Sequence[Contestant], entry: Entry) -> None:
+    """Raise `OptionError` for a size, a resizer or a setting of NMS that none of the models would use."""
+    usual, wanted = Entry(), "" if entry.size is None else "x".join(map(str, entry.size))
+    inputs = {one.name: one.facts["input"] for one in contestants}
+    unused = []
+    if wanted and wanted not in inputs.values():
+        fixed = ", ".join(f"{name} is fixed at {size}" for name, size in inputs.items())
+        raise OptionError(f"size {wanted} would be ignored: {fixed}; leave it out, or export the model at that size")
+    if entry.resizer != usual.resizer and not any(isinstance(one, Detr) for one in contestants):
+        unused.append(f"resizer {entry.resizer} (third-party models are resized by OpenCV)")
+    if not any(isinstance(one, Yolo) and one.needs_nms for one in contestants):
+        told = "(no model here needs NMS outside its graph)"
+        unused += [f"IoU threshold {entry.nms.iou:g} {told}"] * (entry.nms.iou != usual.nms.iou)
+        unused += [f"NMS by {entry.nms.method} {told}"] * (entry.nms.method != usual.nms.method)
+    if unused:
+        raise OptionError(f"{unused[0]} would be ignored; leave it out")
 
 
 def real_precision(runtime: Runtime) -> dict[str, str]:
@@ -267,5 +290,5 @@ def real_precision(runtime: Runtime) -> dict[str, str]:
     if layers is None:
         return {}
     counts = count_precisions(layers())
-    told = ", ".join(f"{count} layers {kind}" for kind, count in sorted(counts.items()))
+    told = ", ".join(f"{plural(count, 'layer')} {kind}" for kind, count in sorted(counts.items()))
     return {"precision": told or "the inspector doesn't tell"}

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from rtdetr_bench.accuracy import evaluate
+from rtdetr_bench.accuracy import MODELS, evaluate
 from rtdetr_bench.contestants import Entry
 from rtdetr_bench.latency import Latency, Plan, measure, open_all
-from rtdetr_bench.published import DECODER_LAYERS, ENCODERS
+from rtdetr_bench.published import ENCODERS, published_decoder
 from rtdetr_bench.ratios import Ratio, compare_medians
-from rtdetr_deploy import MissingPackageError, OptionError
+from rtdetr_deploy import OptionError
 from rtdetr_deploy.coco import Accuracy, read_annotations, require_evaluator
+from rtdetr_deploy.packages import needed_for
 from rtdetr_deploy.sources import ImageLike
 
 OnStep = Callable[[str], object]
@@ -35,6 +36,11 @@ class StudyRow:
     accuracy: Accuracy | None = None
     parameters: float | None = None
 
+    @property
+    def rounds(self) -> int:
+        """How many times the model was timed."""
+        return len(self.latency.paper)
+
     def to_json(self) -> dict[str, Any]:
         """Return the row for a JSON file."""
         return {
@@ -45,6 +51,11 @@ class StudyRow:
             "parameters_million": self.parameters,
             "samples": {span: values.tolist() for span, values in self.latency.samples.items()},
         }
+
+
+def _check_resizer(entry: Entry) -> None:
+    if entry.resizer == "cuda":
+        raise OptionError("resizer cuda is for TensorRT engines; this study exports and times ONNX files")
 
 
 def study_decoder(
@@ -59,8 +70,11 @@ def study_decoder(
 ) -> list[StudyRow]:
     """Time the checkpoint with 1 .. n decoder layers, most first; with `annotations` and `folder` also its AP.
 
-    Raises `CheckpointError` for a file that is none, `OptionError` for annotations that don't fit.
+    Raises `CheckpointError` for a file that is not a checkpoint, `OptionError` for annotations that don't fit.
     """
+    if weights.suffix.lower() in MODELS:
+        raise OptionError(f"--decoder-study exports a checkpoint with fewer layers; {weights.name} is a model file")
+    _check_resizer(entry)
     export_onnx, options, load_checkpoint = _exporter()
     checkpoint = load_checkpoint(weights)
     if annotations is not None and folder is not None:  # what doesn't fit is said before anything is timed
@@ -92,9 +106,12 @@ def study_encoders(
     variant: str, plan: Plan, entry: Entry, *, names: Sequence[str] = tuple(ENCODERS), on_step: OnStep = lambda _: None
 ) -> list[StudyRow]:
     """Time `variant` with each of the paper's encoders, weights random. Raises `OptionError` for unknown names."""
-    unknown = set(names) - set(ENCODERS)
-    if unknown or not names:
-        raise OptionError(f"unknown encoder {', '.join(sorted(unknown))}; choose of {', '.join(ENCODERS)}")
+    unknown = [name for name in names if name not in ENCODERS]
+    if unknown:
+        raise OptionError(f"unknown encoder {', '.join(unknown)}; choose from {', '.join(ENCODERS)}")
+    if not names or len(set(names)) < len(names):
+        raise OptionError(f"name each encoder once, and one at least; choose from {', '.join(ENCODERS)}")
+    _check_resizer(entry)
     with TemporaryDirectory() as place:
         files, parameters = [], []
         for name in names:
@@ -116,11 +133,9 @@ def _time(files: Sequence[Path], plan: Plan, entry: Entry, images: Sequence[Imag
 
 
 def _exporter() -> tuple[Any, Any, Any]:
-    try:
+    with needed_for("this study", "export"):
         from rtdetr_deploy.model import load_checkpoint
         from rtdetr_export import ExportOptions, export_onnx
-    except ImportError as error:
-        raise MissingPackageError(f"this study exports; install rtdetr-deploy[export] ({error})") from error
     return export_onnx, ExportOptions, load_checkpoint
 
 
@@ -149,12 +164,13 @@ def _export_encoder(name: str, variant: str, path: Path, size: tuple[int, int]) 
 
 def format_decoder(rows: Sequence[StudyRow]) -> str:
     """Return the table of `study_decoder`, beside the paper's."""
-    lines = [f"{'':<10}{'ms (p50)':>9}{'ratio [95 %]':>24}{'AP':>9}   published (R50, T4): AP, ms, ratio"]
-    last = DECODER_LAYERS[6][1]
+    published = published_decoder(len(rows))
+    head = f"{'':<10}{'ms (p50)':>9}{'ratio [95 %]':>24}{'AP':>9}"
+    base = f" (to its {rows[0].name})" if published else ""
+    lines = [f"{head}   published (R50, T4): AP, ms, ratio{base}"]
     for row in rows:
-        layers = int(row.name.split()[0])
-        ap, milliseconds = DECODER_LAYERS.get(layers, (None, 0.0))
-        told = "" if ap is None else f"{ap:.1f}, {milliseconds:.1f}, {milliseconds / last:.3f}"
+        paper = published.get(int(row.name.split()[0]))
+        told = "-" if paper is None else f"{paper.ap:.1f}, {paper.milliseconds:.1f}, {paper.ratio:.3f}"
         lines.append(_line(row, f"{row.name:<10}") + f"   {told}")
     return "\n".join(lines)
 
@@ -163,7 +179,7 @@ def format_encoders(rows: Sequence[StudyRow]) -> str:
     """Return the table of `study_encoders`, beside the paper's."""
     head = f"{'encoder':<8}{'params M':>9}{'ms (p50)':>9}{'ratio [95 %]':>24}"
     base = ENCODERS[rows[-1].name][2]
-    lines = [f"{head}   published (R50, T4): AP, params M, ms, ratio (both to {rows[-1].name})"]
+    lines = [f"{head}   published (R50, T4): AP, params M, ms, ratio (both ratios to {rows[-1].name})"]
     for row in rows:
         ap, parameters, milliseconds = ENCODERS[row.name]
         told = f"{ap:.1f}, {parameters}, {milliseconds:.1f}, {milliseconds / base:.3f}"

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from rtdetr_bench.nms import NmsOptions
 from rtdetr_bench.yolo import INSERTED, NEEDS_NMS, NMS_METADATA, PLUGIN, YoloContract, recognize_yolo
-from rtdetr_deploy import ArtifactError, MissingPackageError, OptionError
+from rtdetr_deploy import ArtifactError, OptionError
 from rtdetr_deploy.files import written_beside
+from rtdetr_deploy.packages import require
 from rtdetr_deploy.runtimes import open_runtime
 
 Kind = Literal["onnx", "tensorrt"]
@@ -24,22 +25,25 @@ PER_CLASS = 300
 """Boxes that NonMaxSuppression keeps per image and class, at most."""
 
 
-def insert_nms(source: Path, target: Path, options: NmsOptions | None = None, kind: Kind = "onnx") -> None:
-    """Write a copy of the YOLO `source` that suppresses its boxes itself.
+def insert_nms(
+    source: Path,
+    target: Path,
+    options: NmsOptions | None = None,
+    kind: Kind = "onnx",
+    size: tuple[int, int] | None = None,
+) -> None:
+    """Write a copy of the YOLO `source` that suppresses its boxes itself; `size` tells what it leaves open.
 
-    Raises `ArtifactError` when the file is no YOLO that needs NMS, `OptionError` for other arguments.
+    Raises `ArtifactError` when the file is not a YOLO that needs NMS, `OptionError` for other arguments.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingPackageError("--insert-nms needs onnx: pip install 'rtdetr-deploy[export]'") from error
+    onnx: Any = require("onnx", "--insert-nms", "bench")
     if source.suffix.lower() != ".onnx" or target.suffix.lower() != ".onnx":
         raise OptionError(f"NMS is inserted into .onnx files; got {source.name} and {target.name}")
     if kind not in KINDS:
         raise OptionError(f"unknown kind of NMS {kind!r}; choose one of {', '.join(KINDS)}")
     runtime = open_runtime(source)
     try:
-        contract = recognize_yolo(runtime, source.name)
+        contract = recognize_yolo(runtime, source.name, size)
     finally:
         runtime.close()
     if contract.layout not in NEEDS_NMS:

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rtdetr_bench.contestants import PAPER_SPAN, SPANS, Contestant, Entry, open_contestant
+from rtdetr_bench.contestants import PAPER_SPAN, SPANS, Contestant, Entry, check_applies, open_contestant
 from rtdetr_bench.machine import gpu_memory, resident_memory
 from rtdetr_deploy import OptionError
 from rtdetr_deploy.sources import ImageLike
+from rtdetr_deploy.words import plural
 
 SYNTHETIC_SHAPE = (720, 1280, 3)
 PERCENTILES = (50, 90, 99)
@@ -24,6 +25,9 @@ WINDOW = 3
 STABLE = 0.05
 MOST_WARMUP = 40
 LEAST_ROUNDS = 3
+MOST_RUNS = 1_000_000
+LONGEST = 86_400
+"""Seconds of a day: more rounds, or a longer measurement or pause, are taken for typing errors."""
 LIBRARIES = {".onnx": "onnxruntime", ".engine": "tensorrt", ".plan": "tensorrt", ".pth": "torch", ".pt": "torch"}
 
 Milliseconds = NDArray[np.float64]
@@ -44,12 +48,12 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name, value in (("runs", self.runs), ("warmup", self.warmup)):
-            if value is not None and value < 1:
-                raise OptionError(f"{name} is {value}, expected a number from 1 up")
-        if self.duration is not None and not 0 < self.duration < float("inf"):
-            raise OptionError(f"duration is {self.duration}, expected seconds above 0")
-        if not 0 <= self.pause < float("inf"):
-            raise OptionError(f"pause is {self.pause}, expected seconds from 0 up")
+            if value is not None and not 1 <= value <= MOST_RUNS:
+                raise OptionError(f"{name} is {value}, expected a number from 1 to {MOST_RUNS}")
+        if self.duration is not None and not 0 < self.duration <= LONGEST:
+            raise OptionError(f"duration is {self.duration}, expected seconds above 0 and up to {LONGEST}")
+        if not 0 <= self.pause <= LONGEST:
+            raise OptionError(f"pause is {self.pause}, expected seconds from 0 to {LONGEST}")
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ def open_all(paths: Sequence[Path], entry: Entry) -> Iterator[list[Opened]]:
             contestant.call([_synthetic()] * (contestant.batch or 1))
             opened.append(Opened(contestant, seconds, _grown(before, resident_memory()), _grown(used, gpu_memory())))
             contestant.inspect()
+        check_applies([one.contestant for one in opened], entry)
         yield opened
 
 
@@ -175,10 +180,11 @@ def measure_latency(
 
 def check_batch(contestant: Contestant, batch: int) -> None:
     """Raise `OptionError` when a model can't take `batch` images at once."""
-    if contestant.batch not in (None, batch):
-        raise OptionError(f"{contestant.name} takes {contestant.batch} images at once, not {batch}")
-    if contestant.largest_batch is not None and batch > contestant.largest_batch:
-        raise OptionError(f"{contestant.name} takes up to {contestant.largest_batch} images at once, not {batch}")
+    if contestant.batch is not None and contestant.batch != batch:
+        raise OptionError(f"{contestant.name} takes {plural(contestant.batch, 'image')} at once, not {batch}")
+    limit = contestant.largest_batch
+    if limit is not None and batch > limit:
+        raise OptionError(f"{contestant.name} takes up to {plural(limit, 'image')} at once, not {batch}")
 
 
 def _grown(before: int | None, after: int | None) -> int | None:

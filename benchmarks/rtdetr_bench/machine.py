@@ -6,9 +6,13 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from rtdetr_deploy.words import plural
 
 try:
     import psutil
@@ -16,8 +20,8 @@ except ImportError:  # what it tells is left out then
     psutil = None  # type: ignore[assignment]
 
 PACKAGES = (
-    "rtdetr-deploy", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "openvino", "torch",
-    "tensorrt", "tensorrt-cu12",
+    "rtdetr-deploy", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "torch", "tensorrt",
+    "tensorrt-cu12",
 )  # fmt: skip
 GPU_FIELDS = {
     "name": "name",
@@ -32,16 +36,55 @@ GPU_FIELDS = {
 """What is asked of nvidia-smi, by the name that it gets here; MHz, degrees Celsius, W and MiB."""
 
 
+def today() -> str:
+    """Return date and time in UTC, as ISO 8601 writes them, to the second."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def describe_machine() -> dict[str, object]:
-    """Return processor, usable cores, operating system, Python and package versions."""
+    """Return processor, usable cores and their numbers, operating system, Python and package versions."""
     return {
         "processor": _processor(),
         "cores": len(usable_cores()),
+        "affinity": usable_cores(),
         "pinned": len(usable_cores()) < (os.cpu_count() or 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def machine_text(machine: Mapping[str, Any], threads: int | None = None) -> str:
+    """Return what `describe_machine` found, and the number of threads asked for, as one line to read."""
+    cores = machine["cores"]
+    parts = [machine["processor"], plural(cores, "core")]
+    if machine.get("pinned") and machine.get("affinity"):
+        parts[-1] += f" of more (numbers {_ranges(machine['affinity'])})"
+    parts.append("threads as the engine chooses" if threads is None else plural(threads, "thread"))
+    packages = [f"{name} {found}" for name, found in machine["packages"].items()]
+    return ", ".join([*parts, machine["system"], f"Python {machine['python']}", *packages])
+
+
+def state_text(state: Mapping[str, Any]) -> str:
+    """Return what `describe_state` found as one line to read."""
+    parts = []
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            parts.append(f"{name}: {state_text(value)}")
+        else:
+            parts.append(f"{name} {value}")
+    return ", ".join(parts)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return sorted numbers as text, neighbours joined: 0-3, 6."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
 
 
 def describe_state() -> dict[str, object]:

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from rtdetr_bench.contestants import Detr, Entry, Yolo, open_contestant
+from rtdetr_bench.contestants import Contestant, Detr, Entry, Yolo, check_applies, open_contestant
 from rtdetr_bench.nms import METHODS, NmsOptions
 from rtdetr_bench.published import NMS
 from rtdetr_deploy import Detections, OptionError
 from rtdetr_deploy.coco import Annotations, read_annotations, require_evaluator, score
+from rtdetr_deploy.words import plural, printable
 
 CURVE = (0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CONFIDENCES = (0.001, 0.01, 0.05, 0.25)
@@ -32,7 +33,10 @@ REPEATS = 3
 
 @dataclass(frozen=True)
 class NmsRow:
-    """A pair of thresholds: mean milliseconds per image for each way of suppression, detections kept, AP."""
+    """A pair of thresholds: mean milliseconds per image for each implementation of NMS, detections kept, AP.
+
+    `slowest` is the slowest image of the first implementation.
+    """
 
     confidence: float
     iou: float
@@ -61,6 +65,7 @@ class NmsStudy:
         return {
             "model": self.model,
             "images": self.images,
+            "rounds": REPEATS,
             "boxes_left": {str(confidence): count for confidence, count in self.curve.items()},
             "rows": [vars(row) for row in self.rows],
             "rtdetr": self.detr,
@@ -88,12 +93,17 @@ def study_nms(
     entry = entry or Entry()
     if annotations is not None:
         require_evaluator()
+    opened: list[Contestant] = []
     if detr is not None:
-        _open_detr(detr, entry).close()  # what can't be shown beside is said first
+        opened.append(_open_detr(detr, entry))
+        opened[0].close()  # it was only opened to say first that it can't be shown beside
     yolo = open_contestant(model, entry)
     try:
+        check_applies([*opened, yolo], entry)
         if not isinstance(yolo, Yolo) or not yolo.needs_nms:
-            raise OptionError(f"{model.name} leaves no boxes to suppress; --nms-study takes a YOLO without NMS inside")
+            raise OptionError(
+                f"{model.name} has no boxes left to suppress; --nms-study takes a YOLO without NMS in its graph"
+            )
         truth = None
         if annotations is not None and folder is not None:
             truth = read_annotations(annotations, folder, yolo.class_names)
@@ -104,7 +114,9 @@ def study_nms(
     finally:
         yolo.close()
     flat = {} if detr is None else _study_detr(detr, images, annotations, folder, entry, on_image)
-    return NmsStudy(model.name, len(images), curve, rows, detr.name if detr is not None else None, flat)
+    return NmsStudy(
+        printable(model.name), len(images), curve, rows, printable(detr.name) if detr is not None else None, flat
+    )
 
 
 def _study_yolo(
@@ -186,7 +198,7 @@ def _open_detr(path: Path, entry: Entry) -> Detr:
     model = open_contestant(path, entry)
     if not isinstance(model, Detr):
         model.close()
-        raise OptionError(f"{path.name} is no RT-DETR; --engine names the model that is shown beside the YOLO")
+        raise OptionError(f"{path.name} is not an RT-DETR; --engine names the model that is shown beside the YOLO")
     return model
 
 
@@ -201,12 +213,12 @@ def _average_precision(found: Sequence[Detections], truth: Annotations, names: S
 
 def format_nms(study: NmsStudy) -> str:
     """Return the tables of the study."""
-    lines = [f"{study.model}, {study.images} images; boxes left per image, by confidence threshold:"]
+    lines = [f"{study.model}, {plural(study.images, 'image')}; boxes left per image, by confidence threshold:"]
     lines += ["  " + "  ".join(f"{confidence:g}: {count:.0f}" for confidence, count in study.curve.items())]
     methods = list(study.rows[0].milliseconds)
     lines.append("NMS, mean milliseconds per image")
     heads = "".join(f"{method:>9}" for method in methods)
-    lines.append(f"{'conf':>7}{'IoU':>6}{heads}{'worst':>9}{'kept':>7}{'AP':>9}   published (YOLOv8-L, T4): AP, ms")
+    lines.append(f"{'conf':>7}{'IoU':>6}{heads}{'slowest':>9}{'kept':>7}{'AP':>9}   published (YOLOv8-L, T4): AP, ms")
     for row in study.rows:
         ap = "-" if row.ap is None else f"{row.ap:.4f}"
         published = NMS.get((row.confidence, row.iou))

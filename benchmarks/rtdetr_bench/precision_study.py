@@ -23,12 +23,13 @@ import onnx
 import onnx_ir
 
 from rtdetr_bench.accuracy import open_any
-from rtdetr_bench.machine import describe_machine
+from rtdetr_bench.machine import describe_machine, today
 from rtdetr_deploy import Detections
+from rtdetr_deploy.arguments import path_argument
 from rtdetr_deploy.artifact import read_metadata
-from rtdetr_deploy.coco import read_annotations, score
+from rtdetr_deploy.coco import read_annotations, require_evaluator, score
 from rtdetr_deploy.command import run_command
-from rtdetr_deploy.files import write_atomically
+from rtdetr_deploy.files import check_writable, refuse_overwriting, write_atomically
 from rtdetr_export import ExportOptions, export_onnx
 from rtdetr_export.agreement import TOLERANCES, Agreement, compare
 from rtdetr_export.lower import choose_images, measure_layers
@@ -133,16 +134,21 @@ def _detect(file: Path, annotations: Path, images: Path) -> tuple[list[Detection
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="rtdetr_bench.precision_study", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--weights", type=Path, required=True, help="checkpoint")
-    parser.add_argument("--accuracy", type=Path, required=True, help="COCO json")
-    parser.add_argument("--images", type=Path, required=True, help="folder of its images")
-    parser.add_argument("--calibration", type=Path, metavar="DIR", help="also INT8, calibrated on these images")
-    parser.add_argument("--json", type=Path, help="write the figures")
-    arguments = parser.parse_args(argv)
-    return run_command("rtdetr_bench.precision_study", lambda: _study(arguments), "nothing was measured")
+    parser.add_argument("--weights", type=path_argument, required=True, help="checkpoint")
+    parser.add_argument("--accuracy", type=path_argument, required=True, help="COCO json")
+    parser.add_argument("--images", type=path_argument, required=True, help="folder of its images")
+    parser.add_argument(
+        "--calibration", type=path_argument, metavar="DIR", help="measure INT8 too, calibrated on these images"
+    )
+    parser.add_argument("--json", type=path_argument, metavar="FILE", help="write the figures to this file")
+    return run_command("rtdetr_bench.precision_study", lambda: _study(parser.parse_args(argv)), "nothing was measured")
 
 
 def _study(arguments: argparse.Namespace) -> int:
+    refuse_overwriting({"--json": arguments.json}, [arguments.weights, arguments.accuracy])
+    if arguments.json is not None:
+        check_writable(arguments.json)
+    require_evaluator()
     head = "".join(f"{tolerance!s:>14}" for tolerance in TOLERANCES)
     print(f"{'file':<50}{'INT8':>7}{'AP':>8}{'MB':>7}{head}{'unasked':>9}")
 
@@ -166,6 +172,7 @@ def _content(arguments: argparse.Namespace, rows: Sequence[Row]) -> dict[str, ob
     return {
         "schema": SCHEMA,
         "study": "precision",
+        "date": today(),
         "weights": arguments.weights.name,
         "annotations": arguments.accuracy.name,
         "machine": describe_machine(),

@@ -28,7 +28,9 @@ POINTS = tuple(
             ("R18", 46.5, 217), ("R34", 48.9, 161), ("R50-m", 51.3, 145), ("R50", 53.1, 108), ("R101", 54.3, 74),
             ("HGNetv2-L", 53.0, 114), ("HGNetv2-X", 54.8, 74),
         ),
-        "RT-DETRv2": (("S", 48.1, 217), ("M*", 49.9, 161), ("M", 51.9, 145), ("L", 53.4, 108), ("X", 54.3, 74)),
+        "RT-DETRv2": (
+            ("v2-S", 48.1, 217), ("v2-M*", 49.9, 161), ("v2-M", 51.9, 145), ("v2-L", 53.4, 108), ("v2-X", 54.3, 74),
+        ),
         "YOLO + NMS": (
             ("v5-L", 49.0, 54), ("v5-X", 50.7, 43), ("PP-YOLOE-L", 51.4, 94), ("PP-YOLOE-X", 52.3, 60),
             ("v6-L", 52.8, 99), ("v7-L", 51.2, 55), ("v7-X", 52.9, 45), ("v8-S", 44.9, 136), ("v8-M", 50.2, 97),
@@ -40,6 +42,29 @@ POINTS = tuple(
 
 DECODER_LAYERS = {6: (53.1, 9.3), 5: (53.0, 8.8), 4: (52.7, 8.3), 3: (52.4, 7.9), 2: (51.3, 7.5), 1: (49.1, 7.0)}
 """AP in percent and milliseconds of R50, trained with 6 decoder layers, by the number that is run (Table 5)."""
+
+
+@dataclass(frozen=True)
+class DecoderRow:
+    """AP in percent and milliseconds of R50 with fewer layers; its time and AP relative to a number of its layers."""
+
+    ap: float
+    milliseconds: float
+    ratio: float
+    change: float
+
+
+def published_decoder(layers: int) -> dict[int, DecoderRow]:
+    """Return R50's rows with up to `layers` decoder layers, relative to that with exactly `layers`; empty above 6."""
+    if layers not in DECODER_LAYERS:
+        return {}
+    all_ap, all_time = DECODER_LAYERS[layers]
+    return {
+        count: DecoderRow(ap, time, time / all_time, ap - all_ap)
+        for count, (ap, time) in DECODER_LAYERS.items()
+        if count <= layers
+    }
+
 
 ENCODERS = {
     "A": (43.0, 31, 7.2),

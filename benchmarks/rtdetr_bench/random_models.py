@@ -15,7 +15,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from rtdetr_deploy.arguments import path_argument
 from rtdetr_deploy.command import run_command
+from rtdetr_deploy.files import check_writable, written_beside
 from rtdetr_deploy.model import RTDETR
 from rtdetr_deploy.model.random_weights import fill_randomly
 from rtdetr_deploy.model.variants import find_variant, variant_names
@@ -32,18 +34,24 @@ def write_random_weights(variant: str, path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="rtdetr_bench.random_models", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="folder for weights and ONNX files")
-    parser.add_argument("--variants", nargs="+", default=["r18", "r50", "hgnetv2-l"], choices=variant_names())
+    parser.add_argument("--output", type=path_argument, required=True, help="folder for weights and ONNX files")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=["r18", "r50", "hgnetv2-l"],
+        choices=variant_names(),
+        help="models to make (default: r18 r50 hgnetv2-l)",
+    )
     parser.add_argument("--weights-only", action="store_true", help="write checkpoints, don't export them")
-    arguments = parser.parse_args(argv)
-    return run_command("rtdetr_bench.random_models", lambda: _make(arguments), "nothing was written")
+    return run_command("rtdetr_bench.random_models", lambda: _make(parser.parse_args(argv)), "nothing was written")
 
 
 def _make(arguments: argparse.Namespace) -> int:
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    check_writable(arguments.output, folder=True)
     for variant in arguments.variants:
         if arguments.weights_only:
-            write_random_weights(variant, arguments.output / f"{variant}.pth")
+            with written_beside(arguments.output / f"{variant}.pth") as beside:
+                write_random_weights(variant, beside)
             continue
         with TemporaryDirectory() as folder:
             weights = Path(folder, f"{variant}.pth")

@@ -1,4 +1,4 @@
-"""What the detectors of others return, recognised by shape, and the candidates in it.
+"""What third-party detectors return, recognised by shape, and the candidates in it.
 
     anchors     (B, N, 5 + K)   YOLOv5, v6, v7: cxcywh in pixels of the input, objectness, K class scores
     channels    (B, 4 + K, N)   YOLOv8, 9, 11: cxcywh in pixels of the input, K class scores
@@ -26,6 +26,7 @@ from rtdetr_bench.nms import Candidates, Floats
 from rtdetr_deploy import ArtifactError
 from rtdetr_deploy.runtimes import Array, Runtime, TensorSpec
 from rtdetr_deploy.sources import Frame
+from rtdetr_deploy.words import plural
 
 Layout = Literal["anchors", "channels", "end-to-end", "queries", "selected", "inserted", "plugin"]
 GRIDS = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32))
@@ -44,7 +45,7 @@ NEEDS_NMS: frozenset[Layout] = frozenset({"anchors", "channels"})
 
 @dataclass(frozen=True)
 class YoloContract:
-    """What a detector of others takes and returns; `batch` is None where it is dynamic."""
+    """What a third-party detector takes and returns; `batch` is None where it is dynamic."""
 
     images: TensorSpec
     height: int
@@ -58,14 +59,14 @@ class YoloContract:
 def recognize_yolo(runtime: Runtime, name: str, size: tuple[int, int] | None = None) -> YoloContract:
     """Return the contract of a loaded model; `size` (height, width) is needed where the file leaves it open.
 
-    Raises `ArtifactError` when its inputs and outputs are no YOLO's.
+    Raises `ArtifactError` when its inputs and outputs are not a YOLO's.
     """
     images = runtime.inputs[0]
     if len(runtime.inputs) != 1 or len(images.shape) != 4 or images.shape[1] != 3 or images.dtype.kind != "f":
-        raise ArtifactError(f"{name} is no detector that is known here: it takes {_describe(runtime.inputs)}")
+        raise ArtifactError(f"{name} is not a detector that is known here: it takes {_describe(runtime.inputs)}")
     task = runtime.metadata.get("task", "detect")  # this, "head" and "names" are what Ultralytics' exporter stores
     if task != "detect":
-        raise ArtifactError(f"{name} is no detector: its task is {task}")
+        raise ArtifactError(f"{name} is not a detector: its task is {task}")
     height, width = (given or asked for given, asked in zip(images.shape[2:], size or (None, None), strict=True))
     if height is None or width is None:
         raise ArtifactError(f"{name} leaves its image size open; say which to use with --size")
@@ -73,7 +74,9 @@ def recognize_yolo(runtime: Runtime, name: str, size: tuple[int, int] | None = N
     layout, outputs, classes = _find_layout(runtime.outputs, name, _box_counts(height, width), queries=queries)
     names = _read_names(runtime.metadata)
     if names and classes is not None and len(names) != classes:
-        raise ArtifactError(f"{name} has {len(names)} class names and {classes} scores for each box")
+        raise ArtifactError(
+            f"{name} has {plural(len(names), 'class name')} and {plural(classes, 'score')} for each box"
+        )
     if not names:
         names = tuple(f"class {index}" for index in range(classes or 0))
     return YoloContract(images, height, width, images.shape[0], layout, outputs, names)
@@ -108,8 +111,8 @@ def _find_layout(
         if rows is not None and columns is not None and columns >= 5 and (queries or rows > columns):
             return "queries", output, columns - 4
     raise ArtifactError(
-        f"{name} is no detector that is known here: it returns {_describe(specs)}; expected RT-DETR's labels, boxes, "
-        "scores (or logits, boxes), or one output (B, 4+K, N), (B, N, 5+K) or (B, N, 6) as YOLOs have"
+        f"{name} is not a detector that is known here: it returns {_describe(specs)}; expected RT-DETR's labels, "
+        "boxes, scores (or logits, boxes), or one output (B, 4+K, N), (B, N, 5+K) or (B, N, 6) as YOLOs have"
     )
 
 

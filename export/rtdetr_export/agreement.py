@@ -55,7 +55,7 @@ class Agreement:
 
     def __str__(self) -> str:
         parts = [f"{self.share(i):.4f} within {tolerance}" for i, tolerance in enumerate(self.tolerances)]
-        return f"{self.wanted} detections with score >= {CONFIDENT}: {'; '.join(parts)}; {self.unasked} unasked for"
+        return f"{self.wanted} detections with score >= {CONFIDENT}: {'; '.join(parts)}; {self.unasked} extra"
 
 
 def compare(

@@ -126,14 +126,14 @@ def name_of(node: onnx.NodeProto) -> str:
 
 
 def lint_file(path: str | Path) -> list[Finding]:
-    """Return what TensorRT would refuse or get wrong in an ONNX file. Raises `ArtifactError` when it is none."""
+    """Return what TensorRT would refuse or get wrong in an ONNX file. Raises `ArtifactError` when it isn't one."""
     path = Path(path)
     require_file(path, ArtifactError)
     try:
         model = onnx.load(str(path))
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf, onnx and the checker each have their own
-        raise ArtifactError(f"{path} is no valid ONNX model: {str(error).splitlines()[0]}") from error
+        raise ArtifactError(f"{path} is not a valid ONNX model: {str(error).splitlines()[0]}") from error
     return lint(model)
 
 

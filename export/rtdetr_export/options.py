@@ -71,7 +71,7 @@ class ExportOptions:
             object.__setattr__(self, "output", Path(self.output))
         self._check_numbers()
         if self.sampler is not None and self.sampler not in SAMPLERS:
-            raise OptionError(f"unknown sampler {self.sampler!r}; choose one of {', '.join(SAMPLERS)}")
+            raise OptionError(f"unknown sampler {self.sampler!r}; choose from {', '.join(SAMPLERS)}")
         self._check_precision()
         self._check_opset()
         if self.output is not None and self.output.suffix.lower() != ".onnx":
@@ -96,7 +96,7 @@ class ExportOptions:
 
     def _check_precision(self) -> None:
         if self.precision not in PRECISIONS:
-            raise OptionError(f"unknown precision {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
+            raise OptionError(f"unknown precision {self.precision!r}; choose from {', '.join(PRECISIONS)}")
         if self.precision == "fp32" and (self.keep_fp32 or self.calibration is not None):
             raise OptionError("--keep-fp32 and --calibration are for lower precisions; add --precision fp16")
         if self.precision == "int8" and self.calibration is None:
@@ -117,10 +117,10 @@ class ExportOptions:
         if opset >= 20:
             raise OptionError(
                 f"opset {opset} is refused: from 20 on GridSample's mode has another name, which TensorRT reads "
-                f"as nearest, and nothing here needs it; choose one of {choices}"
+                f"as nearest, and nothing here needs it; choose from {choices}"
             )
         if opset not in OPSETS:
-            raise OptionError(f"opset {opset} has no LayerNormalization; choose one of {choices}")
+            raise OptionError(f"opset {opset} has no LayerNormalization; choose from {choices}")
 
     @property
     def graph_opset(self) -> int:

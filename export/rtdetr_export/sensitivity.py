@@ -70,10 +70,13 @@ class Choice:
         return self.curve[self.taken - 1].work if self.taken else 0.0
 
     def __str__(self) -> str:
-        lines = [f"{'INT8 share':>10} {'matched':>8} {'0.5 px':>8}  block added"]
+        lines = [
+            "INT8 share of the multiplications, and detections of the calibration images that stay within",
+            f"{'INT8':>10} {'2 px, 0.05':>12} {'0.5 px, 0.01':>14}  block added",
+        ]
         for index, point in enumerate(self.curve, start=1):
             mark = "  <- chosen" if index == self.taken else ""
-            shares = f"{point.agreement.share(-1):>8.4f} {point.agreement.share(0):>8.4f}"
+            shares = f"{point.agreement.share(-1):>12.4f} {point.agreement.share(0):>14.4f}"
             lines.append(f"{point.work:>10.3f} {shares}  {point.blocks[-1]}{mark}")
         return "\n".join(lines)
 

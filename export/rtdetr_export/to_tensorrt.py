@@ -164,7 +164,7 @@ def _build_interruptibly(options: EngineOptions, info: ArtifactInfo, on_phase: P
 
 
 def read_onnx_info(path: Path) -> ArtifactInfo:
-    """Return what is stored in an ONNX file of ours. Raises `ArtifactError`, or `ExportError` for files of others."""
+    """Return what is stored in an ONNX file of ours. Raises `ArtifactError`, or `ExportError` for third-party files."""
     require_file(path, ExportError)
     runtime = open_runtime(path)
     info = read_metadata(runtime.metadata, path.name)

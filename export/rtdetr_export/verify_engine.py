@@ -19,6 +19,7 @@ from rtdetr_deploy.errors import ExportError
 from rtdetr_deploy.runtimes import Runtime
 from rtdetr_deploy.runtimes.tensorrt_runtime import TensorRtRuntime
 from rtdetr_deploy.sources import ImageLike
+from rtdetr_deploy.words import plural
 from rtdetr_export.agreement import Agreement, Tolerance, compare
 
 TOLERANCES = (Tolerance(0.5, 0.01), Tolerance(2.0, 0.05))
@@ -90,7 +91,7 @@ class EngineReport:
             raise ExportError(f"{name} was built and is wrong, so it was not written: " + "; ".join(found))
 
     def __str__(self) -> str:
-        lines = [f"{self.runtime} against ONNX Runtime on {self.images} images:"]
+        lines = [f"{self.runtime} against ONNX Runtime on {plural(self.images, 'image')}:"]
         for batch, agreement in self.agreements.items():
             lines += [
                 f"  batch {batch}: {agreement.share(index):.4f} of {agreement.wanted} detections within {tolerance}"

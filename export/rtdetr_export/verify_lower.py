@@ -12,6 +12,7 @@ from rtdetr_deploy.errors import ExportError
 from rtdetr_deploy.model import RTDETR
 from rtdetr_deploy.model.torch_runtime import TorchRuntime
 from rtdetr_deploy.sources import ImageLike
+from rtdetr_deploy.words import plural
 from rtdetr_export.agreement import Agreement, compare
 
 REQUIRED = {"fp16": 0.98, "int8": 0.9}
@@ -45,12 +46,12 @@ class LowerReport:
 
     def __str__(self) -> str:
         agreement = self.agreement
-        lines = [f"{self.precision} against torch FP32 on {self.images} images, run by {self.runtime}:"]
+        lines = [f"{self.precision} against torch FP32 on {plural(self.images, 'image')}, run by {self.runtime}:"]
         lines += [
             f"  {agreement.share(index):8.4f} of {agreement.wanted} detections within {tolerance}"
             for index, tolerance in enumerate(agreement.tolerances)
         ]
-        lines.append(f"  {agreement.unasked} detections that torch doesn't make")
+        lines.append(f"  {plural(agreement.unasked, 'detection')} that torch doesn't make")
         return "\n".join(lines)
 
 

@@ -61,7 +61,7 @@ class RTDETR(nn.Module):
     def use_sampler(self, name: str) -> None:
         """Sample in deformable attention with `grid`, `gather` (the same function) or `discrete`."""
         if name not in SAMPLERS:
-            raise OptionError(f"unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
+            raise OptionError(f"unknown sampler {name!r}; choose from {', '.join(SAMPLERS)}")
         for layer in self.decoder.decoder.layers:
             assert isinstance(layer, DecoderLayer)
             layer.cross_attn.sampler = SAMPLERS[name]

@@ -57,7 +57,7 @@ def _rank(place: Place) -> int:
 
 def _detectors(content: Any) -> Iterator[tuple[Place, State]]:
     """Yield every state dict with a decoder: where it lies (keys, and the prefix of its names), and the state dict."""
-    for place, state in _states(content, ()):
+    for place, state in _states(content):
         matches = [match for key in state if (match := _DECODER.match(key))]
         prefixes = list(dict.fromkeys(match[1] for match in matches))
         for prefix in prefixes:
@@ -70,19 +70,23 @@ def _detectors(content: Any) -> Iterator[tuple[Place, State]]:
             yield (*place, *filter(None, prefix.split("."))), own
 
 
-def _states(content: Any, place: Place) -> Iterator[tuple[Place, State]]:
-    """Yield every mapping that holds tensors, the outer ones first."""
-    if not isinstance(content, Mapping) or len(place) > DEEPEST:
-        return
-    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    if state:
-        yield place, state
-    for key, value in content.items():
-        yield from _states(value, (*place, str(key)))
+def _states(content: Any) -> Iterator[tuple[Place, State]]:
+    """Yield every mapping that holds tensors and its place, the outer ones first, each once: pickles can hold rings."""
+    seen: set[int] = set()
+    waiting: list[tuple[Place, Any]] = [((), content)]
+    for place, value in waiting:
+        if not isinstance(value, Mapping) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        state = {str(key): item for key, item in value.items() if isinstance(item, Tensor)}
+        if state:
+            yield place, state
+        if len(place) < DEEPEST:
+            waiting += [((*place, str(key)), item) for key, item in value.items()]
 
 
 def _nothing_found(content: Any, path: Path) -> CheckpointError:
-    _, state = next(_states(content, ()), ((), {}))
+    _, state = next(_states(content), ((), {}))
     if any(_ULTRALYTICS.match(key) for key in state):
         return ultralytics_error(path, f"its weights are called {next(iter(state))}")
     if state:

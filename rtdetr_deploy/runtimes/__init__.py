@@ -113,7 +113,7 @@ def open_runtime(path: str | Path, *, threads: int | None = None, device: Device
     `MissingPackageError` when the engine's package is not installed, and `OptionError` for other arguments.
     """
     if threads is not None:
-        _check_threads(threads)
+        check_threads(threads)
     if device is not None and device not in DEVICES:
         raise OptionError(f"unknown device {device!r}; choose one of {', '.join(DEVICES)}")
     if path == "":
@@ -134,7 +134,8 @@ def open_runtime(path: str | Path, *, threads: int | None = None, device: Device
     return cast("Runtime", engine.open_model(path, threads, device))
 
 
-def _check_threads(threads: int) -> None:
+def check_threads(threads: int) -> None:
+    """Raise `OptionError` unless it is a number of threads that makes sense on this machine."""
     most = THREADS_PER_CORE * (os.cpu_count() or 1)
     if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or not 1 <= threads <= most:
         raise OptionError(f"threads is {threads!r}, expected a whole number from 1 to {most} on this machine")

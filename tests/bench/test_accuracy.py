@@ -109,7 +109,7 @@ def test_checkpoint_and_export_agree(
     torch_accuracy = evaluate(r18_checkpoint, *data, size=(128, 160))
     assert found["images"] == torch_accuracy.images == 3
     assert found["detections"] == torch_accuracy.detections == 900
-    assert (found["command"]["images"], found["command"]["accuracy"]) == (["images"], "val.json")
+    assert (found["options"]["images"], found["options"]["accuracy"]) == (["images"], "val.json")
     assert found["metrics"] == pytest.approx(torch_accuracy.metrics, abs=1e-3)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image
 
 from rtdetr_bench import Plan, measure_latency
 from rtdetr_bench.cli import main
+from rtdetr_bench.machine import machine_text, state_text
+from yolo_files import write_yolo
 
 
 def test_the_clients_command_prints_every_stage_and_writes_all_samples(
@@ -23,9 +26,14 @@ def test_the_clients_command_prints_every_stage_and_writes_all_samples(
     for word in ("resize", "infer", "postprocess", "paper's span", "whole call", "images per second", "onnxruntime"):
         assert word in text
     content = json.loads(target.read_text())
-    assert content["schema"] == 2
-    assert {"state", "machine", "command"} <= set(content)
+    assert content["schema"] == 3
+    assert {"state", "machine", "options"} <= set(content)
     assert content["machine"]["affinity"]
+    command = ["--engine", small_onnx.name, "--runs", "7", "--warmup", "1", "--json", "latency.json"]
+    assert content["command"] == ["rtdetr-bench", *command]
+    assert content["comparison"]["rounds"] == 7
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", content["date"])
+    assert not re.search(r"[{}'\[\]]", text.splitlines()[0])  # a sentence about the machine, not Python
     (model,) = content["comparison"]["models"]
     assert {span: len(values) for span, values in model["samples"].items()} == {
         "resize": 7, "infer": 7, "postprocess": 7,
@@ -50,21 +58,33 @@ def test_real_images_are_used_in_turn_and_decoding_is_timed(
     [
         (["--engine", "none.onnx"], "none.onnx does not exist"),
         (["--engine", "model.engine"], "model.engine does not exist"),
-        (["--engine", "model.tflite"], "no model format known here"),
-        (["--engine", "{model}", "--runs", "0"], "runs is 0, expected a number from 1 up"),
+        (["--engine", "model.tflite"], "not a model format known here"),
+        (["--engine", "{model}", "--runs", "0"], "runs is 0, expected a number from 1 to 1000000"),
         (["--engine", "{model}", "--images", "{model}.d"], "does not exist"),
-        (["--engine", "{model}", "--batch", "4"], "takes 1 images at once, not 4"),
-        (["--engine", "{model}", "--batch", "x"], "expected numbers from 1 up, like 1,4,8"),
+        (["--engine", "{model}", "--batch", "4"], "takes 1 image at once, not 4"),
+        (["--engine", "{model}", "--batch", "x"], "expected different numbers from 1 to 1024, like 1,4,8"),
         (["--engine", "{model}", "--duration", "0"], "duration is 0.0, expected seconds above 0"),
         (["--engine", "{model}", "--annotations", "a.json"], "--annotations needs --images with the folder"),
         (["--engine", "{model}", "--confidence", "2"], "confidence is 2.0, expected a number from 0 to 1"),
         (["--against", "{model}"], "nothing to do: give --engine MODEL, a study, or --help"),
-        (["--accuracy", "a.json"], "nothing to do"),
-        (["--engine", "{model}", "--accuracy", "a.json", "--report", "a.html"], "--report shows what was timed"),
-        (["--engine", "{model}", "--accuracy", "a.json", "--against", "{model}"], "evaluates --engine alone"),
-        (["--engine", "{model}", "--accuracy", "a.json", "--encoder-study"], "stand alone"),
-        (["--encoder-study", "--batch", "4"], "--batch is for --engine and --against"),
-        (["--nms-study", "{model}", "--engine", "{model}", "--against", "{model}"], "no --nms-study"),
+        (["--accuracy", "a.json"], "--accuracy needs --engine"),
+        (
+            ["--engine", "{model}", "--accuracy", "a.json", "--report", "a.html"],
+            "--report does not apply to --accuracy",
+        ),
+        (
+            ["--engine", "{model}", "--accuracy", "a.json", "--against", "{model}"],
+            "--against does not apply to --accuracy",
+        ),
+        (
+            ["--engine", "{model}", "--accuracy", "a.json", "--encoder-study"],
+            "--encoder-study does not apply to --accuracy; ask for one after the other",
+        ),
+        (["--encoder-study", "--batch", "4"], "--batch does not apply to --encoder-study; it is an option of --engine"),
+        (
+            ["--nms-study", "{model}", "--engine", "{model}", "--against", "{model}"],
+            "with --nms-study, --engine is shown beside the YOLO and not timed",
+        ),
         (["--nms-study", "{model}", "--images", "{folder}"], "holds no image"),
         (["--insert-nms", "{model}"], "--insert-nms needs --output"),
     ],
@@ -79,3 +99,43 @@ def test_wrong_input_gives_one_line_and_status_2(
     assert error.startswith("rtdetr-bench: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_messages_name_the_file_and_not_what_runs_it(
+    small_onnx: Path, r18_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = np.full((1, 300), np.nan, np.float32)
+    labels, boxes = np.zeros((1, 300), np.int64), np.zeros((1, 300, 4), np.float32)
+    broken = write_yolo(tmp_path / "broken.onnx", ("labels", labels), ("boxes", boxes), ("scores", scores))
+    for path, line in (
+        (small_onnx, ["--engine", str(small_onnx), "--resizer", "cuda"]),
+        (r18_checkpoint, ["--engine", str(r18_checkpoint), "--resizer", "cuda"]),
+        (broken, ["--engine", str(broken), "--runs", "1"]),
+    ):
+        assert main(line) == 2
+        error = capsys.readouterr().err
+        assert path.name in error
+        assert error.count("ONNX Runtime 1") + error.count("torch 2") == (line[-1] == "cuda")
+
+
+def test_a_decoder_study_of_a_model_file_speaks_of_what_was_typed(
+    small_onnx: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--decoder-study", str(small_onnx)]) == 2
+    error = capsys.readouterr().err
+    assert error == "rtdetr-bench: --decoder-study exports a checkpoint with fewer layers; small.onnx is a model file\n"
+
+
+@pytest.mark.parametrize("name", ["threads", "size"])
+def test_threads_and_size_of_a_checkpoint_are_checked(
+    name: str, r18_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--engine", str(r18_checkpoint), f"--{name}", "-1"]) == 2
+    assert capsys.readouterr().err.startswith(f"rtdetr-bench: {name} ")
+
+
+def test_the_machine_is_told_in_words() -> None:
+    machine = {"processor": "EPYC", "cores": 3, "affinity": [0, 1, 5], "pinned": True, "system": "Linux"}
+    text = machine_text({**machine, "python": "3.11", "packages": {"numpy": "2"}}, 1)
+    assert text == "EPYC, 3 cores of more (numbers 0-1, 5), 1 thread, Linux, Python 3.11, numpy 2"
+    assert state_text({"load": 1.5, "gpu": {"clock": "900", "memory": "3"}}) == "load 1.5, gpu: clock 900, memory 3"

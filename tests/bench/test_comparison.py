@@ -133,7 +133,7 @@ def test_batches_are_measured_one_after_the_other(dynamic_onnx: Path) -> None:
 
 
 def test_a_batch_that_a_model_cannot_take_is_refused(small_onnx: Path, dynamic_onnx: Path) -> None:
-    with pytest.raises(OptionError, match=rf"{small_onnx.name} takes 1 images at once, not 4"):
+    with pytest.raises(OptionError, match=rf"{small_onnx.name} takes 1 image at once, not 4"):
         compare_models([dynamic_onnx, small_onnx], QUICK, Entry(), batches=(4,))
     calls: list[str] = []
     model = Recorded("a.engine", calls, [1.0], None)
@@ -142,9 +142,9 @@ def test_a_batch_that_a_model_cannot_take_is_refused(small_onnx: Path, dynamic_o
         measure([Opened(model, 0, 0)], QUICK, batch=9)
 
 
-@pytest.mark.parametrize("text", ["", "0", "1,-2", "a", "1;2"])
-def test_batches_that_are_no_numbers_are_refused(text: str) -> None:
-    with pytest.raises(OptionError, match="expected numbers from 1 up, like 1,4,8"):
+@pytest.mark.parametrize("text", ["", "0", "1,-2", "a", "1;2", "2,2", "1025", "nan"])
+def test_batches_that_are_not_different_numbers_are_refused(text: str) -> None:
+    with pytest.raises(OptionError, match="expected different numbers from 1 to 1024, like 1,4,8"):
         parse_batches(text)
     assert parse_batches("1,8") == (1, 8)
 
@@ -152,7 +152,12 @@ def test_batches_that_are_no_numbers_are_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"runs": 0}, "runs is 0, expected a number from 1 up"),
+        ({"runs": 0}, "runs is 0, expected a number from 1 to 1000000"),
+        ({"runs": 10**7}, "runs is 10000000, expected a number from 1 to 1000000"),
+        ({"warmup": 10**9}, "warmup is 1000000000"),
+        ({"duration": 1e300}, "duration is 1e\\+300, expected seconds above 0 and up to 86400"),
+        ({"pause": float("nan")}, "pause is nan"),
+        ({"pause": 1e18}, "pause is 1e\\+18, expected seconds from 0 to 86400"),
         ({"warmup": 0}, "warmup is 0"),
         ({"duration": 0.0}, "duration is 0.0, expected seconds above 0"),
         ({"duration": float("nan")}, "duration is nan"),
@@ -180,7 +185,7 @@ def test_engines_tell_the_models_own_time_from_copies(small_onnx: Path, monkeypa
     assert latency.samples["infer"].tolist() == [0.5] * 4
     assert (latency.samples["copy"] > 0).all()
     assert np.allclose(latency.paper, 0.5 + latency.samples["postprocess"])
-    assert latency.facts["precision"] == "2 layers fp16, 1 layers fp32"
+    assert latency.facts["precision"] == "2 layers fp16, 1 layer fp32"
 
 
 def test_models_are_closed_when_one_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,9 +219,29 @@ def test_boxes_that_nms_was_given_are_counted(small_onnx: Path, tmp_path: Path) 
     assert "NMS has next to nothing to do" in format_comparison(comparison)
 
 
-def test_the_size_is_for_models_that_leave_it_open(small_onnx: Path) -> None:
-    with open_all([small_onnx], Entry(size=(640, 640))) as opened:
-        assert opened[0].contestant.facts["input"] == "128x160"
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (Entry(size=(640, 640)), r"size 640x640 would be ignored: small.onnx is fixed at 128x160"),
+        (Entry(NmsOptions(iou=0.5)), "IoU threshold 0.5 .no model here needs NMS outside its graph. would be ignored"),
+        (Entry(NmsOptions(method="numpy")), "NMS by numpy .no model here"),
+    ],
+)
+def test_what_no_model_would_use_is_refused(entry: Entry, message: str, small_onnx: Path) -> None:
+    with pytest.raises(OptionError, match=message), open_all([small_onnx], entry):
+        pytest.fail("it was opened")
+
+
+def test_a_setting_is_taken_when_one_of_the_models_uses_it(
+    small_onnx: Path, r18_checkpoint: Path, tmp_path: Path
+) -> None:
+    yolo = write_yolo(tmp_path / "yolo.onnx", channels(*crowd()))
+    entry = Entry(NmsOptions(iou=0.5, method="numpy"), (64, 96), "pillow")
+    with open_all([small_onnx, yolo, r18_checkpoint], entry) as opened:
+        assert [one.contestant.facts["input"] for one in opened] == ["128x160", "64x64", "64x96"]
+    message = "resizer pillow .third-party models are resized by OpenCV."
+    with pytest.raises(OptionError, match=message), open_all([yolo], Entry(resizer="pillow")):
+        pytest.fail("it was opened")
 
 
 def test_a_single_model_is_shown_span_by_span() -> None:

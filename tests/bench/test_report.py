@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,9 @@ from PIL import Image
 pytest.importorskip("matplotlib")
 
 from rtdetr_bench.cli import main
-from rtdetr_bench.report import read_results, write_report
+from rtdetr_bench.plots import plot_decoder, plot_encoders, plot_spans
+from rtdetr_bench.published import published_decoder
+from rtdetr_bench.report import SECTIONS, read_results, write_report
 from rtdetr_deploy import OptionError
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -54,21 +59,28 @@ def _content() -> dict[str, Any]:
     ]
     models = [_model("ours.onnx", 1.0, 0.63), _model("<script>alert(1)</script>", 1.2, None)]
     return {
-        "schema": 2,
+        "schema": 3,
+        "date": "2026-11-24T06:54:02Z",
+        "command": ["rtdetr-bench", "--engine", "my model.onnx"],
+        "options": {"threads": None},
         "machine": {"processor": "EPYC", "cores": 2, "system": "Linux", "python": "3.11", "packages": {"numpy": "2"}},
         "state": {"load": 0.5},
         "comparison": {
-            "confidence": 0.001, "models": models, "pairs": [pair], "state": {"load": 1.5}, "real_images": False,
+            "confidence": 0.001, "rounds": 40, "models": models, "pairs": [pair], "state": {"load": 1.5},
+            "real_images": False,
         },
         "nms": {
-            "model": "yolo.onnx", "images": 3, "boxes_left": {"0.001": 500.0, "0.5": 0.0}, "rows": nms,
+            "model": "yolo.onnx", "images": 3, "rounds": 3, "boxes_left": {"0.001": 500.0, "0.5": 0.0}, "rows": nms,
             "rtdetr": "ours.onnx", "rtdetr_by_confidence": {"0.001": {"postprocess_ms": 0.1, "AP": 0.6}},
         },
         "decoder": {
             "weights": "a.pth",
+            "rounds": 60,
             "rows": [{"name": f"{n} layers", "ratio": [n / 3, n / 4, n / 2], **row} for n in (3, 2, 1)],
         },
-        "encoder": {"variant": "r50", "rows": [{"name": n, "ratio": [1.0, 0.9, 1.1], **row} for n in ("A", "E")]},
+        "encoder": {
+            "variant": "r50", "rounds": 15, "rows": [{"name": n, "ratio": [1.0, 0.9, 1.1], **row} for n in ("A", "E")],
+        },
     }  # fmt: skip
 
 
@@ -81,6 +93,11 @@ def test_the_page_is_one_file_that_fetches_nothing(tmp_path: Path) -> None:
     assert text.count("<svg") == 6
     assert "#010203" not in text
     assert "currentColor" in text
+    for words in (
+        "Measured 2026-11-24 06:54:02 UTC on EPYC, 2 cores", "40 rounds.", "least of 3 rounds", "60 rounds.",
+        "15 rounds.", "rtdetr-bench --engine &#x27;my model.onnx&#x27;", "Python 3.11, numpy 2",
+    ):  # fmt: skip
+        assert words in text
     for words in ("1.200 [1.100, 1.300]", "published: T4, TensorRT FP16", "load 1.5", "What NMS costs", "D_S5"):
         assert words in text
     write_report(tmp_path / "b.html", [_content()])
@@ -92,7 +109,9 @@ def test_reports_are_made_of_stored_results(tmp_path: Path, capsys: pytest.Captu
     files = []
     for index, name in enumerate(("comparison", "nms")):
         files.append(tmp_path / f"{index}.json")
-        files[-1].write_text(json.dumps({**{k: content[k] for k in ("schema", "machine")}, name: content[name]}))
+        files[-1].write_text(
+            json.dumps({**content, **dict.fromkeys({"comparison", "nms", "decoder", "encoder"} - {name})})
+        )
     command = ["--combine", *map(str, files), "--report", str(tmp_path / "a.html")]
     assert main(command) == 0
     text = (tmp_path / "a.html").read_text()
@@ -103,20 +122,122 @@ def test_reports_are_made_of_stored_results(tmp_path: Path, capsys: pytest.Captu
     assert "--combine needs --report" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"schema": 1, "machine": {}}', '{"schema": 2}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"schema": 2, "machine": {}}', "[" * 100_000, '{"schema": NaN}', "\0"])
 def test_files_that_hold_no_results_are_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(content)
     with pytest.raises(OptionError, match=r"a.json"):
         read_results(path)
-    with pytest.raises(OptionError, match="can't read results"):
+    with pytest.raises(OptionError, match=r"none.json does not exist"):
         read_results(tmp_path / "none.json")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_without_a_writer_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(OptionError, match="is a pipe or a device"):
+        read_results(tmp_path / "pipe.json")
 
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="nothing to show"):
-        write_report(tmp_path / "a.html", [{"schema": 2, "machine": _content()["machine"]}])
+        write_report(
+            tmp_path / "a.html", [{**_content(), **dict.fromkeys(("comparison", "nms", "decoder", "encoder"))}]
+        )
     assert not (tmp_path / "a.html").exists()
+
+
+def _remove(content: Any) -> None:
+    del content["comparison"]["models"][0]["milliseconds"]
+
+
+def _empty(content: Any) -> None:
+    content["nms"]["rows"] = []
+
+
+def _text(content: Any) -> None:
+    content["decoder"]["rows"][0]["ratio"] = "1.0"
+
+
+def _unknown(content: Any) -> None:
+    content["encoder"]["rows"][1]["name"] = "F"
+
+
+def _list(content: Any) -> None:
+    content["comparison"] = ["models"]
+
+
+def _machine(content: Any) -> None:
+    content["machine"] = 5
+
+
+@pytest.mark.parametrize("change", [_remove, _empty, _text, _unknown, _list, _machine])
+def test_edited_results_are_one_clear_line_that_names_the_file(
+    change: Callable[[Any], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = _content()
+    change(content)
+    (tmp_path / "edited.json").write_text(json.dumps(content))
+    assert main(["--combine", str(tmp_path / "edited.json"), "--report", str(tmp_path / "a.html")]) == 2
+    error = capsys.readouterr().err
+    assert "edited.json is not as rtdetr-bench --json writes it" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "a.html").exists()
+
+
+@pytest.mark.parametrize("name", [r"$\frac{x$.onnx", "_hidden.onnx", "日本.onnx", "n" * 250 + ".onnx", "a\nb<b>&.onnx"])
+@pytest.mark.filterwarnings("error")
+def test_models_may_have_any_name(name: str, tmp_path: Path) -> None:
+    content = _content()
+    content["comparison"]["models"] = [_model(name, 1.0, 0.5), _model(name, 2.0, 0.6)]
+    content["nms"] |= {"model": name, "rtdetr": name}
+    write_report(tmp_path / "a.html", [content])
+    assert escape(name) in (tmp_path / "a.html").read_text()
+
+
+def test_the_number_beside_a_bar_is_the_tables_and_the_page_says_why_parts_do_not_add_up() -> None:
+    model = _model("a.onnx", 1.0, None)
+    model["milliseconds"]["whole call"]["p50"] = 77.7  # the medians of its spans add up to 21.5
+    assert re.search(r">77\.7<", plot_spans([model]))
+    content = {**_content()["comparison"], "models": [model], "pairs": []}
+    assert "medians of parts do not add up" in SECTIONS["comparison"](content)
+
+
+def test_what_all_models_share_is_said_once_beside_the_table() -> None:
+    page = SECTIONS["comparison"](_content()["comparison"])
+    assert "All models: runtime ONNX Runtime, NMS cv2, batch 1." in page
+    head = page[page.index("<table>") :].partition("</tr>")[0]
+    assert "runtime" not in head
+    assert "precision" not in head  # no model has one
+    assert "AP" in head
+
+
+def test_published_ratios_are_to_as_many_layers_as_the_measured_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    """The paper's R50: 9.3 ms with 6 layers, 7.9 with 3, 7.0 with 1."""
+    assert published_decoder(6)[3].ratio == pytest.approx(7.9 / 9.3)
+    assert published_decoder(3)[3].ratio == 1.0
+    assert published_decoder(3)[1].ratio == pytest.approx(7.0 / 7.9)
+    assert published_decoder(3)[1].change == pytest.approx(49.1 - 52.4)
+    assert list(published_decoder(3)) == [3, 2, 1]
+    assert published_decoder(7) == {}
+    rows = _content()["decoder"]["rows"]
+    assert "published: R50 on a T4, to its own 3 layers" in plot_decoder(rows)
+    seven = [{**rows[0], "name": f"{n} layers"} for n in range(7, 0, -1)]
+    assert "published" not in plot_decoder(seven)
+
+
+def test_bars_of_encoders_begin_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+
+    def keep(figure: Any) -> str:
+        figures.append(figure)
+        return ""
+
+    monkeypatch.setattr("rtdetr_bench.plots._to_svg", keep)
+    plot_encoders(_content()["encoder"]["rows"])
+    (axes,) = figures[0].axes
+    assert axes.get_yscale() == "linear"
+    assert axes.get_ylim()[0] == 0.0
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")

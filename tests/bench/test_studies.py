@@ -81,11 +81,11 @@ def test_nms_study_wants_a_yolo_and_images(
     scene: tuple[Path, Path, Path], small_onnx: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     yolo, _, folder = scene
-    with pytest.raises(OptionError, match="leaves no boxes to suppress"):
+    with pytest.raises(OptionError, match="has no boxes left to suppress"):
         study_nms(small_onnx, [folder / "0.png"])
     with pytest.raises(OptionError, match="needs --images"):
         study_nms(yolo, [])
-    with pytest.raises(OptionError, match="is no RT-DETR"):
+    with pytest.raises(OptionError, match="is not an RT-DETR"):
         study_nms(yolo, [folder / "0.png"], detr=yolo)
     assert main(["--nms-study", str(yolo), "--images", str(folder), "--engine", str(small_onnx)]) == 0
     text = capsys.readouterr().out
@@ -100,12 +100,33 @@ def test_decoder_study_times_every_number_of_layers(
     command = ["--decoder-study", str(r18_checkpoint), "--size", "128x160", "--runs", "3", "--warmup", "1"]
     assert main([*command, "--json", str(target), "--report", str(page)]) == 0
     text = capsys.readouterr().out
-    assert "published (R50, T4)" in text
+    assert "published (R50, T4): AP, ms, ratio (to its 3 layers)" in text
+    assert "52.4, 7.9, 1.000" in text
+    assert "49.1, 7.0, 0.886" in text
     rows = json.loads(target.read_text())["decoder"]["rows"]
     assert [row["name"] for row in rows] == ["3 layers", "2 layers", "1 layer"]
     assert rows[0]["ratio"] == [1.0, 1.0, 1.0]
     assert all(len(row["samples"]["infer"]) == 3 for row in rows)
     assert "Decoder layers" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--decoder-study {weights} --resizer cuda", "resizer cuda is for TensorRT engines; this study exports"),
+        ("--encoder-study r18 --resizer cuda", "resizer cuda is for TensorRT engines; this study exports"),
+        ("--decoder-study {weights} --threads 9999", "threads is 9999"),
+        ("--encoder-study r18 --threads 0", "threads is 0"),
+        ("--engine {weights} --accuracy {weights} --images . --study --threads 0", "threads is 0"),
+    ],
+)
+def test_studies_refuse_what_their_models_can_not_do_before_they_export(
+    line: str, message: str, r18_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rtdetr_export.export_onnx", lambda *_: pytest.fail("it was exported"))
+    monkeypatch.setattr("rtdetr_bench.decoder_study._export_encoder", lambda *_: pytest.fail("it was exported"))
+    assert main(line.format(weights=r18_checkpoint).split()) == 2
+    assert message in capsys.readouterr().err
 
 
 def _count(module: Any) -> float:
@@ -160,8 +181,12 @@ def test_encoder_study_writes_the_papers_figures_beside(tmp_path: Path, capsys: 
     rows = json.loads(target.read_text())["encoder"]["rows"]
     assert [row["name"] for row in rows] == ["A", "E"]
     assert rows[0]["parameters_million"] < rows[1]["parameters_million"]
+    assert json.loads(target.read_text())["encoder"]["rounds"] == 3
+    for names in ("", ",", "A,A"):
+        assert main(["--encoder-study", "r18", "--encoders", names]) == 2
+        assert "name each encoder once, and one at least; choose from A" in capsys.readouterr().err
     assert main(["--encoder-study", "r18", "--encoders", "A,F"]) == 2
-    assert "unknown encoder F; choose of A, B, C, D, D_S5, E" in capsys.readouterr().err
+    assert "unknown encoder F; choose from A, B, C, D, D_S5, E" in capsys.readouterr().err
 
 
 def test_random_models_are_what_the_exporter_makes(tmp_path: Path, picture: NDArray[np.uint8]) -> None:

@@ -1,4 +1,4 @@
-"""Detectors of others: recognised by shape, suppressed in every way to the same boxes, placed in the image."""
+"""Third-party detectors: recognised by shape, suppressed in every way to the same boxes, placed in the image."""
 
 from __future__ import annotations
 
@@ -96,15 +96,15 @@ def test_what_is_no_detector_is_one_clear_line(
     path = write_yolo(tmp_path / "classifier.onnx", *outputs)
     assert main(["--engine", str(path), "--runs", "1"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("rtdetr-bench: classifier.onnx is no detector that is known here: it returns a (1")
+    assert error.startswith("rtdetr-bench: classifier.onnx is not a detector that is known here: it returns a (1")
     assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"task": "pose"}, "is no detector: its task is pose"),
-        ({"names": "{0: 'person'}"}, "has 1 class names and 3 scores for each box"),
+        ({"task": "pose"}, "is not a detector: its task is pose"),
+        ({"names": "{0: 'person'}"}, "has 1 class name and 3 scores for each box"),
     ],
 )
 def test_other_tasks_of_yolos_are_refused(metadata: dict[str, str], message: str, tmp_path: Path) -> None:
@@ -270,13 +270,27 @@ def test_thresholds_outside_their_range_are_refused(changes: dict[str, Any], mes
 
 
 def test_inserting_is_refused_where_it_makes_no_sense(small_onnx: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="is no detector that is known here"):
+    with pytest.raises(ArtifactError, match="is not a detector that is known here"):
         insert_nms(small_onnx, tmp_path / "a.onnx")
     with pytest.raises(OptionError, match=r"inserted into .onnx files; got a.engine"):
         insert_nms(Path("a.engine"), tmp_path / "a.onnx")
     with pytest.raises(OptionError, match="unknown kind of NMS 'cuda'"):
         insert_nms(small_onnx, tmp_path / "a.onnx", kind="cuda")  # type: ignore[arg-type]
     assert main(["--insert-nms", str(small_onnx)]) == 2
+
+
+def test_nms_is_inserted_into_files_of_open_size_too(tmp_path: Path) -> None:
+    import onnx
+
+    source = write_yolo(tmp_path / "a.onnx", channels(*crowd()))
+    model = onnx.load(str(source))
+    for axis in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        axis.dim_param = "open"
+    onnx.save(model, str(source))
+    command = ["--insert-nms", str(source), "--output", str(tmp_path / "b.onnx")]
+    assert main(command) == 2
+    assert main([*command, "--size", str(SIZE)]) == 0
+    assert recognize_yolo(open_runtime(tmp_path / "b.onnx"), "b.onnx", (SIZE, SIZE)).layout == "inserted"
 
 
 def test_rtdetr_files_are_no_yolos(small_onnx: Path) -> None:

@@ -125,9 +125,20 @@ def test_objects_that_cannot_be_found_and_copies_are_left_out_with_their_numbers
         truth = read_coco_json(_write(content, folder), folder)
     assert len(truth.objects) == 24
     assert caplog.messages == [
-        f"{folder / 'val.json'}: annotations are left out (of 29): "
-        "2 without area, 2 outside of their image, 1 exact copies of another"
+        f"{folder / 'val.json'}: some of the 29 annotations are left out "
+        "(without area: 2, outside of their image: 2, exact copies of another: 1)"
     ]
+
+
+def test_the_image_tells_its_size_where_the_json_does_not(
+    content: Content, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for image in content["images"]:
+        del image["width"], image["height"]
+    content["annotations"][0]["bbox"] = [300, 5, 9, 9]
+    (folder / "2.png").write_bytes(b"damaged")
+    assert len(read_coco_json(_write(content, folder), folder).objects) == 23
+    assert "outside of their image: 1" in caplog.text
 
 
 def test_a_json_that_holds_everything_twice_counts_once(content: Content, folder: Path) -> None:
@@ -196,7 +207,7 @@ BAD_JSONS: dict[str, tuple[Callable[[Content], Any], str]] = {
     ),
     "all outside": (
         lambda content: [thing.update(bbox=[900, 900, 9, 9]) for thing in content["annotations"]],
-        "has no annotation that can be used: 24 outside of their image",
+        r"none of the 24 annotations of .* can be used \(outside of their image: 24\)",
     ),
     "long name": (
         lambda content: content["images"][0].update(file_name="a" * 300),

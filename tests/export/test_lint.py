@@ -161,7 +161,7 @@ def test_the_command_prints_findings_and_fails_on_errors(
     small_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--lint", str(small_onnx)]) == 0
-    assert f"0 errors, 0 warnings of {len(RULES)} rules" in capsys.readouterr().out
+    assert f"0 errors, 0 warnings; {len(RULES)} rules were checked" in capsys.readouterr().out
     broken = tmp_path / "broken.onnx"
     _, text, opset = BROKEN["topk"]
     onnx.save(_model(text, opset), broken)
@@ -169,6 +169,6 @@ def test_the_command_prints_findings_and_fails_on_errors(
     assert "K is 4000; at most 3840 are supported" in capsys.readouterr().out
     (tmp_path / "text.onnx").write_text("no model")
     assert main(["--lint", str(tmp_path / "text.onnx")]) == 2
-    assert "is no valid ONNX model" in capsys.readouterr().err
+    assert "is not a valid ONNX model" in capsys.readouterr().err
     with pytest.raises(ArtifactError, match="none.onnx"):
         lint_file(tmp_path / "none.onnx")

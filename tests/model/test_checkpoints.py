@@ -219,7 +219,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path, State], Any], str]] = {
         "holds no weights .*its keys are 'model'",
     ),
     "two models": (
-        lambda path, state: torch.save({"teacher": state, "student": state}, path),
+        lambda path, state: torch.save({"teacher": state, "student": {**state}}, path),
         r"holds several models \(teacher, student\); save the one to use alone",
     ),
     "meta": (
@@ -314,6 +314,13 @@ def test_a_huge_index_in_a_name_is_refused_at_once(name: str, state: State, tmp_
     with pytest.raises(CheckpointError, match=rf"nearest is r18: 1 unexpected \({name}\)"):
         load_checkpoint(path)
     assert time.monotonic() - start < 10
+
+
+def test_a_file_that_holds_itself_is_read_once(state: State, tmp_path: Path) -> None:
+    content: dict[str, Any] = {"model": state}
+    content.update({f"self {index}": content for index in range(1000)})
+    torch.save(content, tmp_path / "ring.pth")
+    assert load_checkpoint(tmp_path / "ring.pth").variant == VARIANTS["r18"]
 
 
 def test_differences_are_told_for_the_number_of_classes_in_the_file(tmp_path: Path) -> None:

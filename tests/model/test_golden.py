@@ -1,4 +1,4 @@
-"""The model against outputs of the released implementations (see ../shared/golden)."""
+"""The model against outputs of the released implementations (see tests/golden)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from conftest import SHARED, shared_folder
-from golden_files import VARIANTS, read_golden, write_weights
+from conftest import shared_folder
+from golden.pack import round_array
+from golden_files import GOLDEN, VARIANTS, WITHOUT_MODEL, read_golden, read_specs, write_weights
 
 torch = pytest.importorskip("torch")
 
@@ -32,8 +33,20 @@ def released(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]
 
 
 def test_every_reference_file_is_used() -> None:
-    shared_folder("golden")
-    assert {file.name.removesuffix(".keys.json") for file in (SHARED / "golden").glob("*.keys.json")} == set(VARIANTS)
+    files = {file.stem for file in GOLDEN.glob("*.npz")}
+    assert files - {"loss_v1"} == set(VARIANTS) | WITHOUT_MODEL == set(read_specs())
+    assert sum(file.stat().st_size for file in GOLDEN.iterdir() if file.is_file()) < 3_000_000
+
+
+def test_the_stored_references_are_the_full_ones_rounded() -> None:
+    for file in shared_folder("golden").glob("*.npz"):
+        stored = dict(np.load(GOLDEN / file.name))
+        with np.load(file) as full:
+            assert stored.keys() == set(full)
+            for name in full:
+                expected = full[name] if file.stem == "loss_v1" else round_array(name, full[name])
+                assert np.array_equal(stored[name], expected), (file.name, name)
+                assert stored[name].dtype == full[name].dtype
 
 
 @pytest.mark.parametrize("released", VARIANTS, indirect=True)

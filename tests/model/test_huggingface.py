@@ -189,7 +189,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "norm": ({"normalize_before": True}, "normalize_before True"),
     "backbone": ({"backbone_config": {"hidden_act": "gelu"}}, "hidden_act 'gelu'.*expected relu"),
     "queries": ({"num_queries": "many"}, "num_queries 'many'; expected a whole number"),
-    "names": ({"id2label": {"0": "a"}}, "names 1 classes, but the model has 3"),
+    "names": ({"id2label": {"0": "a"}}, "names 1 class.*the model has 3"),
 }
 
 

@@ -33,7 +33,7 @@ def test_discrete_names_differ_in_sampling_alone() -> None:
 
 
 def test_unknown_variant_is_refused() -> None:
-    with pytest.raises(OptionError, match="unknown variant 'r19'; choose one of r18, r34"):
+    with pytest.raises(OptionError, match="unknown variant 'r19'; choose from r18, r34"):
         find_variant("r19")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import shared_folder
+from golden_files import GOLDEN
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
@@ -25,7 +25,7 @@ from rtdetr_train.objective import objective  # noqa: E402
 
 @pytest.fixture(scope="module")
 def golden() -> tuple[dict[str, Any], list[Target]]:
-    arrays = dict(np.load(shared_folder("golden") / "loss_v1.npz"))
+    arrays = dict(np.load(GOLDEN / "loss_v1.npz"))
     targets = [
         Target(torch.from_numpy(arrays[f"target_labels{i}"]).long(), torch.from_numpy(arrays[f"target_boxes{i}"]))
         for i in range(3)

@@ -320,7 +320,7 @@ def test_boxes_outside_of_every_image_are_not_trained_on_in_silence(
 ) -> None:
     content = json.loads(data[0].read_text())
     for image in content["images"]:
-        del image["width"], image["height"]
+        image.update(width=4000, height=4000)
     for annotation in content["annotations"]:
         annotation["bbox"][0] += 500
     path = tmp_path / "outside.json"

@@ -114,7 +114,9 @@ def check_device(name: str) -> None:
     try:
         torch.zeros(1, device=name).item()  # which the device "meta" can't tell
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise OptionError(f"device {name!r} can't be used: {str(error).splitlines()[0]}") from error
+        raise OptionError(
+            f"device {name!r} can't be used ({str(error).splitlines()[0]}); choose cpu, cuda or cuda:N"
+        ) from error
 
 
 def build_model(options: TrainOptions, class_names: tuple[str, ...]) -> RTDETR:

@@ -1,0 +1,115 @@
+"""What rtdetr-bench writes: never over an input, into links and devices as they are, and checked before any work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("onnx")
+
+from rtdetr_bench import cli, precision_study, random_models
+from rtdetr_bench.cli import main
+from yolo_files import channels, crowd, write_yolo
+
+QUICK = ["--runs", "3", "--warmup", "1"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A YOLO that the test may lose."""
+    return write_yolo(tmp_path / "yolo.onnx", channels(*crowd()))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--engine {m} --json {m}", "--json would overwrite the input"),
+        ("--engine {m} --report {m}", "--report would overwrite the input"),
+        ("--engine {m} --json {link}", "--json would overwrite the input"),
+        ("--engine {m} --against {other} --json {other}", "--json would overwrite the input"),
+        ("--engine {m} --json {f}/new --report {f}/new", "--json and --report both name"),
+        ("--engine {m} --images {f} --json {f}/a.png", "--json would overwrite the input"),
+        ("--engine {m} --images {f} --annotations {other} --report {other}", "--report would overwrite the input"),
+        ("--engine {m} --images {f} --accuracy {other} --json {other}", "--json would overwrite the input"),
+        ("--nms-study {m} --images {f} --json {m}", "--json would overwrite the input"),
+        ("--decoder-study {m} --json {m}", "--json would overwrite the input"),
+        ("--insert-nms {m} --output {m}", "--output would overwrite the input"),
+        ("--combine {other} {m} --report {m}", "--report would overwrite the input"),
+        ("--engine {m} --json {f}", "a folder of that name exists"),
+        ("--engine {m} --report {m}/a.html", "can't write"),
+        ("--insert-nms {m} --output {m}/a.onnx", "can't write"),
+    ],
+)
+def test_outputs_that_can_not_be_written_are_refused_before_any_work(
+    line: str, message: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    for name in ("compare_models", "study_nms", "study_decoder", "evaluate", "insert_nms", "combine_results"):
+        monkeypatch.setattr(cli, name, lambda *_, **__: pytest.fail("it worked first"))
+    folder, other, link = tmp_path / "folder", tmp_path / "other.json", tmp_path / "link.json"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"a picture")
+    other.write_text("{}")
+    link.symlink_to(model)
+    before = model.read_bytes()
+    assert main(line.format(m=model, f=folder, other=other, link=link).split()) == 2
+    assert message in capsys.readouterr().err
+    assert model.read_bytes() == before
+    assert (other.read_text(), (folder / "a.png").read_bytes()) == ("{}", b"a picture")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link.json", "other.json", "yolo.onnx"]
+
+
+def test_a_report_without_matplotlib_is_refused_before_any_work(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "compare_models", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["--engine", str(model), "--report", str(tmp_path / "a.html")]) == 2
+    error = capsys.readouterr().err
+    assert "--report needs matplotlib" in error
+    assert "rtdetr-deploy[" not in error
+
+
+def test_a_link_is_followed_and_stays_a_link(model: Path, tmp_path: Path) -> None:
+    real, link = tmp_path / "real.json", tmp_path / "link.json"
+    real.write_text("old")
+    link.symlink_to(real)
+    assert main(["--engine", str(model), *QUICK, "--json", str(link)]) == 0
+    assert link.is_symlink()
+    assert json.loads(real.read_text())["schema"] == 3
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux's /proc")
+def test_json_to_standard_output_is_written_there_and_not_replaced(model: Path, tmp_path: Path) -> None:
+    link, target = tmp_path / "stdout", tmp_path / "out.txt"
+    link.symlink_to("/proc/self/fd/1")
+    command = [sys.executable, "-m", "rtdetr_bench.cli", "--engine", str(model), *QUICK, "--json", str(link)]
+    with target.open("w") as stdout:
+        subprocess.run(command, check=True, stdout=stdout)
+    assert link.is_symlink()
+    text = target.read_text()
+    assert text.startswith(
+        json.loads(text[text.index("\n{") :])["machine"]["processor"]
+    )  # what was printed is there too
+    assert text.endswith("}\n")
+
+
+def test_the_studies_of_this_package_check_their_outputs_too(
+    tmp_path: Path, r18_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(precision_study, "study", lambda *_: pytest.fail("it worked first"))
+    weights = tmp_path / "w.pth"
+    shutil.copy(r18_checkpoint, weights)
+    line = ["--weights", str(weights), "--accuracy", str(tmp_path / "val.json"), "--images", str(tmp_path)]
+    assert precision_study.main([*line, "--json", str(weights)]) == 2
+    assert "--json would overwrite the input" in capsys.readouterr().err
+    assert precision_study.main([*line, "--json", str(weights / "a.json")]) == 2
+    assert "can't write" in capsys.readouterr().err
+    assert weights.read_bytes() == r18_checkpoint.read_bytes()
+    assert random_models.main(["--output", str(weights), "--variants", "r18"]) == 2
+    assert capsys.readouterr().err.startswith(f"rtdetr_bench.random_models: can't write {weights}")
