@@ -55,7 +55,7 @@ def test_only_standard_output_s_own_errors_are_called_so(unbuffered: str) -> Non
 
 
 @HAS_FULL
-@pytest.mark.parametrize("module", ["rtdetr_deploy.cli", "rtdetr_export.cli", "rtdetr_train.cli"])
+@pytest.mark.parametrize("module", ["rtdetr_deploy.cli", "rtdetr_export.cli", "rtdetr_train.cli", "rtdetr_bench.cli"])
 def test_help_on_a_full_disk_gives_one_line(module: str) -> None:
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", module, "--help"]
