@@ -2,7 +2,7 @@
 
 A difference is allowed up to a fixed tolerance. Where a file misses that, the model's own rounding is measured on the
 same images (see `own_rounding`), and a few times that is allowed, quantile by quantile: rounding makes few differences
-large. Half of the detections must keep to the fixed tolerance whatever the model does, and nearly all must be found, so
+large. What half of the detections may differ by is bounded whatever the model does, and nearly all must be found, so
 that a wrong graph, which moves everything, is refused also where rounding makes a model move a lot.
 """
 
@@ -32,12 +32,20 @@ SCORE_TOLERANCE = 1e-3
 OWN_ROUNDING_FACTOR = 3.0
 """How many times the model's own rounding a file may differ where that is more than the tolerances above."""
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
-"""Shares of the detections for which differences are compared with what is allowed; the first is never widened."""
+"""Shares of the detections for which differences are compared with what is allowed."""
+MAX_MEDIAN_BOX, MAX_MEDIAN_SCORE = 0.005, 0.01
+"""What half of the detections may differ by, however much rounding moves them; boxes in shares of the longer side."""
 MAX_MISSING = 0.02
 """Share of the detections that may be missing, however many the model itself loses by rounding."""
 MIN_GAP = 1e-4
 """Selection gap (logits) below which rounding alone may swap the last query for the first rejected one."""
 SEED_TRIES = 6
+
+REMEDY = (
+    "Something between the model and its file is wrong: try another version of ONNX Runtime or another opset, and "
+    "please report it"
+)
+UNSTABLE = "No file of such a model can be told from a wrong one; --no-verify (verify=False) writes it unverified"
 
 ProbeMaker = Callable[[int, int, int], NDArray[np.uint8]]
 """`(height, width, seed) -> uint8 (height, width, 3)`."""
@@ -45,11 +53,15 @@ ProbeMaker = Callable[[int, int, int], NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class Allowed:
-    """Largest allowed difference of boxes (pixels) and scores at each of `QUANTILES`, and of missing detections."""
+    """Largest allowed difference of boxes (pixels) and scores at each of `QUANTILES`, and of missing detections.
+
+    `unstable` is how far rounding alone moves half of the boxes (pixels), where that is too far to judge a file.
+    """
 
     boxes: Floats
     scores: Floats
     missing: int
+    unstable: float | None = None
 
     def admits(self, found: Differences) -> bool:
         """Whether `found` stays within all limits (NaN does not)."""
@@ -86,11 +98,14 @@ class Parity:
         """Return what was allowed, beside what was found in the middle of the detections."""
         box, score = _quantiles(self.found.boxes)[0], _quantiles(self.found.scores)[0]
         source = "fixed tolerance" if self.allowed is FIXED else "by the model's own rounding"
-        return (
+        text = (
             f"allowed, {source}: box {self.allowed.boxes[-1]:.2g} px, score {self.allowed.scores[-1]:.2g}, "
             f"{self.allowed.missing} missing; median {self.allowed.boxes[0]:.2g} px, {self.allowed.scores[0]:.2g} "
             f"(found {box:.1e} px, {score:.1e})"
         )
+        if self.allowed.unstable is not None:
+            text += f"; rounding alone moves half of this model's boxes by {self.allowed.unstable:.2g} px"
+        return text
 
 
 @dataclass(frozen=True)
@@ -126,8 +141,7 @@ class ParityReport:
             wrong = next(batch for batch in self.batches if not batch.passed)
             raise ExportError(
                 f"{name} disagrees with the torch model and was not written: {' '.join(str(wrong).split())}; "
-                f"{wrong.explain()}. Something between the model and its file is wrong: try another version of ONNX "
-                "Runtime or another opset, and please report it"
+                f"{wrong.explain()}. {REMEDY if wrong.allowed.unstable is None else UNSTABLE}"
             )
 
     def __str__(self) -> str:
@@ -186,7 +200,8 @@ class _Comparison:
             self._differences([as_file_outputs(output, self._info) for output in outputs], exact)
             for outputs in zip(*(own.rounded for own in measured), strict=True)
         ]
-        return Parity(title, self._differences(rows, exact), allow(rounded))
+        longer_side = max(self._info.height, self._info.width)
+        return Parity(title, self._differences(rows, exact), allow(rounded, longer_side))
 
     @cached_property
     def _probe(self) -> RoundingProbe:
@@ -196,20 +211,21 @@ class _Comparison:
         return Differences.pooled(compare_outputs(*pair, self._info) for pair in zip(rows, expected, strict=True))
 
 
-def allow(rounded: Sequence[Differences]) -> Allowed:
-    """Return what a file may differ by: the fixed tolerance, or a few times what `rounded` runs of the model do."""
-    boxes, scores = (
-        np.maximum(fixed, OWN_ROUNDING_FACTOR * np.max([_quantiles(values) for values in runs], axis=0))
-        for fixed, runs in (
-            (FIXED.boxes, [run.boxes for run in rounded]),
-            (FIXED.scores, [run.scores for run in rounded]),
-        )
-    )
-    boxes[0], scores[0] = FIXED.boxes[0], FIXED.scores[0]
+def allow(rounded: Sequence[Differences], longer_side: int) -> Allowed:
+    """Return what a file may differ by: the fixed tolerance, or a few times what `rounded` runs of the model do.
+
+    `longer_side` of the input in pixels bounds the median.
+    """
+    own_boxes = np.max([_quantiles(run.boxes) for run in rounded], axis=0)
+    own_scores = np.max([_quantiles(run.scores) for run in rounded], axis=0)
+    boxes = np.maximum(FIXED.boxes, OWN_ROUNDING_FACTOR * own_boxes)
+    scores = np.maximum(FIXED.scores, OWN_ROUNDING_FACTOR * own_scores)
+    bound = max(MAX_MEDIAN_BOX * longer_side, BOX_TOLERANCE)
+    boxes[0], scores[0] = min(boxes[0], bound), min(scores[0], MAX_MEDIAN_SCORE)
     missing = min(
         OWN_ROUNDING_FACTOR * max(run.missing for run in rounded), MAX_MISSING * max(len(run.boxes) for run in rounded)
     )
-    return Allowed(boxes, scores, int(missing))
+    return Allowed(boxes, scores, int(missing), float(own_boxes[0]) if own_boxes[0] > bound else None)
 
 
 def _quantiles(values: Floats) -> Floats:

@@ -79,7 +79,7 @@ def test_nan_and_large_differences_fail_by_the_fixed_tolerance(value: float) -> 
 
 def test_own_rounding_widens_the_limits_quantile_by_quantile() -> None:
     rounded = _differences([0.001] * 199 + [2.0], missing=1)
-    limits = allow([rounded, _differences([0.0] * 200)])
+    limits = allow([rounded, _differences([0.0] * 200)], 200)
     assert limits.boxes[-1] == pytest.approx(2.0 * OWN_ROUNDING_FACTOR)
     assert limits.boxes[0] == FIXED.boxes[0]
     assert limits.missing == OWN_ROUNDING_FACTOR
@@ -91,14 +91,18 @@ def test_own_rounding_widens_the_limits_quantile_by_quantile() -> None:
 
 
 def test_a_model_that_rounding_moves_as_a_whole_does_not_let_everything_pass() -> None:
-    limits = allow([_differences([3.0] * 200, missing=90)])
-    assert limits.boxes[0] == FIXED.boxes[0]
+    limits = allow([_differences([3.0] * 200, missing=90)], 200)
+    assert limits.boxes[0] == pytest.approx(1.0), "half a percent of the longer side"
     assert limits.missing == 4
-    assert not limits.admits(_differences([1.0] * 200))
+    assert limits.admits(_differences([0.9] * 200))
+    refused = Parity("noisy", _differences([1.1] * 200), limits)
+    assert not refused.passed
+    with pytest.raises(ExportError, match="rounding alone moves half of this model's boxes by 3 px. No file of such"):
+        ParityReport("test", (refused,)).require("x.onnx")
 
 
 def test_a_report_says_which_limits_were_applied() -> None:
-    widened = Parity("noisy", _differences([0.0] * 9 + [1.0]), allow([_differences([0.0] * 9 + [0.5])]))
+    widened = Parity("noisy", _differences([0.0] * 9 + [1.0]), allow([_differences([0.0] * 9 + [0.5])], 200))
     report = ParityReport("test", (Parity("structured", _differences([0.01])), widened))
     assert report.passed
     assert "allowed, by the model's own rounding: box 1.5 px" in str(report)
