@@ -66,7 +66,7 @@ def run(weights: Path, image: Path, size: tuple[int, int] | None, output: Path) 
         target = output / f"{weights.stem}-{'one-layer' if layers else 'all-layers'}.onnx"
         options = ExportOptions(weights=weights, output=target, layers=layers, height=height, width=width)
         print(f"\n== export, {'1 decoder layer' if layers else 'all decoder layers'}")
-        print_result(export_onnx(options, lambda step, seconds: print(f"  {step:<48} {seconds:6.1f} s")))
+        print_result(export_onnx(options, print_step))
         with Predictor(target, threshold=0.5) as predictor:
             found = predictor.detect(image)
             print(f"\n== detect on {image.name}: {time_detection(predictor, image):.1f} ms per image (median)")
@@ -74,6 +74,12 @@ def run(weights: Path, image: Path, size: tuple[int, int] | None, output: Path) 
         picture = output / "detections.png"
         found.draw(image).save(picture)
     print(f"\nannotated picture: {picture}")
+
+
+def print_step(step: str, seconds: float | None) -> None:
+    """Print a step of the export when it has ended."""
+    if seconds is not None:
+        print(f"  {step:<48} {seconds:6.1f} s")
 
 
 def time_detection(predictor: Predictor, image: Path) -> float:

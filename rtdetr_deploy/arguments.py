@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from rtdetr_deploy.errors import OptionError
@@ -13,6 +14,20 @@ def path_argument(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("the name is empty; is a shell variable not set?")
     return Path(text)
+
+
+def parse_given(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, tuple[str, ...]]:
+    """Return the parsed command line, and the names of what was typed, also where it was typed as its default is."""
+    arguments = parser.parse_args(argv)
+    typed = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(arguments))))  # untyped options stay None
+    return arguments, tuple(name for name, value in vars(typed).items() if value is not None)
+
+
+def flag(name: str) -> str:
+    """Return an option as it is typed."""
+    return "--" + name.replace("_", "-")
 
 
 def parse_size(text: str) -> tuple[int, int]:

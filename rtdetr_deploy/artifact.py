@@ -53,7 +53,7 @@ class ArtifactInfo:
         for field in fields(self):
             value, kinds = getattr(self, field.name), _KINDS[str(field.type)]
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                raise ArtifactError(f"{field.name} of a model is {value!r}, which is no {field.type}")
+                raise ArtifactError(f"{field.name} of a model is {value!r}, expected {field.type}")
         if not self.class_names or not all(isinstance(name, str) for name in self.class_names):
             raise ArtifactError("a model must have at least one class, and names for all")
         if min(self.height, self.width) < 1 or (self.batch is not None and self.batch < 1):

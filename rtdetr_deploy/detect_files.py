@@ -118,6 +118,8 @@ def detect_files(
             for path in tqdm(images, unit="image", leave=False, disable=not progress):
                 run.detect(path, lines, names.get(path))
         except KeyboardInterrupt:
+            if run.summary.done == 0:
+                raise
             run.summary.interrupted = True
         except Exception as error:
             if run.summary.done == 0:  # there is nothing to keep

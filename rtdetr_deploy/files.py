@@ -6,7 +6,6 @@ What is not a regular file (a device, a pipe, `/dev/stdout`) can't be replaced: 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import re
 import secrets
@@ -21,6 +20,8 @@ from typing import BinaryIO
 
 from rtdetr_deploy.errors import OutputError, RtdetrError
 
+SLOTS = 4
+"""Fixed names of temporary files for one target."""
 LONGEST_SUFFIX = 16
 """Suffixes up to this length are kept in temporary names, whose length must not depend on the file's name."""
 
@@ -228,44 +229,43 @@ def _suffix(path: Path) -> str:
 
 
 def _create_beside(target: Path) -> tuple[Path, BinaryIO]:
-    """Return an empty temporary file in the folder of `target`, and what must be closed when it is no longer needed."""
+    """Return an empty temporary file in the folder of `target`, and what must be closed when it is no longer needed.
+
+    A few names are always the same, so that what a killed process left is used again; where they are taken by others,
+    or files can't be locked, the name is random.
+    """
     digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]
-    for number in itertools.count():
+    for number in range(SLOTS if sys.platform != "win32" else 0):
         beside = target.with_name(f".{digest}-{number}.part{_suffix(target)}")
-        try:
-            file = _take(beside)
-        except NotImplementedError:
-            beside = target.with_name(f".{digest}-{secrets.token_hex(4)}.part{_suffix(target)}")
-            file = beside.open("xb")
-            file.close()
+        file = _take(beside)
         if file is not None:
             return beside, file
-    raise AssertionError("numbers have no end")
+    beside = target.with_name(f".{digest}-{secrets.token_hex(4)}.part{_suffix(target)}")
+    return beside, beside.open("xb")
 
 
 def _take(beside: Path) -> BinaryIO | None:
-    """Make and lock the file `beside`, or empty it where a killed process left it; None where a living one writes it.
-
-    Raises `NotImplementedError` where files can't be locked.
-    """
-    if sys.platform == "win32":
-        raise NotImplementedError
+    """Make and lock the file `beside`, or empty it where a killed process left it; None where it is somebody else's."""
     import fcntl
 
-    if beside.is_symlink():
+    try:
+        made = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        made = None
+    try:
+        file = os.fdopen(made if made is not None else os.open(beside, os.O_RDWR | os.O_NOFOLLOW), "r+b")
+    except OSError:  # gone again, a link, or of another user
         return None
-    file = os.fdopen(os.open(beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         found = os.fstat(file.fileno())
-        if os.path.samestat(found, beside.lstat()) and found.st_nlink == 1 and found.st_uid == os.geteuid():
+        ours = found.st_nlink == 1 and found.st_uid == os.geteuid() and os.path.samestat(found, beside.lstat())
+        if made is not None or ours:
             file.truncate()
             return file
-    except (BlockingIOError, FileNotFoundError):  # locked by its owner, or renamed
-        pass
-    except OSError as error:
-        file.close()
-        beside.unlink()
-        raise NotImplementedError from error
+    except OSError:  # locked by its owner, renamed, or on a file system without locks
+        if made is not None:
+            with suppress(OSError):
+                beside.unlink()
     file.close()
     return None

@@ -216,7 +216,7 @@ def _mention_frames(image: Image) -> None:
     """Warn once that further frames or pages are not looked at."""
     several = False
     with suppress(Exception):  # a damaged second frame
-        several = image.format in ANIMATED and getattr(image, "n_frames", 1) > 1
+        several = image.format in ANIMATED and getattr(image, "is_animated", False)
     if several:
         warnings.warn("an image has several frames or pages; only the first is used, here and later", stacklevel=1)
 

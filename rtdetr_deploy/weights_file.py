@@ -8,7 +8,19 @@ from rtdetr_deploy.errors import CheckpointError
 from rtdetr_deploy.files import require_file
 
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
+_CHECKPOINTS = {".pth", ".pt", ".safetensors", ".bin"}
 _EXPORTED = {".onnx", ".engine", ".plan", ".trt"}
+
+
+def is_exported(path: str | Path) -> bool:
+    """Tell whether `path` is called like a model file that a runtime opens, rather than a checkpoint."""
+    return Path(path).suffix.lower() in _EXPORTED
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Tell whether `path` is called like a checkpoint, or is a folder of Hugging Face's `save_pretrained`."""
+    path = Path(path)
+    return path.suffix.lower() in _CHECKPOINTS or path.is_dir()
 
 
 def find_weights(path: str | Path) -> Path:
@@ -23,6 +35,6 @@ def find_weights(path: str | Path) -> Path:
             raise CheckpointError(f"{path} is a folder without {' or '.join(HUGGING_FACE_FILES)}; name the file in it")
         path = found
     require_file(path, CheckpointError)
-    if path.suffix.lower() in _EXPORTED:
+    if is_exported(path):
         raise CheckpointError(f"{path} is an exported model already; expected a .pth, .pt or .safetensors file")
     return path

@@ -10,9 +10,7 @@ from rtdetr_deploy.coco import Accuracy, detect_all, read_annotations, require_e
 from rtdetr_deploy.packages import needed_for
 from rtdetr_deploy.preprocess import Resizer
 from rtdetr_deploy.runtimes import check_threads
-
-CHECKPOINTS = frozenset({".pth", ".pt", ".safetensors"})
-MODELS = frozenset({".onnx", ".engine", ".plan"})
+from rtdetr_deploy.weights_file import is_checkpoint
 
 
 def open_any(
@@ -22,7 +20,7 @@ def open_any(
 
     Without `size` a checkpoint is run at what it names, else at 640x640.
     """
-    if engine.suffix.lower() not in CHECKPOINTS:
+    if not is_checkpoint(engine):
         return Predictor(engine, size=size, resizer=resizer, threads=threads)
     with needed_for("running a checkpoint", "export"):
         import torch

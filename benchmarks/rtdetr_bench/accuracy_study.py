@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rtdetr_bench.accuracy import CHECKPOINTS, evaluate
+from rtdetr_bench.accuracy import evaluate
 from rtdetr_deploy import OptionError
 from rtdetr_deploy.coco import METRICS, Accuracy
 from rtdetr_deploy.packages import needed_for
 from rtdetr_deploy.preprocess import Resizer
 from rtdetr_deploy.runtimes import check_threads
+from rtdetr_deploy.weights_file import is_checkpoint
 
 QUERIES = (100, 200)
 """Numbers of selected queries that are tried beside the model's own."""
@@ -57,7 +58,7 @@ def study_accuracy(
     `on_image` is called with the number of evaluations in all after each of them. Raises `OptionError` when `weights`
     is not a checkpoint, and what `evaluate` raises.
     """
-    if weights.suffix.lower() not in CHECKPOINTS:
+    if not is_checkpoint(weights):
         raise OptionError(f"the study exports a checkpoint in several ways; {weights.name} is a model file")
     if threads is not None:
         check_threads(threads)

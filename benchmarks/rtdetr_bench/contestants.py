@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from rtdetr_bench.accuracy import CHECKPOINTS, open_any
+from rtdetr_bench.accuracy import open_any
 from rtdetr_bench.nms import NmsOptions, suppress
 from rtdetr_bench.yolo import NEEDS_NMS, NMS_METADATA, WHOLE, find_candidates, letterbox, recognize_yolo
 from rtdetr_deploy import ArtifactInfo, Detections, OptionError, Predictor
@@ -30,6 +30,7 @@ from rtdetr_deploy.engine_layers import count_precisions
 from rtdetr_deploy.preprocess import Resizer
 from rtdetr_deploy.runtimes import Array, FrameRuntime, Runtime, TimedRuntime, check_threads, open_runtime
 from rtdetr_deploy.sources import Frame, ImageLike, load_frame
+from rtdetr_deploy.weights_file import is_checkpoint
 from rtdetr_deploy.words import plural, printable
 
 SPANS = ("decode", "resize", "copy", "infer", "postprocess")
@@ -251,7 +252,7 @@ def open_contestant(path: Path, entry: Entry | None = None) -> Contestant:
     """
     entry = entry or Entry()
     threshold, name = entry.nms.confidence, printable(path.name)
-    if path.suffix.lower() in CHECKPOINTS:
+    if is_checkpoint(path):
         predictor = open_any(path, size=entry.size, resizer=entry.resizer, threads=entry.threads)
         return Detr(predictor, None, name, threshold)
     opened = open_runtime(path, threads=entry.threads)

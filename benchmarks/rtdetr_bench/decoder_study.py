@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rtdetr_bench.accuracy import MODELS, evaluate
+from rtdetr_bench.accuracy import evaluate
 from rtdetr_bench.contestants import Entry
 from rtdetr_bench.latency import Latency, Plan, measure, open_all
 from rtdetr_bench.published import ENCODERS, published_decoder
@@ -22,6 +22,7 @@ from rtdetr_deploy import OptionError
 from rtdetr_deploy.coco import Accuracy, read_annotations, require_evaluator
 from rtdetr_deploy.packages import needed_for
 from rtdetr_deploy.sources import ImageLike
+from rtdetr_deploy.weights_file import is_exported
 
 OnStep = Callable[[str], object]
 
@@ -72,7 +73,7 @@ def study_decoder(
 
     Raises `CheckpointError` for a file that is not a checkpoint, `OptionError` for annotations that don't fit.
     """
-    if weights.suffix.lower() in MODELS:
+    if is_exported(weights):
         raise OptionError(f"--decoder-study exports a checkpoint with fewer layers; {weights.name} is a model file")
     _check_resizer(entry)
     export_onnx, options, load_checkpoint = _exporter()

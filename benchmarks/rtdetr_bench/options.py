@@ -11,7 +11,7 @@ from typing import get_args
 from rtdetr_bench.insert_nms import KINDS
 from rtdetr_bench.nms import Method
 from rtdetr_deploy import OptionError
-from rtdetr_deploy.arguments import path_argument
+from rtdetr_deploy.arguments import flag, parse_given, path_argument
 from rtdetr_deploy.preprocess import RESIZERS
 
 MEASURING = frozenset({"runs", "duration", "warmup", "pause"})
@@ -84,16 +84,7 @@ class Request:
 
 def parse(argv: Sequence[str] | None = None) -> Request:
     """Return what the command line asks for, not checked yet."""
-    parser = build_parser()
-    defaults = vars(parser.parse_args([]))
-    typed = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults))))  # untyped options stay None
-    values = {name: defaults[name] if value is None else value for name, value in typed.items()}
-    return Request(argparse.Namespace(**values), tuple(name for name, value in typed.items() if value is not None))
-
-
-def flag(name: str) -> str:
-    """Return an option as it is typed."""
-    return "--" + name.replace("_", "-")
+    return Request(*parse_given(build_parser(), argv))
 
 
 def _listed(names: Sequence[str], word: str) -> str:

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rtdetr_deploy.arguments import parse_size
-from rtdetr_deploy.classes import read_class_names
+from rtdetr_deploy.arguments import flag, parse_given, parse_size, path_argument
 from rtdetr_deploy.command import run_command
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.files import check_writable, refuse_overwriting
@@ -47,14 +46,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--weights", type=Path, metavar="FILE", help="checkpoint: .pth, .pt or .safetensors")
+    what.add_argument("--weights", type=path_argument, metavar="FILE", help="checkpoint: .pth, .pt or .safetensors")
     what.add_argument(
         "--variants", action="store_true", help="print parameters and GFLOPs of every variant beside the published ones"
     )
     what.add_argument(
-        "--lint", type=Path, metavar="ONNX", help="check an .onnx file against what TensorRT's parser documents"
+        "--lint",
+        type=path_argument,
+        metavar="ONNX",
+        help="check an .onnx file against what TensorRT's parser documents",
     )
-    add("--output", type=Path, metavar="FILE", help="default: beside the weights, e.g. r50-l6-640x640-fp32.onnx")
+    add(
+        "--output",
+        type=path_argument,
+        metavar="FILE",
+        help="default: beside the weights, e.g. r50-l6-640x640-fp32.onnx",
+    )
     add("--layers", type=int, metavar="K", help="decoder layers to keep (default: as many as the variant runs)")
     add("--size", help="640 or HEIGHTxWIDTH, multiples of 32 (default: what the checkpoint names, else 640)")
     add("--batch", default="1", metavar="N", help="images at once: a number, or dynamic (default: %(default)s)")
@@ -68,8 +75,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--raw-input", action="store_true", help="take uint8 RGB images (B, H, W, 3); scaling is in the graph")
     add("--raw-output", action="store_true", help="return logits and cxcywh boxes instead of labels, boxes, scores")
-    add("--classes", type=Path, metavar="FILE", help="one class name per line (default: the file's, COCO's for 80)")
+    add(
+        "--classes",
+        type=path_argument,
+        metavar="FILE",
+        help="one class name per line (default: the file's, COCO's for 80)",
+    )
     add("--variant", metavar="NAME", help="what shapes can't tell: r50-m's 3 layers, discrete sampling (r18-dsp)")
+    _add_precision_options(parser)
+    opsets = ", ".join(map(str, OPSETS))
+    add("--opset", type=int, metavar="V", help=f"ONNX opset: {opsets} (default: {OPSETS[0]})")
+    add("--no-verify", action="store_true", help="skip the comparison with torch; the file records that")
+    _add_engine_options(parser)
+    return parser
+
+
+def _add_precision_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--precision",
         choices=PRECISIONS,
@@ -83,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--calibration",
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help="images like those to detect on, for lower precisions: ranges are measured and detections compared there",
     )
@@ -94,11 +116,6 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATTERN",
         help="nodes whose name matches this regular expression stay in FP32; may be repeated",
     )
-    opsets = ", ".join(map(str, OPSETS))
-    add("--opset", type=int, metavar="V", help=f"ONNX opset: {opsets} (default: {OPSETS[0]})")
-    add("--no-verify", action="store_true", help="skip the comparison with torch; the file records that")
-    _add_engine_options(parser)
-    return parser
 
 
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -108,22 +125,22 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     engine.add_argument("--best-batch", type=int, metavar="N", help="batch that it is tuned for (default: 1)")
     engine.add_argument("--workspace", type=float, metavar="GIB", help="limit of the builder's scratch memory")
-    engine.add_argument("--timing-cache", type=Path, metavar="FILE", help="makes the next build faster")
+    engine.add_argument("--timing-cache", type=path_argument, metavar="FILE", help="makes the next build faster")
     engine.add_argument("--version-compatible", action="store_true", help="also run on later versions 10.x or 11.x")
     engine.add_argument("--hardware-compatible", action="store_true", help="run on every GPU from Ampere on (no T4)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (0 done, 1 findings of --lint, 2 wrong input, 130 interrupted)."""
-    return run_command("rtdetr-export", lambda: _export(build_parser().parse_args(argv)), "nothing was written")
+    return run_command("rtdetr-export", lambda: _export(*parse_given(build_parser(), argv)), "nothing was written")
 
 
-def _export(arguments: argparse.Namespace) -> int:
+def _export(arguments: argparse.Namespace, given: Collection[str]) -> int:
     if arguments.lint is not None:
-        _refuse_others(arguments, "lint")
+        _refuse_others(given, "lint")
         return print_findings(arguments.lint)
     if arguments.variants:
-        _refuse_others(arguments, "variants")
+        _refuse_others(given, "variants")
         _require_packages()
         print_variants()
         return 0
@@ -131,8 +148,8 @@ def _export(arguments: argparse.Namespace) -> int:
     read = [path for path in (arguments.weights, arguments.classes) if path is not None]
     refuse_overwriting({"--output": target, "--timing-cache": arguments.timing_cache}, read)
     if target is not None and target.suffix.lower() in ENGINES:
-        return _export_engine(arguments)
-    _refuse_engine_options(arguments)
+        return _export_engine(arguments, given)
+    _refuse_engine_options(given)
     options = _options(arguments)
     check_files(options)
     _require_packages()
@@ -144,23 +161,23 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _export_engine(arguments: argparse.Namespace) -> int:
+def _export_engine(arguments: argparse.Namespace, given: Collection[str]) -> int:
     """Export to ONNX beside the engine, unless that is what was given, and build the engine from it."""
     target: Path = arguments.output
     arguments.output = target.with_name(target.name + ".onnx")
-    if arguments.precision == "int8":
-        arguments.rest = arguments.rest or "fp16"
     options = None
     if arguments.weights.suffix.lower() == ".onnx":
-        _refuse_model_options(arguments)
+        _refuse_model_options(arguments, given)
     else:
+        if arguments.precision == "int8":
+            arguments.rest = arguments.rest or "fp16"
         options = _options(arguments)
         check_files(options)
     check_writable(target)
     with needed_for("exporting", "export"):
         from rtdetr_export.lower import choose_images
         from rtdetr_export.to_tensorrt import EngineOptions, build_engine, print_phase, read_onnx_info, require_gpu
-    chosen = {name: getattr(arguments, name) for name in _given_engine_options(arguments)}
+    chosen = {name: getattr(arguments, name) for name in ENGINE_OPTIONS if name in given}
     onnx = arguments.weights if options is None else arguments.output
     engine = EngineOptions(onnx, target, **chosen)
     require_gpu(engine)
@@ -186,40 +203,30 @@ def _export_engine(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_model_options(arguments: argparse.Namespace) -> None:
+def _refuse_model_options(arguments: argparse.Namespace, given: Collection[str]) -> None:
     """Refuse what an .onnx file has decided already: it would be ignored."""
-    given = _given(arguments, {"weights", "output", "calibration", "rest", *ENGINE_OPTIONS})
-    if given:
-        raise OptionError(f"{given[0]} is decided in {arguments.weights.name} already; export it again")
+    for name in given:
+        if name not in {"weights", "output", "calibration", *ENGINE_OPTIONS}:
+            raise OptionError(f"{flag(name)} is decided in {arguments.weights.name} already; export it again")
 
 
-def _refuse_others(arguments: argparse.Namespace, verb: str) -> None:
+def _refuse_others(given: Collection[str], verb: str) -> None:
     """Refuse every option beside --lint or --variants: it would be ignored."""
-    given = _given(arguments, {verb})
-    if given:
-        raise OptionError(f"{given[0]} does not go with --{verb}; leave it out")
+    for name in given:
+        if name != verb:
+            raise OptionError(f"{flag(name)} does not go with {flag(verb)}; leave it out")
 
 
-def _given(arguments: argparse.Namespace, known: Collection[str]) -> list[str]:
-    """Return the options that differ from their defaults and are not among `known`, as they are typed."""
-    parser = build_parser()
-    names = (name for name, value in vars(arguments).items() if name not in known and value != parser.get_default(name))
-    return [f"--{name.replace('_', '-')}" for name in names]
-
-
-def _given_engine_options(arguments: argparse.Namespace) -> list[str]:
-    values = {name: getattr(arguments, name) for name in ENGINE_OPTIONS}
-    return [name for name, value in values.items() if value is not None and value is not False]
-
-
-def _refuse_engine_options(arguments: argparse.Namespace) -> None:
-    given = _given_engine_options(arguments)
-    if given:
-        raise OptionError(f"--{given[0].replace('_', '-')} is for engines; add --output NAME.engine")
+def _refuse_engine_options(given: Collection[str]) -> None:
+    for name in given:
+        if name in ENGINE_OPTIONS:
+            raise OptionError(f"{flag(name)} is for engines; add --output NAME.engine")
 
 
 def _options(arguments: argparse.Namespace) -> ExportOptions:
-    height, width = parse_size(arguments.size) if arguments.size else (None, None)
+    from rtdetr_deploy.classes import read_class_names
+
+    height, width = parse_size(arguments.size) if arguments.size is not None else (None, None)
     return ExportOptions(
         weights=arguments.weights,
         output=arguments.output,
@@ -232,7 +239,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         sampler=arguments.sampler,
         raw_input=arguments.raw_input,
         raw_output=arguments.raw_output,
-        class_names=read_class_names(arguments.classes) if arguments.classes else None,
+        class_names=read_class_names(arguments.classes) if arguments.classes is not None else None,
         variant=arguments.variant,
         opset=arguments.opset,
         precision=arguments.precision,

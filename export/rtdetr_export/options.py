@@ -10,7 +10,6 @@ from typing import Literal
 from rtdetr_deploy.artifact import ArtifactInfo
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.files import check_writable, refuse_overwriting
-from rtdetr_deploy.sources import find_images
 from rtdetr_deploy.weights_file import find_weights
 
 Batch = int | Literal["dynamic"]
@@ -66,7 +65,8 @@ class ExportOptions:
     verify: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", Path(self.weights))
+        weights = Path(self.weights)
+        object.__setattr__(self, "weights", weights if weights.name else weights.resolve())  # "." names the output too
         if self.output is not None:
             object.__setattr__(self, "output", Path(self.output))
         self._check_numbers()
@@ -161,6 +161,8 @@ def check_files(options: ExportOptions) -> None:
     Raises `CheckpointError` for missing weights, `ImageError` for a calibration folder without images, `OutputError`
     for an output that can't be written or is one of the inputs.
     """
+    from rtdetr_deploy.sources import find_images
+
     weights = find_weights(options.weights)
     if options.calibration is not None:
         find_images([options.calibration])

@@ -51,7 +51,7 @@ class TorchRuntime:
             verified=False,
             version="",
         )
-        self.file = source
+        self.file = source or "the torch model"
         self.largest_batch: int | None = None
         self.metadata: Mapping[str, str] = {METADATA_KEY: info.to_json()}
 

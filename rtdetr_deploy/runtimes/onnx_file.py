@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rtdetr_deploy.errors import ArtifactError
+from rtdetr_deploy.files import reason
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _GRAPH, _NODE, _INITIALIZER = 7, 1, 5
@@ -42,8 +43,8 @@ class Graph:
 
     def dequantizes_to_half(self) -> bool:
         """Tell whether INT8 values are restored to FP16 somewhere: a scale has the type of what it restores."""
-        scales = (node.inputs[1] for node in self.makers.values() if node.operator == "DequantizeLinear")
-        return any(self.types.get(name) == _FLOAT16 for name in scales)
+        scales = (node.inputs[1:2] for node in self.makers.values() if node.operator == "DequantizeLinear")
+        return any(self.types.get(name) == _FLOAT16 for names in scales for name in names)
 
     def count_classes(self, labels: str) -> int | None:
         """Return K where the output `labels` is the index of a query-class pair modulo K; None for other labels.
@@ -51,7 +52,7 @@ class Graph:
         Both forms that exporters write are known: Mod(pair, K), and pair - pair / K * K.
         """
         node = self._maker(labels)
-        if node is not None and node.operator == "Sub":
+        if node is not None and node.operator == "Sub" and len(node.inputs) > 1:
             node = self._maker(node.inputs[1])
         if node is None or node.operator not in ("Mod", "Mul"):
             return None
@@ -60,7 +61,9 @@ class Graph:
     def _maker(self, name: str) -> Node | None:
         """Return the node that computes the value `name`, looking through those that don't change it."""
         node = self.makers.get(name)
-        while node is not None and node.operator in _SAME_NUMBER:
+        seen = 0
+        while node is not None and node.operator in _SAME_NUMBER and node.inputs and seen < len(self.makers):
+            seen += 1  # a damaged file may hold a circle
             node = self.makers.get(node.inputs[0])
         return node
 
@@ -76,7 +79,7 @@ def read_graph(path: Path) -> Graph:
     except (ValueError, IndexError) as error:
         raise ArtifactError(f"{path.name} is not a loadable ONNX model: its content is damaged") from error
     except OSError as error:
-        raise ArtifactError(f"can't read {path}: {error.strerror or error}") from error
+        raise ArtifactError(f"can't read {path}: {reason(error)}") from error
     return graph
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rtdetr_deploy.artifact import METADATA_KEY
 from rtdetr_deploy.engine_info import EngineInfo, check_fits, read_engine_info
 from rtdetr_deploy.errors import ArtifactError, DeviceError, OptionError
+from rtdetr_deploy.files import reason
 from rtdetr_deploy.packages import install_command, require
 from rtdetr_deploy.runtimes import Array, Device
 from rtdetr_deploy.runtimes.cuda import Cuda, DeviceMemory, Event, Gpu, Graph, Stream, import_cuda
@@ -337,7 +338,7 @@ def open_model(path: Path, threads: int | None, device: Device | None) -> Tensor
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ArtifactError(f"can't read {path}: {error.strerror or error}") from error
+        raise ArtifactError(f"can't read {path}: {reason(error)}") from error
     facts = read_engine_info(path, content)
     cuda = import_cuda()
     gpu = cuda.gpu()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rtdetr_bench import cli
+from rtdetr_bench import commands
 from rtdetr_bench.cli import main
 from rtdetr_bench.options import VERBS, parse
 
@@ -61,12 +61,12 @@ def test_an_option_is_refused_exactly_where_it_would_be_ignored(
         calls.append(arguments)
         return 0
 
-    monkeypatch.setattr(cli, "_check_outputs", lambda _: None)
-    monkeypatch.setattr(cli, "WORK", dict.fromkeys(cli.WORK, measure))
-    monkeypatch.setattr(cli, "_insert", write)
-    monkeypatch.setattr(cli, "_combine", write)
-    monkeypatch.setattr(cli, "write_atomically", lambda *_: None)
-    monkeypatch.setattr(cli, "write_report", lambda *_: None)
+    monkeypatch.setattr(commands, "_check_outputs", lambda _: None)
+    monkeypatch.setattr(commands, "WORK", dict.fromkeys(commands.WORK, measure))
+    monkeypatch.setattr(commands, "_insert", write)
+    monkeypatch.setattr(commands, "_combine", write)
+    monkeypatch.setattr(commands, "write_atomically", lambda *_: None)
+    monkeypatch.setattr(commands, "write_report", lambda *_: None)
     status = main([*_typed(verb), *_typed(option)])
     error = capsys.readouterr().err
     if option in TAKEN[verb].split():

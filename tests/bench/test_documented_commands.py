@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from rtdetr_bench.options import parse
 
@@ -73,3 +74,13 @@ def test_the_demo_says_what_is_wrong_in_one_line_before_it_exports(
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert "export" not in result.stdout
+
+
+def test_the_demo_runs_to_its_end(tmp_path: Path, r18_checkpoint: Path) -> None:
+    Image.new("RGB", (80, 60), (90, 160, 40)).save(tmp_path / "photo.png")
+    command = [sys.executable, str(ROOT / "demo" / "run_demo.py"), "--weights", str(r18_checkpoint), "--size", "64"]
+    command += ["--image", str(tmp_path / "photo.png"), "--output", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "annotated picture" in result.stdout
+    assert (tmp_path / "out" / "detections.png").is_file()

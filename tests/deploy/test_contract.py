@@ -1,4 +1,4 @@
-"""Files of other exporters, files that are no detectors, and files that are no models."""
+"""Files of other exporters, files that are not detectors, and files that are not models."""
 
 from __future__ import annotations
 
@@ -192,11 +192,11 @@ def test_facts_of_the_wrong_kind_are_named(small_onnx: Path) -> None:
     info = Predictor(small_onnx).info
     assert isinstance(info, ArtifactInfo)
     for change, message in (
-        ({"height": "640"}, "height of a model is '640', which is no int"),
+        ({"height": "640"}, "height of a model is '640', expected int"),
         ({"class_names": 5}, "class_names of a model is 5"),
         ({"class_names": [1, 2]}, "names for all"),
         ({"class_names": []}, "at least one class"),
-        ({"verified": 1}, "verified of a model is 1, which is no bool"),
+        ({"verified": 1}, "verified of a model is 1, expected bool"),
         ({"batch": 0}, "batch 0 is not a size"),
     ):
         text = json.dumps({**json.loads(info.to_json()), **change})

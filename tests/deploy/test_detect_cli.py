@@ -120,7 +120,20 @@ def test_interrupt_keeps_what_was_done(
     assert "what was done is kept" in capsys.readouterr().err
 
 
-def test_pictures_of_an_earlier_run_are_no_images(
+def test_an_interrupt_before_anything_is_done_leaves_an_earlier_file(
+    small_onnx: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Predictor, "load", interrupt)
+    lines = tmp_path / "found.jsonl"
+    lines.write_text("earlier\n")
+    assert main([str(small_onnx), str(folder), "--json", str(lines)]) == 130
+    assert lines.read_text() == "earlier\n"
+
+
+def test_pictures_of_an_earlier_run_are_not_images(
     small_onnx: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(2):

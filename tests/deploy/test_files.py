@@ -9,6 +9,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -175,3 +176,31 @@ def test_a_pipe_is_not_opened_as_a_model(tmp_path: Path) -> None:
 def test_nowhere_is_not_standard_output(tmp_path: Path) -> None:
     assert not is_standard_output(Path(os.devnull))
     assert not is_standard_output(tmp_path / "none")
+
+
+def test_files_of_another_owner_do_not_stop_or_flood_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on file systems that give every file to one user: what was made can't be told from somebody else's."""
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    for content in (b"one", b"two"):
+        write_atomically(tmp_path / "a.json", content)
+        assert (tmp_path / "a.json").read_bytes() == content
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_leftovers_that_can_not_be_opened_do_not_stop_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refuse(path: Any, flags: int, *rest: Any) -> int:
+        if str(path).endswith(".part.json") and not flags & os.O_EXCL:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, flags, *rest)
+
+    with written_beside(tmp_path / "a.json") as beside:
+        leftover = beside
+    leftover.write_bytes(b"of another user")
+    monkeypatch.setattr(os, "open", refuse)
+    write_atomically(tmp_path / "a.json", b"whole")
+    assert (tmp_path / "a.json").read_bytes() == b"whole"
+    assert leftover.read_bytes() == b"of another user"

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BLOCK = """
 import sys
 
@@ -48,6 +50,7 @@ def test_every_public_name_is_there() -> None:
     assert "Predictor" in _run("import rtdetr_deploy; print(dir(rtdetr_deploy))")
 
 
-def test_the_command_s_module_loads_little_before_it_can_be_interrupted() -> None:
-    loaded = set(_run("import sys, rtdetr_deploy.cli; print(*sys.modules)").split())
+@pytest.mark.parametrize("package", ["rtdetr_deploy", "rtdetr_export", "rtdetr_train", "rtdetr_bench"])
+def test_the_command_s_module_loads_little_before_it_can_be_interrupted(package: str) -> None:
+    loaded = set(_run(f"import sys, {package}.cli; print(*sys.modules)").split())
     assert not loaded & {"numpy", "cv2", "tqdm"}

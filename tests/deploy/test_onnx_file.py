@@ -113,3 +113,18 @@ def test_damaged_content_is_an_error_and_never_a_hang(content: bytes, tmp_path: 
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"damaged\.onnx is not a loadable ONNX model: its content is damaged"):
         read_graph(path)
+
+
+def test_nodes_without_what_they_need_are_no_trouble(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x"], ["y"]),
+        helper.make_node("Sub", ["y"], ["labels"]),
+        helper.make_node("Cast", ["b"], ["a"], to=1),
+        helper.make_node("Cast", ["a"], ["b"], to=1),
+    ]
+    path = tmp_path / "odd.onnx"
+    path.write_bytes(helper.make_model(helper.make_graph(nodes, "odd", [], [])).SerializeToString())
+    graph = read_graph(path)
+    assert not graph.dequantizes_to_half()
+    assert graph.count_classes("labels") is None
+    assert graph.count_classes("a") is None

@@ -49,7 +49,7 @@ def test_rtdetr_bench_tells_copies_and_the_real_precision_of_engines(
     capsys.readouterr()
     assert main([*command[:-1], "5"]) == 2
     assert "takes up to 4 images at once, not 5" in capsys.readouterr().err
-    assert world.plugins  # engines of others may need EfficientNMS_TRT
+    assert world.plugins  # third-party engines may need EfficientNMS_TRT
     assert main([*command, "--resizer", "cuda", "--json", str(target)]) == 0
     models = json.loads(target.read_text())["comparison"]["models"]
     assert all(set(model["samples"]) == {"resize", "copy", "infer", "postprocess"} for model in models)

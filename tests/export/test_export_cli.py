@@ -51,6 +51,9 @@ def test_variants_are_printed_beside_the_published_figures(capsys: pytest.Captur
         (["--lint", "{weights}", "--precision", "fp16"], "--precision does not go with --lint; leave it out"),
         (["--variants", "--layers", "3"], "--layers does not go with --variants; leave it out"),
         (["--variants", "--no-verify"], "--no-verify does not go with --variants"),
+        (["--variants", "--batch", "1"], "--batch does not go with --variants"),
+        (["--weights", "x.onnx", "--rest", "fp16", "--output", "x.engine"], "--rest is decided in x.onnx already"),
+        (["--weights", "{weights}", "--size", ""], "size '' is not understood"),
     ],
 )
 def test_wrong_input_gives_one_line_and_status_2(
@@ -105,6 +108,13 @@ def test_a_terminal_sees_the_running_step_and_the_trials_of_int8(
     text = capsys.readouterr().err
     assert text.index("choose INT8 blocks on 1 image: 1 of ") < text.index("choose INT8 blocks on 1 image  ")
     assert "load cells.pth" in text
+
+
+@pytest.mark.parametrize("option", ["--weights", "--output", "--calibration"])
+def test_an_empty_name_does_not_mean_the_current_folder(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        build_parser().parse_args(["--weights", "w.pth", option, ""])
+    assert "the name is empty; is a shell variable not set?" in capsys.readouterr().err
 
 
 def test_class_names_from_a_file_go_into_the_model(

@@ -161,6 +161,13 @@ def test_a_saved_folder_and_its_file_open_with_names_queries_and_sampling(name: 
     _compare(found.logits[0], found.boxes[0], expected.logits[0], expected.pred_boxes[0])
 
 
+def test_the_benchmark_opens_a_saved_folder_too(saved: tuple[Path, Any]) -> None:
+    from rtdetr_bench.accuracy import open_any
+
+    with open_any(saved[0], size=(SIZE, SIZE)) as predictor:
+        assert predictor.class_names == tuple(NAMES.values())
+
+
 def test_a_plain_state_dict_opens_with_and_without_its_config(saved: tuple[Path, Any], tmp_path: Path) -> None:
     state = saved[1].state_dict()
     torch.save(state, tmp_path / "model.pth")

@@ -25,7 +25,7 @@ from rtdetr_train.data import Sample, collate, read_coco  # noqa: E402
 from rtdetr_train.ema import Average  # noqa: E402
 from rtdetr_train.loader import EpochBatches, load_epoch, make_augmentation  # noqa: E402
 from rtdetr_train.optimize import make_optimizer, rate_share, set_rate  # noqa: E402
-from rtdetr_train.options import TrainOptions  # noqa: E402
+from rtdetr_train.options import TrainOptions, check_paths  # noqa: E402
 from rtdetr_train.trainer import Epoch, Watcher, build_model, train  # noqa: E402
 
 
@@ -313,6 +313,15 @@ def test_a_missing_file_is_named_before_torch_is_imported(
     command += ["--images", str(data[1]), "--output", str(tmp_path)]
     done = subprocess.run([sys.executable, "-c", code, *command], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, f"rtdetr-train: {tmp_path / 'nope.pth'} does not exist\n")
+
+
+def test_a_run_does_not_overwrite_the_weights_that_it_starts_from(
+    options: TrainOptions, data: tuple[Path, Path], r18_checkpoint: Path, tmp_path: Path
+) -> None:
+    best = tmp_path / "best.pth"
+    best.write_bytes(r18_checkpoint.read_bytes())
+    with pytest.raises(OutputError, match="best.pth in --output would overwrite"):
+        check_paths(replace(options, weights=best, output=tmp_path))
 
 
 def test_boxes_outside_of_every_image_are_not_trained_on_in_silence(

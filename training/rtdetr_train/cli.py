@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rtdetr_deploy.arguments import path_argument
 from rtdetr_deploy.command import run_command
 from rtdetr_deploy.packages import require
 from rtdetr_train.memory import keep_freed_memory
@@ -34,18 +35,20 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
-    def add(name: str, text: str, kind: type = str, **more: object) -> None:
+    def add(name: str, text: str, kind: Callable[[str], object] = str, **more: object) -> None:
         default = getattr(DEFAULTS, name.removeprefix("--").replace("-", "_"))
         shown = f" (default: {default})" if default is not None and default is not False else ""
         parser.add_argument(name, type=kind, default=default, help=text + shown, **more)  # type: ignore[arg-type]
 
     for name, text in (("--data", "COCO json to train on"), ("--images", "folder of its images")):
-        parser.add_argument(name, type=Path, required=True, help=text)
-    parser.add_argument("--output", type=Path, required=True, help="folder of last.pth, best.pth; continued if there")
-    add("--val", "COCO json to evaluate on", Path)
-    add("--val-images", "folder of its images (default: that of --images)", Path)
+        parser.add_argument(name, type=path_argument, required=True, help=text)
+    parser.add_argument(
+        "--output", type=path_argument, required=True, help="folder of last.pth, best.pth; continued if there"
+    )
+    add("--val", "COCO json to evaluate on", path_argument)
+    add("--val-images", "folder of its images (default: that of --images)", path_argument)
     add("--variant", f"model to train (default: {DEFAULT_VARIANT}, or that of --weights, which must agree)")
-    add("--weights", "checkpoint to start from; its variant is used", Path)
+    add("--weights", "checkpoint to start from; its variant is used", path_argument)
     add("--layers", "decoder layers (default: what the variant runs)", int)
     add("--queries", "queries", int)
     add("--size", "input size in pixels, a multiple of 32", int)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 from rtdetr_deploy.errors import OptionError
-from rtdetr_deploy.files import check_writable, require_file
+from rtdetr_deploy.files import check_writable, refuse_overwriting, require_file
 from rtdetr_deploy.weights_file import find_weights
 
 STRIDE = 32
 DEFAULT_VARIANT = "r18"
+WRITTEN = ("last.pth", "best.pth")
+"""Files in the output folder."""
 
 # Smallest and largest value; seeds enter products that must fit 64 bits.
 _WHOLE_NUMBERS: dict[str, tuple[int, int]] = {
@@ -90,7 +92,7 @@ class TrainOptions:
         for name, (least, most) in _WHOLE_NUMBERS.items():
             self._check_whole(name, least, most)
         if self.size % STRIDE:
-            raise OptionError(f"size is {self.size}, expected a multiple of {STRIDE} from 64 up")
+            raise OptionError(f"size is {self.size}, expected a multiple of {STRIDE} from 64 to 8192")
         self._check_whole("scales", 0, (self.size - 64) // STRIDE)
         for name, bounds in _NUMBERS.items():
             self._check_number(name, *bounds)
@@ -135,9 +137,10 @@ class TrainOptions:
 
 def check_paths(options: TrainOptions) -> None:
     """Raise for a missing file or an output that can't be written, before anything slow is done."""
-    for path in (options.data, options.val):
-        if path is not None:
-            require_file(path, OptionError)
+    inputs = [path for path in (options.data, options.val) if path is not None]
+    for path in inputs:
+        require_file(path, OptionError)
     if options.weights is not None:
-        find_weights(options.weights)
+        inputs.append(find_weights(options.weights))
+    refuse_overwriting({f"{name} in --output": options.output / name for name in WRITTEN}, inputs)
     check_writable(options.output, folder=True)
