@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("onnx")
 
-from rtdetr_bench import cli, precision_study, random_models
+from rtdetr_bench import commands, precision_study, random_models
 from rtdetr_bench.cli import main
 from yolo_files import channels, crowd, write_yolo
 
@@ -50,7 +50,7 @@ def test_outputs_that_can_not_be_written_are_refused_before_any_work(
     line: str, message: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     for name in ("compare_models", "study_nms", "study_decoder", "evaluate", "insert_nms", "combine_results"):
-        monkeypatch.setattr(cli, name, lambda *_, **__: pytest.fail("it worked first"))
+        monkeypatch.setattr(commands, name, lambda *_, **__: pytest.fail("it worked first"))
     folder, other, link = tmp_path / "folder", tmp_path / "other.json", tmp_path / "link.json"
     folder.mkdir()
     (folder / "a.png").write_bytes(b"a picture")
@@ -67,7 +67,7 @@ def test_outputs_that_can_not_be_written_are_refused_before_any_work(
 def test_a_report_without_matplotlib_is_refused_before_any_work(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "compare_models", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setattr(commands, "compare_models", lambda *_, **__: pytest.fail("it was measured"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["--engine", str(model), "--report", str(tmp_path / "a.html")]) == 2
     error = capsys.readouterr().err
