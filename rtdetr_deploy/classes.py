@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rtdetr_deploy.errors import OptionError
-from rtdetr_deploy.files import reason
+from rtdetr_deploy.files import reason, refuse_named_pipe
 from rtdetr_deploy.words import plural
 
 Classes = Iterable[int | str] | int | str
@@ -42,6 +42,7 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     Raises `OptionError` when the file can't be read, is empty, or has an empty line between names.
     """
     path = Path(path)
+    refuse_named_pipe(path, OptionError)
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -70,6 +70,7 @@ def read_coco_json(path: str | Path, images: str | Path) -> CocoJson:
     files = {number: file for number, (file, _) in entries.items()}
     _check_files(list(files.values()), folder, path)
     sides = {number: side or _longer_side(file) for number, (file, side) in entries.items()}
+    _believe_files(objects, sides, files, path)
     return CocoJson(path, tuple(files.items()), tuple(sorted(categories.items())), _usable(objects, sides, path))
 
 
@@ -204,17 +205,33 @@ def _check_files(files: Sequence[Path], folder: Path, path: Path) -> None:
         )
 
 
+def _believe_files(
+    objects: Sequence[CocoObject], sides: dict[int, float], files: Mapping[int, Path], path: Path
+) -> None:
+    """Correct, in place, the longer side of images that would have objects outside: the json's size may be stale."""
+    suspects = {thing.image_id for thing in objects if _is_outside(thing, sides[thing.image_id])}
+    told = {number: sides[number] for number in suspects}
+    sides.update((number, _longer_side(files[number])) for number in suspects)
+    stale = sum(told[number] != sides[number] for number in suspects)
+    if stale:
+        _LOG.warning("%s: width and height of %d images are not those of their files, which count", path, stale)
+
+
+def _is_outside(thing: CocoObject, side: float) -> bool:
+    x, y, width, height = thing.bbox
+    return x >= side or y >= side or x + width <= 0 or y + height <= 0
+
+
 def _usable(objects: Sequence[CocoObject], sides: Mapping[int, float], path: Path) -> tuple[CocoObject, ...]:
     """Return the objects that can be found in an image, each once; say how many others there are."""
     kept: dict[tuple[int, int, tuple[float, ...], bool], CocoObject] = {}
     left_out = {WITHOUT_AREA: 0, OUTSIDE: 0, COPY: 0}
     for thing in objects:
-        x, y, width, height = thing.bbox
-        side = sides[thing.image_id]
+        _, _, width, height = thing.bbox
         key = (thing.image_id, thing.category_id, thing.bbox, thing.crowd)
         if width == 0 or height == 0:
             left_out[WITHOUT_AREA] += 1
-        elif x >= side or y >= side or x + width <= 0 or y + height <= 0:
+        elif _is_outside(thing, sides[thing.image_id]):
             left_out[OUTSIDE] += 1
         elif key in kept:
             left_out[COPY] += 1

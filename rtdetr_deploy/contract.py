@@ -64,7 +64,8 @@ def recognize(runtime: Runtime, name: str, size: tuple[int, int] | None = None) 
     check_outputs(kind, {role: shapes[output] for role, output in roles.items()}, name)
     batch = images.shape[0]
     if info is not None:
-        classes = shapes[roles["logits"]][-1] if kind == "raw" else None
+        counted = {spec.name: spec.classes for spec in runtime.outputs}
+        classes = shapes[roles["logits"]][-1] if kind == "raw" else counted[roles["labels"]]
         _check_info(info, {"outputs": kind, "height": height, "width": width, "batch": batch}, classes, name)
     return Contract(images, sizes, height, width, batch, raw_input, kind, roles, info)
 

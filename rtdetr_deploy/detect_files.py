@@ -83,8 +83,8 @@ def detect_files(
     sources: Sequence[str | Path],
     *,
     classes: Classes | None = None,
-    output: Path | None = None,
-    json_lines: Path | TextIO | None = None,
+    output: str | Path | None = None,
+    json_lines: str | Path | TextIO | None = None,
     font: str | Path | None = None,
     on_image: OnImage | None = None,
     progress: bool = False,
@@ -104,6 +104,8 @@ def detect_files(
     """
     from tqdm import tqdm
 
+    output = Path(output) if output is not None else None
+    json_lines = Path(json_lines) if isinstance(json_lines, str) else json_lines
     target = json_lines if isinstance(json_lines, Path) else None
     check_targets(output, target)
     run = _Run(predictor, classes=predictor.labels_of(classes), output=output, font=font, on_image=on_image)

@@ -122,7 +122,7 @@ class Detections:
             x1, y1, x2, y2 = found.box
             category = found.label if category_ids is None else int(category_ids[found.label])
             box = [x1, y1, x2 - x1, y2 - y1]
-            entries.append({"image_id": image_id, "category_id": category, "bbox": box, "score": found.score})
+            entries.append({"image_id": int(image_id), "category_id": category, "bbox": box, "score": found.score})
         return entries
 
     def to_supervision(self) -> Any:

@@ -5,6 +5,7 @@ What is not a regular file (a device, a pipe, `/dev/stdout`) can't be replaced: 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -34,6 +35,17 @@ _DESCRIPTOR = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd/(\d+)")
 def reason(problem: Exception) -> str:
     """Return what an error of the operating system says, without its number and file name."""
     return getattr(problem, "strerror", None) or str(problem)
+
+
+def refuse_named_pipe(path: Path, error: type[RtdetrError]) -> None:
+    """Raise `error` for a named pipe or a device, whose opening or reading may wait for ever.
+
+    The process's own descriptors (`/dev/stdin`, the shell's `<(command)`) have a writer and are fine.
+    """
+    with suppress(OSError, ValueError):  # what is missing or can't be looked at is said by whoever opens it
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode) and _descriptor(path) is None:
+            raise error(f"{path} is a pipe or a device, expected a regular file")
 
 
 def require_file(path: Path, error: type[RtdetrError]) -> int:
@@ -74,7 +86,7 @@ def written_beside(path: Path) -> Iterator[Path]:
         beside, lock = _create_beside(target)
     try:
         yield beside
-        os.replace(beside, target)
+        _put_in_place(beside, target)
     except BaseException as error:
         with suppress(OSError):
             beside.unlink()
@@ -85,6 +97,19 @@ def written_beside(path: Path) -> Iterator[Path]:
         raise OutputError(f"can't write {path}: {reason(error)}") from error
     finally:
         lock.close()
+
+
+def _put_in_place(beside: Path, target: Path) -> None:
+    """Rename `beside` to `target`, which keeps its permissions; what can't be replaced gets the content instead."""
+    with suppress(OSError):
+        beside.chmod(stat.S_IMODE(target.stat().st_mode))
+    try:
+        os.replace(beside, target)
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.EXDEV):  # a file that is mounted, as containers do it
+            raise
+        shutil.copyfile(beside, target)
+        beside.unlink()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -83,7 +83,7 @@ def _find_font(characters: frozenset[str]) -> Path | None:
             font = ImageFont.truetype(str(path), SAMPLE_SIZE)
         except (OSError, ValueError):
             continue
-        if _lacking(font, characters) == 0:
+        if _lacking(font, characters) == 0 and _distinguishes(font, characters):
             return path
     return None
 
@@ -128,6 +128,12 @@ def _lacking(font: Font, characters: frozenset[str]) -> int:
     """Return how many of `characters` the font has no picture for."""
     missing = _picture(font, UNASSIGNED)
     return sum(_picture(font, character) == missing for character in characters if character != " ")
+
+
+def _distinguishes(font: Font, characters: frozenset[str]) -> bool:
+    """Tell whether a font draws characters and not the same placeholder for all of them, as fonts of last resort do."""
+    wanted = {*characters, "0", "1"} - {" "}
+    return len({_picture(font, character) for character in wanted}) > len(wanted) // 2
 
 
 def _picture(font: Font, character: str) -> tuple[tuple[int, int], bytes]:

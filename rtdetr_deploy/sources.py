@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 import io
 import os
-import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtdetr_deploy.errors import ImageError, OptionError
-from rtdetr_deploy.files import reason
+from rtdetr_deploy.files import reason, refuse_named_pipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -137,10 +136,10 @@ def _advice(array: NDArray[Any]) -> str:
 
 def _from_file(path: Path, max_pixels: int) -> Frame:
     try:
-        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():  # opening a pipe would wait for its writer
-            raise ImageError(f"{path} is a pipe or a device, expected an image file")
+        refuse_named_pipe(path, ImageError)
         with path.open("rb") as file:
-            return _decode(file, str(path), max_pixels)
+            content = file if file.seekable() else io.BytesIO(file.read())
+            return _decode(content, str(path), max_pixels)
     except IsADirectoryError as error:
         raise ImageError(f"{path} is a folder; use rtdetr_deploy.find_images to list the images in it") from error
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
@@ -227,8 +226,8 @@ def find_images(
     """Return the image files behind paths, folders (searched recursively) and glob patterns, sorted per source.
 
     A path that names a file is kept whatever its suffix is. Files inside the folder `skip` are not found by searching
-    folders. Links to folders are not followed. Raises `ImageError` for a source without any image, and for a folder
-    inside a source that can't be read; where `on_unreadable` is given, that is called instead.
+    folders and by patterns. Links to folders are not followed. Raises `ImageError` for a source without any image, and
+    for a folder inside a source that can't be read; where `on_unreadable` is given, that is called instead.
     """
     search = _Search(skip, on_unreadable)
     found: list[Path] = []
@@ -240,9 +239,12 @@ def find_images(
                 raise
             raise ImageError(f"can't open {source}: {reason(error)}") from error
         if not images:
-            raise ImageError(f"{source} {problem}; known suffixes are {', '.join(sorted(SUFFIXES))}")
+            raise ImageError(f"{source} {problem}")
         found += images
     return list(dict.fromkeys(found))
+
+
+NO_IMAGE = f"holds no image; known suffixes are {', '.join(sorted(SUFFIXES))}"
 
 
 class _Search:
@@ -261,10 +263,15 @@ class _Search:
             next(path.iterdir(), None)  # raises where the folder itself can't be read
             skip = self._skip if self._skip != os.path.realpath(path) else None
             files = (folder / name for folder, names in self._walk(path, skip) for name in names)
-            return sorted(file for file in files if file.suffix.lower() in SUFFIXES), "holds no image"
+            return sorted(file for file in files if file.suffix.lower() in SUFFIXES), NO_IMAGE
         if path.exists():
             return [path], ""
-        return sorted({file for file in self._expand(str(path)) if file.is_file()}), "does not exist"
+        found = {file for file in self._expand(str(path)) if file.is_file() and not self._skips(file)}
+        return sorted(found), "does not exist" if glob.escape(str(path)) == str(path) else "matches no file"
+
+    def _skips(self, file: Path) -> bool:
+        """Tell whether a file that a pattern found lies in the folder to skip."""
+        return self._skip is not None and self._skip in map(os.path.realpath, file.parents)
 
     def _expand(self, pattern: str) -> Iterator[Path]:
         """Yield what a glob pattern stands for; unlike `glob`, `**` does not follow links, which may form loops."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ def run(request: Request) -> int:
             return work(arguments)
     started = today()
     results: dict[str, Any] = {}
-    for verb in request.verbs:
-        results |= WORK[verb](arguments)
+    with _printed_later(enabled=arguments.json is not None or arguments.report is not None) as print_tables:
+        for verb in request.verbs:
+            results |= WORK[verb](arguments)
     content = {
         "schema": SCHEMA,
         "date": started,
@@ -59,7 +61,27 @@ def run(request: Request) -> int:
         write_atomically(arguments.json, f"{json.dumps(content, indent=1)}\n".encode())
     if arguments.report is not None:
         write_report(arguments.report, [content])
+    print_tables()
     return 0
+
+
+@contextmanager
+def _printed_later(*, enabled: bool) -> Iterator[Callable[[], None]]:
+    """Hold back what is printed until results are written: a pager that was closed must not cost a measurement.
+
+    Yields what prints it; after an error in the block it is printed at once.
+    """
+    tables = io.StringIO()
+
+    def print_tables() -> None:
+        print(tables.getvalue(), end="")
+
+    try:
+        with redirect_stdout(tables) if enabled else nullcontext():
+            yield print_tables
+    except BaseException:
+        print_tables()
+        raise
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:

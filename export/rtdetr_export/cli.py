@@ -46,7 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--weights", type=path_argument, metavar="FILE", help="checkpoint: .pth, .pt or .safetensors")
+    what.add_argument(
+        "--weights",
+        type=path_argument,
+        metavar="FILE",
+        help="checkpoint: .pth, .pt, .safetensors, or the folder of a Hugging Face model",
+    )
     what.add_argument(
         "--variants", action="store_true", help="print parameters and GFLOPs of every variant beside the published ones"
     )

@@ -66,7 +66,7 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         weights = Path(self.weights)
-        object.__setattr__(self, "weights", weights if weights.name else weights.resolve())  # "." names the output too
+        object.__setattr__(self, "weights", weights if weights.name not in ("", "..") else weights.resolve())
         if self.output is not None:
             object.__setattr__(self, "output", Path(self.output))
         self._check_numbers()
@@ -79,20 +79,19 @@ class ExportOptions:
 
     def _check_numbers(self) -> None:
         for axis, size in (("height", self.height), ("width", self.width)):
-            if size is not None and (not SMALLEST <= size <= LARGEST or size % STRIDE):
-                nearest = min(max(SMALLEST, round(size / STRIDE) * STRIDE), LARGEST)
+            if size is not None and (type(size) is not int or not SMALLEST <= size <= LARGEST or size % STRIDE):
                 raise OptionError(
-                    f"{axis} {size} is not a multiple of {STRIDE} from {SMALLEST} to {LARGEST}; try {nearest}"
+                    f"{axis} {size!r} is not a multiple of {STRIDE} from {SMALLEST} to {LARGEST}{_near(size)}"
                 )
-        if self.batch != "dynamic" and self.batch < 1:
-            raise OptionError(f"batch is {self.batch}, expected a number from 1 up or 'dynamic'")
+        if self.batch != "dynamic" and (type(self.batch) is not int or self.batch < 1):
+            raise OptionError(f"batch is {self.batch!r}, expected a number from 1 up or 'dynamic'")
         for name, value in (
             ("layers", self.layers),
             ("queries", self.queries),
             ("max_detections", self.max_detections),
         ):
-            if value is not None and value < 1:
-                raise OptionError(f"{name} is {value}, expected a number from 1 up")
+            if value is not None and (type(value) is not int or value < 1):
+                raise OptionError(f"{name} is {value!r}, expected a whole number from 1 up")
 
     def _check_precision(self) -> None:
         if self.precision not in PRECISIONS:
@@ -103,6 +102,8 @@ class ExportOptions:
             raise OptionError("--precision int8 needs --calibration with a folder of images like those to detect on")
         if self.rest not in ("fp32", "fp16") or (self.rest != "fp32" and self.precision != "int8"):
             raise OptionError("--rest is fp32 or fp16, for what is not INT8; add --precision int8")
+        if isinstance(self.keep_fp32, str) or isinstance(self.class_names, str):
+            raise OptionError("keep_fp32 and class_names are lists of texts, not a single one")
         for pattern in self.keep_fp32:
             try:
                 re.compile(pattern)
@@ -153,6 +154,13 @@ class ExportOptions:
             "unverified": not info.verified,
         }
         return self.weights.with_name("-".join([stem, *(name for name, given in extras.items() if given)]) + ".onnx")
+
+
+def _near(size: object) -> str:
+    """Suggest the nearest side that fits, for a number."""
+    if not isinstance(size, (int, float)):
+        return ""
+    return f"; try {min(max(SMALLEST, round(size / STRIDE) * STRIDE), LARGEST)}"
 
 
 def check_files(options: ExportOptions) -> None:

@@ -141,6 +141,16 @@ def test_the_image_tells_its_size_where_the_json_does_not(
     assert "outside of their image: 1" in caplog.text
 
 
+def test_a_stale_size_in_the_json_costs_no_object(
+    content: Content, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = len(read_coco_json(_write(content, folder), folder).objects)
+    for image in content["images"]:
+        image.update(width=40, height=20)
+    assert len(read_coco_json(_write(content, folder), folder).objects) == expected
+    assert "width and height of 3 images are not those of their files" in caplog.text
+
+
 def test_a_json_that_holds_everything_twice_counts_once(content: Content, folder: Path) -> None:
     pytest.importorskip("faster_coco_eval")
     found = _detections(content)

@@ -218,6 +218,17 @@ def test_damaged_metadata_is_named(text: str, message: str) -> None:
         read_metadata({METADATA_KEY: text}, "m.onnx")
 
 
+def test_names_that_are_not_as_many_as_the_labels_are_refused(small_onnx: Path, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(str(small_onnx))
+    (entry,) = (entry for entry in model.metadata_props if entry.key == METADATA_KEY)
+    entry.value = json.dumps({**json.loads(entry.value), "class_names": ["a", "b"]})
+    onnx.save(model, str(tmp_path / "two.onnx"))
+    with pytest.raises(ArtifactError, match=r"two.onnx has 3 classes, but its metadata names 2; export it again"):
+        Predictor(tmp_path / "two.onnx")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

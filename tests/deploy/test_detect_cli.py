@@ -405,3 +405,22 @@ def test_folders_that_can_not_be_read_are_reported_and_counted(
     assert "2 images, 1 skipped" in streams.out
     with pytest.raises(ImageError, match=r"can't open the folder .*sub: Permission denied"):
         find_images([folder])
+
+
+def test_a_picture_may_come_from_standard_input_or_a_descriptor(small_onnx: Path, folder: Path) -> None:
+    command = [sys.executable, "-m", "rtdetr_deploy.cli", str(small_onnx), "/dev/stdin"]
+    with subprocess.Popen(["cat", str(folder / "b.png")], stdout=subprocess.PIPE) as source:
+        done = subprocess.run(command, stdin=source.stdout, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1 image, " in done.stdout
+
+
+def test_pictures_of_an_earlier_run_are_not_found_by_patterns(
+    small_onnx: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(small_onnx), f"{folder}/**/*.png", "--output", str(folder / "annotated")]
+    counts = []
+    for _ in range(2):
+        assert main(command) == 0
+        counts.append(capsys.readouterr().out.splitlines()[-2].split(",")[0])
+    assert counts[0] == counts[1]

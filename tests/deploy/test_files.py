@@ -204,3 +204,25 @@ def test_leftovers_that_can_not_be_opened_do_not_stop_a_write(tmp_path: Path, mo
     write_atomically(tmp_path / "a.json", b"whole")
     assert (tmp_path / "a.json").read_bytes() == b"whole"
     assert leftover.read_bytes() == b"of another user"
+
+
+def test_a_file_that_is_mounted_gets_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `docker run -v $PWD/a.json:/a.json` gives it: it can be written, not replaced."""
+    target = tmp_path / "a.json"
+    target.touch()
+
+    def busy(*_: Any) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(os, "replace", busy)
+    write_atomically(target, b"whole")
+    assert target.read_bytes() == b"whole"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_file_keeps_its_permissions(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    target.touch()
+    target.chmod(0o600)
+    write_atomically(target, b"secret")
+    assert target.stat().st_mode & 0o777 == 0o600

@@ -67,6 +67,15 @@ def test_where_no_font_has_the_characters_the_index_is_drawn_and_said(
     assert np.array_equal(drawn, np.asarray(_named("class 3").draw(BLACK)))
 
 
+def test_a_font_of_placeholders_counts_as_none(dejavu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matplotlib's font of last resort has one picture for every character of a script."""
+    if not (dejavu.parent / "LastResortHE-Regular.ttf").exists():
+        pytest.skip("this matplotlib has no font of last resort")
+    _only(dejavu.parent, monkeypatch)
+    with pytest.warns(UserWarning, match="characters of the class name '红细胞', which is drawn as 'class 3'"):
+        _named("红细胞").draw(BLACK)
+
+
 def test_a_file_that_is_not_a_font_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.ttf").write_bytes(b"nothing")
     for name in ("x.ttf", "none.ttf"):

@@ -381,6 +381,14 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "rate": ({"rate": 0.0}, "rate is 0.0, expected a number above 0"),
     "NaN rate": ({"rate": float("nan")}, "rate is nan, expected a number above 0"),
     "infinite clip": ({"clip": float("inf")}, "clip is inf, expected a number above 0"),
+    "too many queries": (
+        {"queries": 9999, "size": 64, "scales": 0},
+        "queries is 9999, but an input of 64 pixels has 84 cells",
+    ),
+    "ignored rate": (
+        {"weights": Path("w.pth"), "freeze": "backbone", "backbone_rate": 0.7},
+        "backbone_rate has no effect where freeze keeps the backbone",
+    ),
     "average": ({"average": 1.0}, "average is 1.0, expected a decay"),
     "expand": ({"expand": 0.5}, "expand is 0.5, expected a number from 1 to 16"),
     "NaN expand": ({"expand": float("nan")}, "expand is nan, expected a number from 1 to 16"),

@@ -123,6 +123,12 @@ class TrainOptions:
         if self.weights is None and self.freeze is not None:
             raise OptionError(f"freeze {self.freeze} would keep random weights; give the weights to start from")
 
+        if self.freeze == "backbone" and self.backbone_rate != type(self).backbone_rate:
+            raise OptionError("backbone_rate has no effect where freeze keeps the backbone; leave one of them out")
+        cells = sum((self.size // stride) ** 2 for stride in (8, 16, 32))
+        if self.queries > max(cells, type(self).queries):
+            raise OptionError(f"queries is {self.queries}, but an input of {self.size} pixels has {cells} cells")
+
     def recipe(self) -> dict[str, str]:
         """Return every option that decides the result, as text; a run is continued with the same ones only."""
         free = {"device", "workers", "output", "val", "val_images", "evaluate_every"}
