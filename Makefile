@@ -79,8 +79,8 @@ RESULTS := benchmarks/results
 AGAINST = $(addprefix --against ,$(1))
 
 bench: setup
-	$(BIN)/python -m rtdetr_bench.random_models --output $(OURS) --variants r18 r50 hgnetv2-l
-	$(BIN)/python -m rtdetr_bench.random_models --output $(OURS) --variants r50 --weights-only
+	$(BIN)/python -m rtdetr_bench.tools.random_models --output $(OURS) --variants r18 r50 hgnetv2-l
+	$(BIN)/python -m rtdetr_bench.tools.random_models --output $(OURS) --variants r50 --weights-only
 	$(BIN)/rtdetr-export --weights demo/blood-cells-r18.pth --output $(OURS)/blood-cells-r18.onnx
 	$(BIN)/rtdetr-export --weights demo/blood-cells-r18.pth --output $(OURS)/blood-cells-r18-int8.onnx \
 		--precision int8 --calibration $(BCCD)/train

@@ -12,12 +12,12 @@ from statistics import median
 from PIL import Image
 
 from rtdetr_deploy import Detections, ImageError, Predictor
-from rtdetr_deploy.arguments import parse_size, path_argument
-from rtdetr_deploy.command import run_command
+from rtdetr_deploy.cli.arguments import parse_size, path_argument
+from rtdetr_deploy.cli.run import run_command
 from rtdetr_deploy.files import check_writable, require_file
 from rtdetr_export import ExportOptions, export_onnx
 from rtdetr_export.cli import print_result
-from rtdetr_train.smears import draw_smear
+from rtdetr_train.data.smears import draw_smear
 
 FOLDER = Path(__file__).resolve().parent
 CELLS = FOLDER / "blood-cells-r18.pth"

@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rtdetr_deploy.artifact import ArtifactInfo, ThirdPartyInfo
-    from rtdetr_deploy.classes import COCO_CATEGORY_IDS, COCO_NAMES
+    from rtdetr_deploy.artifacts.class_names import COCO_CATEGORY_IDS, COCO_NAMES
+    from rtdetr_deploy.artifacts.metadata import ArtifactInfo, ThirdPartyInfo
     from rtdetr_deploy.detections import Detection, Detections
     from rtdetr_deploy.errors import (
         ArtifactError,
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
         OutputError,
         RtdetrError,
     )
+    from rtdetr_deploy.images.frame import find_images
     from rtdetr_deploy.predictor import Predictor
     from rtdetr_deploy.runtimes import open_runtime
-    from rtdetr_deploy.sources import find_images
 
     __version__: str
 
@@ -49,14 +49,14 @@ __all__ = [
 ]
 
 _MODULES = {
-    "COCO_CATEGORY_IDS": "classes",
-    "COCO_NAMES": "classes",
-    "ArtifactInfo": "artifact",
-    "ThirdPartyInfo": "artifact",
+    "COCO_CATEGORY_IDS": "artifacts.class_names",
+    "COCO_NAMES": "artifacts.class_names",
+    "ArtifactInfo": "artifacts.metadata",
+    "ThirdPartyInfo": "artifacts.metadata",
     "Detection": "detections",
     "Detections": "detections",
     "Predictor": "predictor",
-    "find_images": "sources",
+    "find_images": "images.frame",
     "open_runtime": "runtimes",
 }
 """Where names are defined; all others are errors."""

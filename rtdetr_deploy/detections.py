@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from rtdetr_deploy.classes import Classes, as_classes, find_labels
+from rtdetr_deploy.artifacts.class_names import Classes, as_classes, find_labels
 from rtdetr_deploy.errors import MissingPackageError, OptionError
-from rtdetr_deploy.sources import MAX_PIXELS, Color, ImageLike, load_frame
+from rtdetr_deploy.images.frame import MAX_PIXELS, Color, ImageLike, load_frame
 
 if TYPE_CHECKING:
     from PIL.Image import Image

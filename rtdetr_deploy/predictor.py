@@ -14,8 +14,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from rtdetr_deploy.artifact import ArtifactInfo, NamesSource, ThirdPartyInfo
-from rtdetr_deploy.classes import (
+from rtdetr_deploy.artifacts.class_names import (
     COCO_NAMES,
     Classes,
     as_classes,
@@ -24,13 +23,14 @@ from rtdetr_deploy.classes import (
     find_labels,
     read_class_names,
 )
-from rtdetr_deploy.contract import check_outputs, recognize
+from rtdetr_deploy.artifacts.metadata import ArtifactInfo, NamesSource, ThirdPartyInfo
 from rtdetr_deploy.detections import Detections, check_threshold
 from rtdetr_deploy.errors import OptionError
+from rtdetr_deploy.images.frame import MAX_PIXELS, Color, Frame, ImageLike, check_max_pixels, load_frame
+from rtdetr_deploy.images.preprocess import RESIZERS, Resizer, prepare_batch
 from rtdetr_deploy.postprocess import check_finite, decode_raw, to_pixels
-from rtdetr_deploy.preprocess import RESIZERS, Resizer, prepare_batch
 from rtdetr_deploy.runtimes import Array, Device, FrameRuntime, Runtime, open_runtime
-from rtdetr_deploy.sources import MAX_PIXELS, Color, Frame, ImageLike, check_max_pixels, load_frame
+from rtdetr_deploy.signature import check_outputs, recognize
 
 MAX_DETECTIONS = 300
 """Detections kept of raw outputs, as the released models do."""

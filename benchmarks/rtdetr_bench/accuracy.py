@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rtdetr_deploy import Predictor
-from rtdetr_deploy.coco import Accuracy, detect_all, read_annotations, require_evaluator, score
+from rtdetr_deploy.artifacts.weights_file import is_checkpoint
+from rtdetr_deploy.evaluate.coco import Accuracy, detect_all, read_annotations, require_evaluator, score
+from rtdetr_deploy.images.preprocess import Resizer
 from rtdetr_deploy.packages import needed_for
-from rtdetr_deploy.preprocess import Resizer
 from rtdetr_deploy.runtimes import check_threads
-from rtdetr_deploy.weights_file import is_checkpoint
 
 
 def open_any(
@@ -25,7 +25,7 @@ def open_any(
     with needed_for("running a checkpoint", "export"):
         import torch
 
-        from rtdetr_deploy.model.torch_runtime import open_checkpoint
+        from rtdetr_deploy.runtimes.eager import open_checkpoint
     if threads is not None:
         check_threads(threads)
         torch.set_num_threads(threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rtdetr_deploy.command import run_command
+from rtdetr_deploy.cli.run import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

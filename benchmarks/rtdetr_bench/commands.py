@@ -14,20 +14,20 @@ from typing import Any
 from tqdm import tqdm
 
 from rtdetr_bench.accuracy import evaluate
-from rtdetr_bench.accuracy_study import format_study, study_accuracy
 from rtdetr_bench.comparison import compare_models, format_comparison, parse_batches
-from rtdetr_bench.contestants import Entry
-from rtdetr_bench.decoder_study import format_decoder, format_encoders, study_decoder, study_encoders
-from rtdetr_bench.insert_nms import insert_nms
-from rtdetr_bench.latency import Plan
 from rtdetr_bench.machine import describe_machine, describe_state, machine_text, today
-from rtdetr_bench.nms import NmsOptions
-from rtdetr_bench.nms_study import format_nms, study_nms
+from rtdetr_bench.models.contestants import Entry
+from rtdetr_bench.models.nms import NmsOptions
 from rtdetr_bench.options import Request
-from rtdetr_bench.report import SCHEMA, combine_results, require_plots, write_report
+from rtdetr_bench.report.page import SCHEMA, combine_results, require_plots, write_report
+from rtdetr_bench.studies.accuracy import format_study, study_accuracy
+from rtdetr_bench.studies.decoder import format_decoder, format_encoders, study_decoder, study_encoders
+from rtdetr_bench.studies.nms import format_nms, study_nms
+from rtdetr_bench.timing import Plan
+from rtdetr_bench.tools.insert_nms import insert_nms
 from rtdetr_deploy import OptionError, RtdetrError, find_images
-from rtdetr_deploy.arguments import parse_size
-from rtdetr_deploy.coco import Accuracy
+from rtdetr_deploy.cli.arguments import parse_size
+from rtdetr_deploy.evaluate.coco import Accuracy
 from rtdetr_deploy.files import check_writable, refuse_overwriting, write_atomically
 from rtdetr_deploy.words import plural, printable
 

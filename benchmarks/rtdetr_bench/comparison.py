@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from rtdetr_bench.contestants import Contestant, Entry
-from rtdetr_bench.latency import Latency, Plan, check_batch, measure, open_all
 from rtdetr_bench.machine import describe_state
+from rtdetr_bench.models.contestants import Contestant, Entry
 from rtdetr_bench.ratios import Ratio, compare_medians
+from rtdetr_bench.timing import Latency, Plan, check_batch, measure, open_all
 from rtdetr_deploy import OptionError
-from rtdetr_deploy.coco import BATCH, Annotations, read_annotations, require_evaluator, score
-from rtdetr_deploy.sources import ImageLike
+from rtdetr_deploy.evaluate.coco import BATCH, Annotations, read_annotations, require_evaluator, score
+from rtdetr_deploy.images.frame import ImageLike
 from rtdetr_deploy.words import plural
 
 COLUMNS = ("p50", "p90", "p99", "mean", "min")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from rtdetr_bench.insert_nms import KINDS
-from rtdetr_bench.nms import Method
+from rtdetr_bench.models.nms import Method
+from rtdetr_bench.tools.insert_nms import KINDS
 from rtdetr_deploy import OptionError
-from rtdetr_deploy.arguments import flag, parse_given, path_argument
-from rtdetr_deploy.preprocess import RESIZERS
+from rtdetr_deploy.cli.arguments import flag, parse_given, path_argument
+from rtdetr_deploy.images.preprocess import RESIZERS
 
 MEASURING = frozenset({"runs", "duration", "warmup", "pause"})
 RUNNING = frozenset({"resizer", "size", "threads"})

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rtdetr_deploy.arguments import flag, parse_given, parse_size, path_argument
-from rtdetr_deploy.command import run_command
+from rtdetr_deploy.cli.arguments import flag, parse_given, parse_size, path_argument
+from rtdetr_deploy.cli.run import run_command
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.files import check_writable, refuse_overwriting
 from rtdetr_deploy.packages import needed_for, require
@@ -18,7 +18,7 @@ from rtdetr_deploy.words import plural
 from rtdetr_export.options import OPSETS, PRECISIONS, SAMPLERS, ExportOptions, check_files, parse_batch
 
 if TYPE_CHECKING:
-    from rtdetr_export.to_onnx import ExportResult, Progress
+    from rtdetr_export.pipeline import ExportResult, Progress
 
 STEP_WIDTH = 72
 
@@ -158,7 +158,7 @@ def _export(arguments: argparse.Namespace, given: Collection[str]) -> int:
     options = _options(arguments)
     check_files(options)
     _require_packages()
-    from rtdetr_export.to_onnx import export_onnx
+    from rtdetr_export.pipeline import export_onnx
 
     with _shown_steps() as progress:
         result = export_onnx(options, progress)
@@ -180,14 +180,14 @@ def _export_engine(arguments: argparse.Namespace, given: Collection[str]) -> int
         check_files(options)
     check_writable(target)
     with needed_for("exporting", "export"):
-        from rtdetr_export.lower import choose_images
-        from rtdetr_export.to_tensorrt import EngineOptions, build_engine, print_phase, read_onnx_info, require_gpu
+        from rtdetr_export.precision.lower import choose_images
+        from rtdetr_export.trt.build import EngineOptions, build_engine, print_phase, read_onnx_info, require_gpu
     chosen = {name: getattr(arguments, name) for name in ENGINE_OPTIONS if name in given}
     onnx = arguments.weights if options is None else arguments.output
     engine = EngineOptions(onnx, target, **chosen)
     require_gpu(engine)
     if options is not None:
-        from rtdetr_export.to_onnx import export_onnx
+        from rtdetr_export.pipeline import export_onnx
 
         _require_packages()
         with _shown_steps() as progress:
@@ -229,7 +229,7 @@ def _refuse_engine_options(given: Collection[str]) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> ExportOptions:
-    from rtdetr_deploy.classes import read_class_names
+    from rtdetr_deploy.artifacts.class_names import read_class_names
 
     height, width = parse_size(arguments.size) if arguments.size is not None else (None, None)
     return ExportOptions(
@@ -298,7 +298,7 @@ def print_result(result: ExportResult) -> None:
 def print_findings(path: Path) -> int:
     """Print what is wrong with an ONNX file for TensorRT, and return 1 when there are errors."""
     with needed_for("--lint", "export"):
-        from rtdetr_export.lint import RULES, lint_file
+        from rtdetr_export.trt.lint import RULES, lint_file
     findings = lint_file(path)
     for finding in findings:
         print(finding)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from rtdetr_deploy.artifact import ArtifactInfo
+from rtdetr_deploy.artifacts.metadata import ArtifactInfo
+from rtdetr_deploy.artifacts.weights_file import find_weights
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.files import check_writable, refuse_overwriting
-from rtdetr_deploy.weights_file import find_weights
 
 Batch = int | Literal["dynamic"]
 Sampler = Literal["gather", "grid", "discrete"]
@@ -169,7 +169,7 @@ def check_files(options: ExportOptions) -> None:
     Raises `CheckpointError` for missing weights, `ImageError` for a calibration folder without images, `OutputError`
     for an output that can't be written or is one of the inputs.
     """
-    from rtdetr_deploy.sources import find_images
+    from rtdetr_deploy.images.frame import find_images
 
     weights = find_weights(options.weights)
     if options.calibration is not None:

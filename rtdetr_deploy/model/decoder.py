@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rtdetr_deploy.model.attention import SelfAttention
-from rtdetr_deploy.model.conv_norm import ConvNorm
-from rtdetr_deploy.model.deformable_attention import DeformableAttention, Shapes
 from rtdetr_deploy.model.hybrid_encoder import flatten_map
+from rtdetr_deploy.model.layers.attention import SelfAttention
+from rtdetr_deploy.model.layers.conv_norm import ConvNorm
+from rtdetr_deploy.model.layers.deformable_attention import DeformableAttention, Shapes
 from rtdetr_deploy.model.query_selection import Selection, select_queries
 from rtdetr_deploy.model.variants import DECODER_WIDTH, HEADS, Variant
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rtdetr_deploy.model.attention import SelfAttention
-from rtdetr_deploy.model.conv_norm import ConvNorm
+from rtdetr_deploy.model.layers.attention import SelfAttention
+from rtdetr_deploy.model.layers.conv_norm import ConvNorm
 from rtdetr_deploy.model.variants import HEADS, Variant
 
 REPVGG_BLOCKS = 3

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rtdetr_deploy.model.deformable_attention import Shapes
+from rtdetr_deploy.model.layers.deformable_attention import Shapes
 
 BASE_SIZE = 0.05
 MARGIN = 0.01

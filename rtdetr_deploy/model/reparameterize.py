@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rtdetr_deploy.model.conv_norm import ConvNorm, fuse_conv_norm
-from rtdetr_deploy.model.hgnetv2 import ConvBn
+from rtdetr_deploy.model.backbones.hgnetv2 import ConvBn
 from rtdetr_deploy.model.hybrid_encoder import RepVggBlock
+from rtdetr_deploy.model.layers.conv_norm import ConvNorm, fuse_conv_norm
 from rtdetr_deploy.model.rtdetr import RTDETR
 
 PROOF_SIZE = 9

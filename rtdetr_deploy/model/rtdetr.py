@@ -14,11 +14,11 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from rtdetr_deploy.errors import OptionError
+from rtdetr_deploy.model.backbones.hgnetv2 import HgNetV2Backbone
+from rtdetr_deploy.model.backbones.resnet_vd import ResNetVdBackbone
 from rtdetr_deploy.model.decoder import Decoder, DecoderLayer, DecoderOutput, ExtraQueries
-from rtdetr_deploy.model.deformable_attention import SAMPLERS
-from rtdetr_deploy.model.hgnetv2 import HgNetV2Backbone
 from rtdetr_deploy.model.hybrid_encoder import HybridEncoder
-from rtdetr_deploy.model.resnet_vd import ResNetVdBackbone
+from rtdetr_deploy.model.layers.deformable_attention import SAMPLERS
 from rtdetr_deploy.model.variants import ResNetVd, Variant
 
 

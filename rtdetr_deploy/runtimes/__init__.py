@@ -16,7 +16,7 @@ from rtdetr_deploy.errors import ArtifactError, OptionError
 from rtdetr_deploy.files import require_file
 
 if TYPE_CHECKING:
-    from rtdetr_deploy.sources import Frame
+    from rtdetr_deploy.images.frame import Frame
 
 Array = NDArray[Any]
 Device = Literal["cpu", "cuda"]
@@ -97,7 +97,7 @@ class TimedRuntime(Runtime, Protocol):
         """
 
 
-_MODULES = {".onnx": "onnx_runtime", ".engine": "tensorrt_runtime", ".plan": "tensorrt_runtime"}
+_MODULES = {".onnx": "ort", ".engine": "trt.runtime", ".plan": "trt.runtime"}
 _HINTS = dict.fromkeys(
     (".pth", ".pt", ".safetensors"), "export it first: rtdetr-export --weights {name} writes an .onnx file"
 )

@@ -17,7 +17,7 @@ pytest.importorskip("faster_coco_eval")
 from rtdetr_bench.accuracy import evaluate
 from rtdetr_bench.cli import main
 from rtdetr_deploy import OptionError
-from rtdetr_deploy.coco import Annotations, read_annotations, score
+from rtdetr_deploy.evaluate.coco import Annotations, read_annotations, score
 
 NAMES = ("red", "white", "platelet")
 

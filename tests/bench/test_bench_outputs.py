@@ -14,8 +14,10 @@ import pytest
 
 pytest.importorskip("onnx")
 
-from rtdetr_bench import commands, precision_study, random_models
+from rtdetr_bench import commands
 from rtdetr_bench.cli import main
+from rtdetr_bench.studies import precision as precision_study
+from rtdetr_bench.tools import random_models
 from yolo_files import channels, crowd, write_yolo
 
 QUICK = ["--runs", "3", "--warmup", "1"]
@@ -111,7 +113,7 @@ def test_the_studies_of_this_package_check_their_outputs_too(
     assert "can't write" in capsys.readouterr().err
     assert weights.read_bytes() == r18_checkpoint.read_bytes()
     assert random_models.main(["--output", str(weights), "--variants", "r18"]) == 2
-    assert capsys.readouterr().err.startswith(f"rtdetr_bench.random_models: can't write {weights}")
+    assert capsys.readouterr().err.startswith(f"rtdetr_bench.tools.random_models: can't write {weights}")
 
 
 def test_results_are_written_also_when_nobody_reads_the_table(model: Path, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ pytest.importorskip("onnx")
 
 from rtdetr_bench.cli import main
 from rtdetr_bench.comparison import Comparison, compare_models, format_comparison, parse_batches
-from rtdetr_bench.contestants import PAPER_SPAN, Entry
-from rtdetr_bench.latency import Latency, Opened, Plan, is_stable, measure, open_all
-from rtdetr_bench.nms import NmsOptions
+from rtdetr_bench.models.contestants import PAPER_SPAN, Entry
+from rtdetr_bench.models.nms import NmsOptions
 from rtdetr_bench.ratios import compare_medians
+from rtdetr_bench.timing import Latency, Opened, Plan, is_stable, measure, open_all
 from rtdetr_deploy import ArtifactError, Detections, OptionError
 from yolo_files import channels, crowd, write_yolo
 
@@ -170,7 +170,7 @@ def test_plans_without_a_measurement_are_refused(changes: dict[str, Any], messag
 
 
 def test_engines_tell_the_models_own_time_from_copies(small_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rtdetr_deploy.runtimes.onnx_runtime import OnnxRuntime
+    from rtdetr_deploy.runtimes.ort import OnnxRuntime
 
     def run_timed(self: OnnxRuntime, feed: Any) -> tuple[dict[str, NDArray[Any]], float]:
         return self.run(feed), 0.5
@@ -197,7 +197,7 @@ def test_models_are_closed_when_one_cannot_be_opened(monkeypatch: pytest.MonkeyP
         opened.append(Recorded(path.name, [], [1.0]))
         return opened[-1]
 
-    monkeypatch.setattr("rtdetr_bench.latency.open_contestant", open_contestant)
+    monkeypatch.setattr("rtdetr_bench.timing.open_contestant", open_contestant)
     with pytest.raises(ArtifactError), open_all([Path("a"), Path("b"), Path("broken")], Entry()):
         pass
     assert [model.closed for model in opened] == [1, 1]

@@ -19,9 +19,9 @@ from PIL import Image
 pytest.importorskip("matplotlib")
 
 from rtdetr_bench.cli import main
-from rtdetr_bench.plots import plot_decoder, plot_encoders, plot_spans
-from rtdetr_bench.published import published_decoder
-from rtdetr_bench.report import SECTIONS, read_results, write_report
+from rtdetr_bench.report.page import SECTIONS, read_results, write_report
+from rtdetr_bench.report.plots import plot_decoder, plot_encoders, plot_spans
+from rtdetr_bench.report.published import published_decoder
 from rtdetr_deploy import OptionError
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -233,7 +233,7 @@ def test_bars_of_encoders_begin_at_zero(monkeypatch: pytest.MonkeyPatch) -> None
         figures.append(figure)
         return ""
 
-    monkeypatch.setattr("rtdetr_bench.plots._to_svg", keep)
+    monkeypatch.setattr("rtdetr_bench.report.plots._to_svg", keep)
     plot_encoders(_content()["encoder"]["rows"])
     (axes,) = figures[0].axes
     assert axes.get_yscale() == "linear"

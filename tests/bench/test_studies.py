@@ -17,10 +17,10 @@ pytest.importorskip("torch")
 import torch
 
 from rtdetr_bench.cli import main
-from rtdetr_bench.encoders import build_encoder
-from rtdetr_bench.nms_study import CONFIDENCES, CURVE, IOUS, study_nms
-from rtdetr_bench.published import ENCODERS
-from rtdetr_bench.random_models import main as make_random
+from rtdetr_bench.report.published import ENCODERS
+from rtdetr_bench.studies.encoders import build_encoder
+from rtdetr_bench.studies.nms import CONFIDENCES, CURVE, IOUS, study_nms
+from rtdetr_bench.tools.random_models import main as make_random
 from rtdetr_deploy import ArtifactInfo, OptionError, Predictor
 from rtdetr_deploy.model import RTDETR, VARIANTS
 from rtdetr_deploy.model.hybrid_encoder import HybridEncoder
@@ -124,7 +124,7 @@ def test_studies_refuse_what_their_models_can_not_do_before_they_export(
     line: str, message: str, r18_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("rtdetr_export.export_onnx", lambda *_: pytest.fail("it was exported"))
-    monkeypatch.setattr("rtdetr_bench.decoder_study._export_encoder", lambda *_: pytest.fail("it was exported"))
+    monkeypatch.setattr("rtdetr_bench.studies.decoder._export_encoder", lambda *_: pytest.fail("it was exported"))
     assert main(line.format(weights=r18_checkpoint).split()) == 2
     assert message in capsys.readouterr().err
 

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 pytest.importorskip("onnx")
 
 from rtdetr_bench.cli import main
-from rtdetr_bench.contestants import Detr, Entry, Yolo, open_contestant
-from rtdetr_bench.insert_nms import insert_nms
-from rtdetr_bench.nms import METHODS, Candidates, NmsOptions, suppress
-from rtdetr_bench.yolo import find_candidates, letterbox, recognize_yolo
+from rtdetr_bench.models.contestants import Detr, Entry, Yolo, open_contestant
+from rtdetr_bench.models.nms import METHODS, Candidates, NmsOptions, suppress
+from rtdetr_bench.models.yolo import find_candidates, letterbox, recognize_yolo
+from rtdetr_bench.tools.insert_nms import insert_nms
 from rtdetr_deploy import ArtifactError, Detections, OptionError, open_runtime
+from rtdetr_deploy.images.frame import Frame
 from rtdetr_deploy.runtimes import TensorSpec
-from rtdetr_deploy.sources import Frame
 from yolo_files import SIZE, channels, crowd, write_yolo
 
 NMS = NmsOptions(confidence=0.25, iou=0.5)

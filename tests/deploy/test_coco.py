@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rtdetr_deploy.coco import read_annotations, score
-from rtdetr_deploy.coco_json import read_coco_json
 from rtdetr_deploy.errors import OptionError
+from rtdetr_deploy.evaluate.coco import read_annotations, score
+from rtdetr_deploy.evaluate.coco_json import read_coco_json
 
 NAMES = ("red", "white")
 Content = dict[str, Any]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rtdetr_deploy.command import run_command
+from rtdetr_deploy.cli.run import run_command
 from rtdetr_deploy.words import plural, printable
 
 HAS_FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
@@ -20,7 +20,7 @@ HAS_FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev
 
 def _command(body: str) -> list[str]:
     code = (
-        "import os, sys, time, pathlib\nfrom rtdetr_deploy.command import run_command\n"
+        "import os, sys, time, pathlib\nfrom rtdetr_deploy.cli.run import run_command\n"
         "from rtdetr_deploy.files import written_beside\n"
         f"def work():\n    {body}\n    return 0\nsys.exit(run_command('tool', work, 'what was done is kept'))"
     )
@@ -55,7 +55,9 @@ def test_only_standard_output_s_own_errors_are_called_so(unbuffered: str) -> Non
 
 
 @HAS_FULL
-@pytest.mark.parametrize("module", ["rtdetr_deploy.cli", "rtdetr_export.cli", "rtdetr_train.cli", "rtdetr_bench.cli"])
+@pytest.mark.parametrize(
+    "module", ["rtdetr_deploy.cli.detect", "rtdetr_export.cli", "rtdetr_train.cli", "rtdetr_bench.cli"]
+)
 def test_help_on_a_full_disk_gives_one_line(module: str) -> None:
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", module, "--help"]
@@ -139,7 +141,7 @@ def test_ctrl_c_while_a_command_is_being_imported_is_one_line() -> None:
         sys.executable,
         "-c",
         "import sys, signal, threading, os\n"
-        "import rtdetr_deploy.cli as cli\n"
+        "import rtdetr_deploy.cli.detect as cli\n"
         "class Interrupt:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'numpy': raise KeyboardInterrupt\n"

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper  # noqa: E402
 
 from onnx_files import IMAGES, Value, write_model, write_raw_style, write_released_style  # noqa: E402
 from rtdetr_deploy import ArtifactError, ArtifactInfo, MissingPackageError, OptionError, Predictor, ThirdPartyInfo  # noqa: E402
-from rtdetr_deploy.artifact import METADATA_KEY, read_metadata  # noqa: E402
+from rtdetr_deploy.artifacts.metadata import METADATA_KEY, read_metadata  # noqa: E402
 
 BLACK = np.zeros((100, 200, 3), np.uint8)
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rtdetr_deploy import ArtifactError, ImageError, Predictor, find_images
-from rtdetr_deploy.cli import build_parser, main
-from rtdetr_deploy.detect_files import Summary, _write_whole
+from rtdetr_deploy.cli.detect import build_parser, main
+from rtdetr_deploy.cli.detect_files import Summary, _write_whole
 
 
 @pytest.fixture
@@ -156,7 +156,15 @@ def test_names_that_are_not_utf_8_go_through(small_onnx: Path, folder: Path, tmp
     odd = os.fsencode(folder) + b"/\xff.png"
     Path(os.fsdecode(odd)).write_bytes((folder / "b.png").read_bytes())
     lines = tmp_path / "found.jsonl"
-    command = [sys.executable, "-m", "rtdetr_deploy.cli", str(small_onnx), os.fsdecode(odd), "--json", str(lines)]
+    command = [
+        sys.executable,
+        "-m",
+        "rtdetr_deploy.cli.detect",
+        str(small_onnx),
+        os.fsdecode(odd),
+        "--json",
+        str(lines),
+    ]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
@@ -165,7 +173,7 @@ def test_names_that_are_not_utf_8_go_through(small_onnx: Path, folder: Path, tmp
 
 @pytest.mark.parametrize("arguments", [[], ["--json", "-"]])
 def test_a_reader_that_goes_away_ends_it_quietly(arguments: list[str], small_onnx: Path, folder: Path) -> None:
-    command = [sys.executable, "-m", "rtdetr_deploy.cli", str(small_onnx), str(folder), *arguments]
+    command = [sys.executable, "-m", "rtdetr_deploy.cli.detect", str(small_onnx), str(folder), *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -190,7 +198,7 @@ def test_interrupts_before_the_first_image_end_in_one_line(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
 @pytest.mark.parametrize("arguments", [[], ["--json", "-"]])
 def test_a_device_without_space_gives_one_line(arguments: list[str], small_onnx: Path, folder: Path) -> None:
-    command = [sys.executable, "-m", "rtdetr_deploy.cli", str(small_onnx), str(folder), *arguments]
+    command = [sys.executable, "-m", "rtdetr_deploy.cli.detect", str(small_onnx), str(folder), *arguments]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
@@ -207,7 +215,7 @@ def test_help_shows_defaults() -> None:
 def test_dev_stdout_is_standard_output_and_stays_what_it_is(small_onnx: Path, folder: Path, tmp_path: Path) -> None:
     link, printed = tmp_path / "stdout", tmp_path / "out.txt"
     link.symlink_to("/proc/self/fd/1")
-    command = [sys.executable, "-m", "rtdetr_deploy.cli", str(small_onnx), str(folder), "--json", str(link)]
+    command = [sys.executable, "-m", "rtdetr_deploy.cli.detect", str(small_onnx), str(folder), "--json", str(link)]
     with printed.open("w") as out:
         done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -303,7 +311,16 @@ def test_a_signal_keeps_the_lines_that_are_there(small_onnx: Path, folder: Path,
     for number in range(200):
         (folder / f"{number:03}.png").symlink_to(folder / "b.png")
     lines = tmp_path / "found.jsonl"
-    command = [sys.executable, "-u", "-m", "rtdetr_deploy.cli", str(small_onnx), str(folder), "--json", str(lines)]
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "rtdetr_deploy.cli.detect",
+        str(small_onnx),
+        str(folder),
+        "--json",
+        str(lines),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -360,7 +377,7 @@ def test_options_that_make_no_sense_are_refused(
 
 
 def test_json_to_a_closed_standard_output_is_refused(small_onnx: Path, folder: Path) -> None:
-    command = f'"{sys.executable}" -m rtdetr_deploy.cli "{small_onnx}" "{folder}" --json - >&-'
+    command = f'"{sys.executable}" -m rtdetr_deploy.cli.detect "{small_onnx}" "{folder}" --json - >&-'
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "rtdetr-detect: --json - writes to standard output, which is closed; name a file\n"
@@ -408,7 +425,7 @@ def test_folders_that_can_not_be_read_are_reported_and_counted(
 
 
 def test_a_picture_may_come_from_standard_input_or_a_descriptor(small_onnx: Path, folder: Path) -> None:
-    command = [sys.executable, "-m", "rtdetr_deploy.cli", str(small_onnx), "/dev/stdin"]
+    command = [sys.executable, "-m", "rtdetr_deploy.cli.detect", str(small_onnx), "/dev/stdin"]
     with subprocess.Popen(["cat", str(folder / "b.png")], stdout=subprocess.PIPE) as source:
         done = subprocess.run(command, stdin=source.stdout, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

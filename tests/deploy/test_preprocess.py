@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from rtdetr_deploy.preprocess import Resizer, prepare_batch
-from rtdetr_deploy.sources import Frame
+from rtdetr_deploy.images.frame import Frame
+from rtdetr_deploy.images.preprocess import Resizer, prepare_batch
 
 
 @pytest.mark.parametrize("resizer", ["opencv", "pillow"])

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from rtdetr_deploy import ImageError, OptionError, find_images
-from rtdetr_deploy.sources import load_frame
+from rtdetr_deploy.images.frame import load_frame
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -147,7 +147,7 @@ def test_pixel_limit_can_be_chosen(rgb: Pixels) -> None:
 
 
 def test_the_limit_may_be_raised_beyond_pillows_own(monkeypatch: pytest.MonkeyPatch, rgb: Pixels) -> None:
-    from rtdetr_deploy import sources
+    from rtdetr_deploy.images import frame as sources
 
     data = _encoded(Image.fromarray(rgb), "PNG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)

@@ -28,8 +28,8 @@ FUNCTIONS = (
     "createNvOnnxParserRefitter_INTERNAL", "createNvOnnxParser_INTERNAL", "getBuilderPluginRegistry",
     "getPluginRegistry", "getNvOnnxParserVersion", "initLibNvInferPlugins",
 )  # fmt: skip
-CHECKED = [ROOT / "rtdetr_deploy" / "runtimes" / f"tensorrt_{part}.py" for part in ("runtime", "ports", "log")]
-CHECKED += [ROOT / "export" / "rtdetr_export" / "to_tensorrt.py"]
+CHECKED = [ROOT / "rtdetr_deploy" / "runtimes" / "trt" / f"{part}.py" for part in ("runtime", "bindings", "logger")]
+CHECKED += [ROOT / "export" / "rtdetr_export" / "trt" / "build.py"]
 PLANTED = {
     "an unknown method": ("execute_async_v3(", "execute_async_v4("),
     "a missing argument": ("lane.context.execute_async_v3(self._stream.handle)", "lane.context.execute_async_v3()"),
@@ -156,9 +156,9 @@ def use_bindings(folder: Path, version: str) -> None:
     import tensorrt as trt
 
     from rtdetr_deploy import DeviceError
-    from rtdetr_deploy.runtimes import tensorrt_runtime
-    from rtdetr_deploy.runtimes.tensorrt_log import make_logger
-    from rtdetr_export.to_tensorrt import make_monitor
+    from rtdetr_deploy.runtimes.trt import runtime as tensorrt_runtime
+    from rtdetr_deploy.runtimes.trt.logger import make_logger
+    from rtdetr_export.trt.build import make_monitor
 
     assert trt.__version__ == version, trt.__version__
     messages: list[str] = []

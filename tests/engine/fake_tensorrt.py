@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from fake_cuda import FakeCuda
-from rtdetr_deploy.runtimes.onnx_runtime import open_model
+from rtdetr_deploy.runtimes.ort import open_model
 
 __version__ = "10.13.3.9"
 WORKSPACE = 4096

@@ -16,17 +16,17 @@ import fake_tensorrt
 from conftest import shared_folder
 from fake_tensorrt import BuilderFlag, HardwareCompatibilityLevel, MemoryPoolType, ParserError, ProfilingVerbosity
 from rtdetr_deploy import ExportError, MissingPackageError, OptionError, Predictor
-from rtdetr_deploy.engine_info import sidecar_path
-from rtdetr_deploy.engine_layers import count_precisions
+from rtdetr_deploy.runtimes.trt.layer_precision import count_precisions
+from rtdetr_deploy.runtimes.trt.sidecar import sidecar_path
 from rtdetr_export import export_onnx
-from rtdetr_export.agreement import Agreement
 from rtdetr_export.cli import main
-from rtdetr_export.lower import choose_images
-from rtdetr_export.probes import structured_image
-from rtdetr_export.quantize import Layer
-from rtdetr_export.sensitivity import Choice, Point
-from rtdetr_export.to_tensorrt import EngineOptions, build_engine
-from rtdetr_export.verify_engine import EngineReport
+from rtdetr_export.precision.int8 import Layer
+from rtdetr_export.precision.lower import choose_images
+from rtdetr_export.precision.sensitivity import Choice, Point
+from rtdetr_export.trt.build import EngineOptions, build_engine
+from rtdetr_export.verify.agreement import Agreement
+from rtdetr_export.verify.engine import EngineReport
+from rtdetr_export.verify.synthetic_images import structured_image
 
 pytest_plugins = ("engine_world",)
 
@@ -107,7 +107,7 @@ def _refused(world: World, onnx: Path, folder: Path, message: str) -> None:
 def test_an_engine_that_samples_nearest_is_caught(
     world: World, small_onnx: Path, small_options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rtdetr_export.to_onnx.decide_sampler", lambda *_: "discrete")  # refused for this model
+    monkeypatch.setattr("rtdetr_export.pipeline.decide_sampler", lambda *_: "discrete")  # refused for this model
     world.instead = export_onnx(small_options("nearest.onnx", sampler="discrete", verify=False)).path.read_bytes()
     _refused(world, small_onnx, tmp_path, r"boxes and scores, batch 1: only 0\.\d+ of .*try --sampler gather")
 
@@ -129,7 +129,7 @@ def test_engines_of_int8_files_have_the_share_of_the_graph(
         blocks = tuple(dict.fromkeys(layer.block for layer in layers if not layer.block.startswith("decoder")))
         return Choice((Point(blocks, 0.7, Agreement((), 0, (), 0, nothing, nothing)),), 1)
 
-    monkeypatch.setattr("rtdetr_export.lower.choose_blocks", choose)
+    monkeypatch.setattr("rtdetr_export.precision.lower.choose_blocks", choose)
     options = {"precision": "int8", "rest": rest, "calibration": tmp_path, "verify": False}
     onnx = export_onnx(small_options(f"engine-int8-{rest}.onnx", **options)).path
     (tmp_path / "0.png").unlink()
@@ -187,7 +187,7 @@ def test_a_graph_that_replays_stale_outputs_is_caught(world: World, half_onnx: P
 
 
 def test_ctrl_c_ends_the_build(world: World, small_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rtdetr_export import to_tensorrt
+    from rtdetr_export.trt import build as to_tensorrt
 
     real, calls = futures.wait, []
 

@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from rtdetr_deploy import DeviceError, MissingPackageError, Predictor, open_runtime
-from rtdetr_deploy.preprocess import prepare_batch
-from rtdetr_deploy.runtimes.cuda import Cuda, DeviceMemory, PinnedArray, Stream, import_cuda
-from rtdetr_deploy.runtimes.cuda_resize import FrameResizer, Target
-from rtdetr_deploy.sources import Frame
+from rtdetr_deploy.images.frame import Frame
+from rtdetr_deploy.images.preprocess import prepare_batch
+from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, PinnedArray, Stream, import_cuda
+from rtdetr_deploy.runtimes.trt.cuda_resize import FrameResizer, Target
 
 pytestmark = pytest.mark.gpu
 
@@ -68,8 +68,8 @@ def test_a_real_engine_is_built_verified_and_detects(
     precision: str, tensorrt: Any, small_options: Any, tmp_path: Path, picture: NDArray[np.uint8]
 ) -> None:
     from rtdetr_export import export_onnx
-    from rtdetr_export.lower import choose_images
-    from rtdetr_export.to_tensorrt import EngineOptions, build_engine
+    from rtdetr_export.precision.lower import choose_images
+    from rtdetr_export.trt.build import EngineOptions, build_engine
 
     onnx = export_onnx(small_options(f"gpu-{precision}.onnx", precision=precision, batch="dynamic")).path
     target = tmp_path / "real.engine"

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 import fake_tensorrt
 from fake_driver import COMPILER, Status
 from rtdetr_deploy import ArtifactError, DeviceError, MissingPackageError, OptionError, Predictor
-from rtdetr_deploy.cli import main as detect
-from rtdetr_deploy.preprocess import prepare_batch
+from rtdetr_deploy.cli.detect import main as detect
+from rtdetr_deploy.images.frame import Frame
+from rtdetr_deploy.images.preprocess import prepare_batch
 from rtdetr_deploy.runtimes import FrameRuntime, open_runtime
-from rtdetr_deploy.runtimes.cuda import Cuda, DeviceMemory, Gpu, PinnedArray, Stream
-from rtdetr_deploy.runtimes.cuda_resize import KERNEL, FrameResizer, Target
-from rtdetr_deploy.sources import Frame
+from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, Gpu, PinnedArray, Stream
+from rtdetr_deploy.runtimes.trt.cuda_resize import KERNEL, FrameResizer, Target
 from test_tensorrt_runtime import make_engine
 
 pytest_plugins = ("engine_world",)
@@ -173,8 +173,8 @@ def test_nvidias_compiler_takes_the_kernel() -> None:
     """NVRTC needs no GPU: the code for a T4 and for newer ones is really made, and misuse is really refused."""
     script = (
         "from cuda.bindings import nvrtc\n"
-        "from rtdetr_deploy.runtimes.cuda_resize import _compile\n"
-        "from rtdetr_deploy.runtimes.cuda import Gpu\n"
+        "from rtdetr_deploy.runtimes.trt.cuda_resize import _compile\n"
+        "from rtdetr_deploy.runtimes.trt.cuda import Gpu\n"
         "sizes = [len(_compile(nvrtc, Gpu(0, 'GPU', c, 0))) for c in ('7.5', '8.6', '9.0', '12.0')]\n"
         "assert min(sizes) > 1000, sizes\n"
     )

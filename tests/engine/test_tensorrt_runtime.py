@@ -28,9 +28,9 @@ from rtdetr_deploy import (
     ThirdPartyInfo,
     open_runtime,
 )
-from rtdetr_deploy.artifact import read_metadata
-from rtdetr_deploy.engine_info import EngineInfo, sidecar_path
-from rtdetr_deploy.runtimes.tensorrt_runtime import TensorRtRuntime
+from rtdetr_deploy.artifacts.metadata import read_metadata
+from rtdetr_deploy.runtimes.trt.runtime import TensorRtRuntime
+from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo, sidecar_path
 
 pytest_plugins = ("engine_world",)
 
@@ -40,7 +40,7 @@ pytest.importorskip("onnxruntime")
 
 def make_engine(onnx: Path, folder: Path, **changes: Any) -> Path:
     """Write an engine for the double, with its sidecar."""
-    from rtdetr_deploy.runtimes.onnx_runtime import open_model
+    from rtdetr_deploy.runtimes.ort import open_model
 
     model = open_model(onnx, None, "cpu")
     info = read_metadata(model.metadata, onnx.name)

@@ -14,7 +14,7 @@ from conftest import shared_folder
 pytest.importorskip("torch")
 
 from rtdetr_deploy import Predictor
-from rtdetr_deploy.cli import main as detect
+from rtdetr_deploy.cli.detect import main as detect
 from rtdetr_export.cli import main as export
 
 

@@ -16,7 +16,7 @@ from rtdetr_deploy.model import RTDETR, VARIANTS  # noqa: E402
 from rtdetr_deploy.model.random_weights import fill_randomly  # noqa: E402
 from rtdetr_deploy.model.variants import find_variant  # noqa: E402
 from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
-from rtdetr_export.verify import ParityReport  # noqa: E402
+from rtdetr_export.verify.parity import ParityReport  # noqa: E402
 
 HEIGHT, WIDTH = 64, 96
 QUERIES = 8 * 12 + 4 * 6 + 2 * 3

@@ -17,15 +17,15 @@ from onnx import TensorProto, numpy_helper  # noqa: E402
 
 from rtdetr_deploy import OptionError, Predictor  # noqa: E402
 from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
-from rtdetr_export.agreement import TOLERANCES, Agreement  # noqa: E402
-from rtdetr_export.lint import lint_file  # noqa: E402
-from rtdetr_export.quantize import LEVELS, block_of, choose_scale, quantize_weight  # noqa: E402
-from rtdetr_export.sensitivity import Choice, Point, count_taken, damage_of  # noqa: E402
+from rtdetr_export.precision.int8 import LEVELS, block_of, choose_scale, quantize_weight  # noqa: E402
+from rtdetr_export.precision.sensitivity import Choice, Point, count_taken, damage_of  # noqa: E402
+from rtdetr_export.trt.lint import lint_file  # noqa: E402
+from rtdetr_export.verify.agreement import TOLERANCES, Agreement  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from rtdetr_export.probes import structured_image
+    from rtdetr_export.verify.synthetic_images import structured_image
 
     folder = tmp_path_factory.mktemp("photos")
     for seed in range(3):
@@ -42,7 +42,7 @@ def exported(small_options: Any, photos: Path) -> dict[str, Any]:
     }
     first = export_onnx(options["fp32"])
     with pytest.MonkeyPatch.context() as patch:  # the same blocks again: measuring them takes the most time
-        patch.setattr("rtdetr_export.lower.choose_blocks", lambda *_: first.choice)
+        patch.setattr("rtdetr_export.precision.lower.choose_blocks", lambda *_: first.choice)
         return {"fp32": first, "fp16": export_onnx(options["fp16"])}
 
 

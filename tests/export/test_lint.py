@@ -14,7 +14,7 @@ from onnx import TensorProto, numpy_helper, parser  # noqa: E402
 
 from rtdetr_deploy import ArtifactError  # noqa: E402
 from rtdetr_export.cli import main  # noqa: E402
-from rtdetr_export.lint import RULES, Finding, lint, lint_file  # noqa: E402
+from rtdetr_export.trt.lint import RULES, Finding, lint, lint_file  # noqa: E402
 
 MAP, PAIRS = "float[1,4,8,8]", "float[1,6,6,2]"
 BROKEN = {

@@ -13,7 +13,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("torch")
 
 from rtdetr_deploy import ArtifactInfo, CheckpointError, ExportError, OptionError, OutputError  # noqa: E402
-from rtdetr_deploy.artifact import METADATA_KEY, read_metadata  # noqa: E402
+from rtdetr_deploy.artifacts.metadata import METADATA_KEY, read_metadata  # noqa: E402
 from rtdetr_export import export_onnx  # noqa: E402
 
 Operators = dict[str, int]
@@ -145,7 +145,7 @@ def test_unverified_files_say_so(small_options: Any) -> None:
 
 
 def test_disagreement_leaves_no_file(small_options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rtdetr_deploy.model.deformable_attention import SAMPLERS, sample_discrete
+    from rtdetr_deploy.model.layers.deformable_attention import SAMPLERS, sample_discrete
 
     monkeypatch.setitem(SAMPLERS, "gather", sample_discrete)
     options = small_options("wrong.onnx")

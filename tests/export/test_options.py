@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 
 from rtdetr_deploy import ArtifactInfo
-from rtdetr_deploy.arguments import parse_classes, parse_size
+from rtdetr_deploy.cli.arguments import parse_classes, parse_size
 from rtdetr_deploy.errors import OptionError
 from rtdetr_export import ExportOptions
 from rtdetr_export.options import parse_batch

@@ -21,10 +21,10 @@ from scipy.optimize import linear_sum_assignment  # noqa: E402
 from rtdetr_deploy import ArtifactInfo, Detections, ExportError, OptionError, Predictor  # noqa: E402
 from rtdetr_deploy.runtimes import open_runtime  # noqa: E402
 from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
-from rtdetr_export.agreement import Agreement, Tolerance, compare  # noqa: E402
 from rtdetr_export.cli import main  # noqa: E402
-from rtdetr_export.magnitudes import measure_magnitudes  # noqa: E402
-from rtdetr_export.precision import LARGEST_HALF, to_half  # noqa: E402
+from rtdetr_export.precision.fp16 import LARGEST_HALF, to_half  # noqa: E402
+from rtdetr_export.precision.magnitudes import measure_magnitudes  # noqa: E402
+from rtdetr_export.verify.agreement import Agreement, Tolerance, compare  # noqa: E402
 
 ENCODER = r"^/model/(backbone|encoder)/"
 

@@ -16,16 +16,17 @@ pytest.importorskip("torch")
 
 from rtdetr_bench.accuracy import open_any  # noqa: E402
 from rtdetr_deploy import Detections  # noqa: E402
-from rtdetr_deploy.coco import read_annotations, score  # noqa: E402
+from rtdetr_deploy.evaluate.coco import read_annotations, score  # noqa: E402
 from rtdetr_deploy.runtimes.onnx_file import read_graph  # noqa: E402
-from rtdetr_export import ExportOptions, export_onnx, lower  # noqa: E402
-from rtdetr_export.agreement import TOLERANCES, Agreement, compare  # noqa: E402
-from rtdetr_export.lint import lint_file  # noqa: E402
-from rtdetr_export.precision import ISLANDS, to_half  # noqa: E402
-from rtdetr_export.quantize import Layer  # noqa: E402
-from rtdetr_export.sensitivity import Choice, Point  # noqa: E402
-from rtdetr_export.verify_lower import LowerReport  # noqa: E402
-from rtdetr_train.smears import write_smears  # noqa: E402
+from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
+from rtdetr_export.precision import lower  # noqa: E402
+from rtdetr_export.precision.fp16 import ISLANDS, to_half  # noqa: E402
+from rtdetr_export.precision.int8 import Layer  # noqa: E402
+from rtdetr_export.precision.sensitivity import Choice, Point  # noqa: E402
+from rtdetr_export.trt.lint import lint_file  # noqa: E402
+from rtdetr_export.verify.agreement import TOLERANCES, Agreement, compare  # noqa: E402
+from rtdetr_export.verify.reduced_precision import LowerReport  # noqa: E402
+from rtdetr_train.data.smears import write_smears  # noqa: E402
 
 CELLS = ROOT / "demo" / "blood-cells-r18.pth"
 Found = tuple[list[Detections], float]
@@ -71,7 +72,7 @@ def test_half_everywhere_loses_detections(reference: Found, tmp_path: Path) -> N
 
 def test_int8_keeps_detections(reference: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """AP drops by 0.003 at most, 95 % of the detections stay within 2 px and 0.05; most of the work is in INT8."""
-    monkeypatch.setattr("rtdetr_export.sensitivity.IMAGES", 8)  # of 16, to save time
+    monkeypatch.setattr("rtdetr_export.precision.sensitivity.IMAGES", 8)  # of 16, to save time
     calibration = shared_folder("data") / "bccd" / "train"
     options = ExportOptions(CELLS, tmp_path / "int8.onnx", precision="int8", calibration=calibration)
     result = export_onnx(options)

@@ -12,9 +12,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from rtdetr_deploy import ExportError, Predictor  # noqa: E402
-from rtdetr_deploy.artifact import ArtifactInfo  # noqa: E402
-from rtdetr_export.differences import Differences, RawOutput, compare_detections, compare_raw  # noqa: E402
-from rtdetr_export.verify import FIXED, OWN_ROUNDING_FACTOR, Parity, ParityReport, allow  # noqa: E402
+from rtdetr_deploy.artifacts.metadata import ArtifactInfo  # noqa: E402
+from rtdetr_export.verify.differences import Differences, RawOutput, compare_detections, compare_raw  # noqa: E402
+from rtdetr_export.verify.parity import FIXED, OWN_ROUNDING_FACTOR, Parity, ParityReport, allow  # noqa: E402
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 2, (20, 3)).astype(np.float32)

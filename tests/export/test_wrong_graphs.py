@@ -16,19 +16,20 @@ pytest.importorskip("onnx")
 from torch import Tensor, nn  # noqa: E402
 
 from rtdetr_deploy import ExportError  # noqa: E402
-from rtdetr_deploy.artifact import METADATA_KEY  # noqa: E402
+from rtdetr_deploy.artifacts.metadata import METADATA_KEY  # noqa: E402
 from rtdetr_deploy.model import RTDETR, Checkpoint, load_checkpoint, reparameterize  # noqa: E402
 from rtdetr_deploy.model import decoder as decoder_module  # noqa: E402
-from rtdetr_deploy.model import deformable_attention as attention_module  # noqa: E402
 from rtdetr_deploy.model import hybrid_encoder as encoder_module  # noqa: E402
 from rtdetr_deploy.model import query_selection as selection_module  # noqa: E402
+from rtdetr_deploy.model.layers import deformable_attention as attention_module  # noqa: E402
 from rtdetr_deploy.model.random_weights import fill_randomly  # noqa: E402
 from rtdetr_deploy.model.variants import find_variant  # noqa: E402
-from rtdetr_export import ExportOptions, verify  # noqa: E402
+from rtdetr_export import ExportOptions  # noqa: E402
 from rtdetr_export import graph as graph_module  # noqa: E402
+from rtdetr_export.pipeline import build_graph, decide_sampler, describe_export, trace  # noqa: E402
 from rtdetr_export.simplify import serialize, simplify  # noqa: E402
-from rtdetr_export.to_onnx import build_graph, decide_sampler, describe_export, trace  # noqa: E402
-from rtdetr_export.verify import BOX_TOLERANCE, ParityReport, verify_file  # noqa: E402
+from rtdetr_export.verify import parity as verify  # noqa: E402
+from rtdetr_export.verify.parity import BOX_TOLERANCE, ParityReport, verify_file  # noqa: E402
 
 Mutate = Callable[[Any, pytest.MonkeyPatch], None]
 HEIGHT, WIDTH = 128, 160

@@ -18,7 +18,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from rtdetr_deploy.classes import COCO_NAMES  # noqa: E402
+from rtdetr_deploy.artifacts.class_names import COCO_NAMES  # noqa: E402
 from rtdetr_deploy.errors import CheckpointError, OptionError  # noqa: E402
 from rtdetr_deploy.model import RTDETR, VARIANTS, load_checkpoint  # noqa: E402
 from rtdetr_deploy.model.random_weights import fill_randomly  # noqa: E402

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from rtdetr_deploy.model.deformable_attention import sample_discrete, sample_gather, sample_grid  # noqa: E402
+from rtdetr_deploy.model.layers.deformable_attention import sample_discrete, sample_gather, sample_grid  # noqa: E402
 
 SHAPES = [(6, 9), (3, 5), (2, 2)]
 POINTS = [4, 2, 3]

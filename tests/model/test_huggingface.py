@@ -14,12 +14,12 @@ transformers = pytest.importorskip("transformers")
 
 from rtdetr_deploy.errors import CheckpointError, OptionError  # noqa: E402
 from rtdetr_deploy.model import load_checkpoint  # noqa: E402
-from rtdetr_deploy.model.describe import describe  # noqa: E402
-from rtdetr_deploy.model.huggingface import from_huggingface  # noqa: E402
+from rtdetr_deploy.model.checkpoints.huggingface import from_huggingface  # noqa: E402
+from rtdetr_deploy.model.checkpoints.infer_variant import describe  # noqa: E402
 from rtdetr_deploy.model.random_weights import fill_randomly  # noqa: E402
 from rtdetr_deploy.model.rtdetr import RTDETR  # noqa: E402
-from rtdetr_export.probes import structured_image  # noqa: E402
-from rtdetr_export.verify import MIN_GAP, selection_gap, to_input  # noqa: E402
+from rtdetr_export.verify.parity import MIN_GAP, selection_gap, to_input  # noqa: E402
+from rtdetr_export.verify.synthetic_images import structured_image  # noqa: E402
 
 TOLERANCE = 1e-4
 SIZE = 128

@@ -32,7 +32,7 @@ def test_every_variant_keeps_its_output_and_loses_all_batch_norms(name: str) -> 
 
 
 def test_only_batch_norms_with_running_statistics_are_folded() -> None:
-    from rtdetr_deploy.model.conv_norm import fuse_conv_norm
+    from rtdetr_deploy.model.layers.conv_norm import fuse_conv_norm
 
     with pytest.raises(TypeError, match="expected a BatchNorm2d with running statistics, got GroupNorm"):
         fuse_conv_norm(torch.nn.Conv2d(4, 4, 1), torch.nn.GroupNorm(2, 4))

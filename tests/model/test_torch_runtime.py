@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from rtdetr_deploy.errors import ArtifactError, OptionError  # noqa: E402
-from rtdetr_deploy.model.torch_runtime import TorchRuntime, open_checkpoint  # noqa: E402
+from rtdetr_deploy.runtimes.eager import TorchRuntime, open_checkpoint  # noqa: E402
 
 
 @pytest.fixture(scope="module")

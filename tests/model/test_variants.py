@@ -8,8 +8,8 @@ torch = pytest.importorskip("torch")
 
 from rtdetr_deploy.errors import OptionError  # noqa: E402
 from rtdetr_deploy.model import RTDETR, VARIANTS  # noqa: E402
+from rtdetr_deploy.model.checkpoints.infer_variant import describe, expected_shapes  # noqa: E402
 from rtdetr_deploy.model.complexity import PUBLISHED, measure_complexity  # noqa: E402
-from rtdetr_deploy.model.describe import describe, expected_shapes  # noqa: E402
 from rtdetr_deploy.model.variants import find_variant, variant_names  # noqa: E402
 
 

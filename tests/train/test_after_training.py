@@ -23,7 +23,7 @@ from rtdetr_deploy.model.random_weights import fill_randomly  # noqa: E402
 from rtdetr_train import publish as publish_command  # noqa: E402
 from rtdetr_train import selection_study  # noqa: E402
 from rtdetr_train.checkpoint import publish, save_checkpoint  # noqa: E402
-from rtdetr_train.data import CocoData, read_coco  # noqa: E402
+from rtdetr_train.data.coco import CocoData, read_coco  # noqa: E402
 from rtdetr_train.ema import Average  # noqa: E402
 from rtdetr_train.memory import keep_freed_memory  # noqa: E402
 from rtdetr_train.selection_study import selected_queries, summarize  # noqa: E402

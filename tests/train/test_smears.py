@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from rtdetr_train.data import read_coco
-from rtdetr_train.smears import CLASS_NAMES, draw_smear, write_smears
+from rtdetr_train.data.coco import read_coco
+from rtdetr_train.data.smears import CLASS_NAMES, draw_smear, write_smears
 
 
 def test_a_seed_gives_one_picture_and_others_differ() -> None:

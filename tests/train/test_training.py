@@ -16,14 +16,14 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
-from rtdetr_deploy.coco import read_annotations  # noqa: E402
 from rtdetr_deploy.errors import CheckpointError, OptionError, OutputError  # noqa: E402
+from rtdetr_deploy.evaluate.coco import read_annotations  # noqa: E402
 from rtdetr_deploy.model import VARIANTS, load_checkpoint  # noqa: E402
-from rtdetr_train.augment import Augmentation, crop_by_iou, expand, flip_horizontally, transpose  # noqa: E402
 from rtdetr_train.cli import main  # noqa: E402
-from rtdetr_train.data import Sample, collate, read_coco  # noqa: E402
+from rtdetr_train.data.augment import Augmentation, crop_by_iou, expand, flip_horizontally, transpose  # noqa: E402
+from rtdetr_train.data.coco import Sample, collate, read_coco  # noqa: E402
+from rtdetr_train.data.loader import EpochBatches, load_epoch, make_augmentation  # noqa: E402
 from rtdetr_train.ema import Average  # noqa: E402
-from rtdetr_train.loader import EpochBatches, load_epoch, make_augmentation  # noqa: E402
 from rtdetr_train.optimize import make_optimizer, rate_share, set_rate  # noqa: E402
 from rtdetr_train.options import TrainOptions, check_paths  # noqa: E402
 from rtdetr_train.trainer import Epoch, Watcher, build_model, train  # noqa: E402

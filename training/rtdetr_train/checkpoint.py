@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
+from rtdetr_deploy.artifacts.weights_file import find_weights
 from rtdetr_deploy.errors import CheckpointError, OptionError, OutputError
 from rtdetr_deploy.files import check_writable, refuse_overwriting, written_beside
 from rtdetr_deploy.model import RTDETR, load_checkpoint
-from rtdetr_deploy.model.checkpoint_files import as_input_size
-from rtdetr_deploy.weights_file import find_weights
+from rtdetr_deploy.model.checkpoints.read import as_input_size
 from rtdetr_train.ema import Average
 
 LAST, BEST = "last.pth", "best.pth"

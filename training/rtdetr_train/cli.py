@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rtdetr_deploy.arguments import path_argument
-from rtdetr_deploy.command import run_command
+from rtdetr_deploy.cli.arguments import path_argument
+from rtdetr_deploy.cli.run import run_command
 from rtdetr_deploy.packages import require
 from rtdetr_train.memory import keep_freed_memory
 from rtdetr_train.options import DEFAULT_VARIANT, TrainOptions, check_paths

@@ -13,7 +13,7 @@ from torch import nn
 
 from rtdetr_deploy.model import RTDETR
 from rtdetr_deploy.model.decoder import Decoder, DecoderLayer, Mlp
-from rtdetr_deploy.model.deformable_attention import DeformableAttention
+from rtdetr_deploy.model.layers.deformable_attention import DeformableAttention
 from rtdetr_deploy.model.variants import HEADS
 
 PRIOR = 0.01

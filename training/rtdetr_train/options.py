@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from rtdetr_deploy.artifacts.weights_file import find_weights
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.files import check_writable, refuse_overwriting, require_file
-from rtdetr_deploy.weights_file import find_weights
 
 STRIDE = 32
 DEFAULT_VARIANT = "r18"

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rtdetr_deploy.arguments import parse_size, path_argument
-from rtdetr_deploy.command import run_command
+from rtdetr_deploy.cli.arguments import parse_size, path_argument
+from rtdetr_deploy.cli.run import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

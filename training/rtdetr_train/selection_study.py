@@ -20,13 +20,13 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 
-from rtdetr_deploy.command import run_command
+from rtdetr_deploy.artifacts.weights_file import find_weights
+from rtdetr_deploy.cli.run import run_command
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.files import check_writable, refuse_overwriting, write_atomically
 from rtdetr_deploy.model import RTDETR, load_checkpoint
-from rtdetr_deploy.weights_file import find_weights
 from rtdetr_train.boxes import iou_and_giou, to_corners
-from rtdetr_train.data import CocoData, collate, read_coco
+from rtdetr_train.data.coco import CocoData, collate, read_coco
 
 SCHEMA = 1
 GOOD = 0.5

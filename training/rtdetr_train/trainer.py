@@ -12,20 +12,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from rtdetr_deploy.coco import Accuracy, Annotations, detect_all, read_annotations, require_evaluator, score
 from rtdetr_deploy.errors import OptionError
+from rtdetr_deploy.evaluate.coco import Accuracy, Annotations, detect_all, read_annotations, require_evaluator, score
 from rtdetr_deploy.files import write_atomically
 from rtdetr_deploy.model import RTDETR, load_checkpoint
 from rtdetr_deploy.model.decoder import ExtraQueries
-from rtdetr_deploy.model.torch_runtime import TorchRuntime
 from rtdetr_deploy.model.variants import find_variant
 from rtdetr_deploy.predictor import Predictor
+from rtdetr_deploy.runtimes.eager import TorchRuntime
 from rtdetr_train.checkpoint import BEST, LAST, restore_checkpoint, save_checkpoint
-from rtdetr_train.data import CocoData, read_coco
+from rtdetr_train.data.coco import CocoData, read_coco
+from rtdetr_train.data.loader import Batch, load_epoch
 from rtdetr_train.denoising import make_denoising
 from rtdetr_train.ema import Average
 from rtdetr_train.initialize import initialize, initialize_class_heads
-from rtdetr_train.loader import Batch, load_epoch
 from rtdetr_train.objective import objective
 from rtdetr_train.optimize import make_optimizer, rate_share, set_rate
 from rtdetr_train.options import DEFAULT_VARIANT, TrainOptions, check_paths

@@ -1,0 +1,1 @@
+"""What is measured: RT-DETRs, YOLOs, and the NMS that these need."""

@@ -1,0 +1,1 @@
+"""The paper's tables, measured: NMS, decoder, encoders; accuracy and precision."""

@@ -1,0 +1,197 @@
+"""What FP16 does to detections, by how it is placed, and INT8, by how much of the model is in it.
+
+    python -m rtdetr_bench.studies.precision --weights cells.pth --accuracy val.json --images val/ --json precision.json
+        [--calibration train/]
+
+FP16 is placed by rtdetr-export, everywhere, and by onnxconverter-common. With calibration images follows the curve of
+INT8 as rtdetr-export draws it, here with the AP at each of its points. Every file is run by ONNX Runtime on the CPU and
+compared with the FP32 torch model, detection by detection.
+onnxconverter-common is a peer, not a dependency: its row is there when it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx
+import onnx_ir
+
+from rtdetr_bench.accuracy import open_any
+from rtdetr_bench.machine import describe_machine, today
+from rtdetr_deploy import Detections
+from rtdetr_deploy.artifacts.metadata import read_metadata
+from rtdetr_deploy.cli.arguments import path_argument
+from rtdetr_deploy.cli.run import run_command
+from rtdetr_deploy.evaluate.coco import read_annotations, require_evaluator, score
+from rtdetr_deploy.files import check_writable, refuse_overwriting, write_atomically
+from rtdetr_export import ExportOptions, export_onnx
+from rtdetr_export.precision.fp16 import ISLANDS, to_half
+from rtdetr_export.precision.int8 import quantize
+from rtdetr_export.precision.lower import choose_images, measure_layers
+from rtdetr_export.precision.sensitivity import choose_blocks
+from rtdetr_export.verify.agreement import TOLERANCES, Agreement, compare
+
+SCHEMA = 1
+PIXELS = r"conv1/conv1_1|stem/stem1"
+"""The island of the first convolution."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A file: its AP, what became of the reference's detections, its size in MB, and the share of work in INT8."""
+
+    name: str
+    ap: float
+    agreement: Agreement
+    megabytes: float
+    int8: float = 0.0
+
+
+def _without(model: onnx_ir.Model, *left_out: str) -> None:
+    islands = [island for island in ISLANDS if not any(part in island.pattern for part in left_out)]
+    to_half(model, islands=islands)
+
+
+def _everywhere(model: onnx_ir.Model) -> None:
+    to_half(model, islands=[island for island in ISLANDS if island.pattern == "^/behind/"])
+
+
+PLACEMENTS: dict[str, Callable[[onnx_ir.Model], object]] = {
+    "FP16 by rtdetr-export": to_half,
+    "the same, first convolution in FP16 too": lambda model: _without(model, PIXELS),
+    "FP16 everywhere": _everywhere,
+}
+
+
+def study(
+    weights: Path, annotations: Path, images: Path, calibration: Path | None, on_row: Callable[[Row], None]
+) -> list[Row]:
+    """Return a row per way to place FP16 and per point of INT8's curve, the FP32 file first."""
+    rows: list[Row] = []
+    with TemporaryDirectory() as folder:
+        expected, _ = _detect(weights, annotations, images)
+        for name, file, int8 in _files(weights, calibration, Path(folder)):
+            found, ap = _detect(file, annotations, images)
+            rows.append(Row(name, ap, compare(expected, found), file.stat().st_size / 1e6, int8))
+            on_row(rows[-1])
+    return rows
+
+
+def _files(weights: Path, calibration: Path | None, folder: Path) -> Iterator[tuple[str, Path, float]]:
+    """Yield the name of each file, the file, and the share of its work that is in INT8."""
+    single, trial = export_onnx(ExportOptions(weights, Path(folder, "single.onnx"))).path, Path(folder, "trial.onnx")
+    yield "FP32", single, 0.0
+    for name, place in PLACEMENTS.items():
+        model = onnx_ir.load(single)
+        place(model)
+        onnx_ir.save(model, trial)
+        yield name, trial, 0.0
+    if _convert(single, trial):
+        yield "onnxconverter-common", trial, 0.0
+    if calibration is None:
+        return
+    model = onnx_ir.load(single)
+    info = read_metadata(model.metadata_props, single.name)
+    assert info is not None
+    pictures = choose_images(calibration, info.height, info.width)
+    layers, scales = measure_layers(model, info, pictures)
+    choice = choose_blocks(model, layers, scales, pictures)
+    for count, point in enumerate(choice.curve, start=1):
+        changed = model.clone()
+        quantize(changed, [layer for layer in layers if layer.block in point.blocks], scales)
+        onnx_ir.save(changed, trial)
+        yield f"{'* ' * (count == choice.taken)}INT8 to {point.blocks[-1]}", trial, point.work
+
+
+def _convert(source: Path, target: Path) -> bool:
+    """Convert with onnxconverter-common as its documentation says; False where it is not installed."""
+    try:
+        from onnxconverter_common import float16
+    except ImportError:
+        return False
+    onnx.save(float16.convert_float_to_float16(onnx.load(str(source)), keep_io_types=True), str(target))
+    return True
+
+
+def _detect(file: Path, annotations: Path, images: Path) -> tuple[list[Detections], float]:
+    with open_any(file) as predictor:
+        truth = read_annotations(annotations, images, predictor.class_names)
+        found = predictor.detect_batch([path for _, path in truth.images], threshold=0.0)
+        entries = [
+            entry
+            for (number, _), detections in zip(truth.images, found, strict=True)
+            for entry in detections.to_coco(number, truth.category_ids)
+        ]
+        return found, score(entries, truth, predictor.class_names).metrics["AP"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="rtdetr_bench.studies.precision", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--weights", type=path_argument, required=True, help="checkpoint")
+    parser.add_argument("--accuracy", type=path_argument, required=True, help="COCO json")
+    parser.add_argument("--images", type=path_argument, required=True, help="folder of its images")
+    parser.add_argument(
+        "--calibration", type=path_argument, metavar="DIR", help="measure INT8 too, calibrated on these images"
+    )
+    parser.add_argument("--json", type=path_argument, metavar="FILE", help="write the figures to this file")
+    return run_command(
+        "rtdetr_bench.studies.precision", lambda: _study(parser.parse_args(argv)), "nothing was measured"
+    )
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    refuse_overwriting({"--json": arguments.json}, [arguments.weights, arguments.accuracy])
+    if arguments.json is not None:
+        check_writable(arguments.json)
+    require_evaluator()
+    head = "".join(f"{tolerance!s:>14}" for tolerance in TOLERANCES)
+    print(f"{'file':<50}{'INT8':>7}{'AP':>8}{'MB':>7}{head}{'unasked':>9}")
+
+    def show(row: Row) -> None:
+        shares = "".join(f"{row.agreement.share(index):>14.4f}" for index in range(len(TOLERANCES)))
+        print(
+            f"{row.name:<50}{row.int8:>7.3f}{row.ap:>8.4f}{row.megabytes:>7.1f}{shares}{row.agreement.unasked:>9}",
+            flush=True,
+        )
+
+    rows = study(arguments.weights, arguments.accuracy, arguments.images, arguments.calibration, show)
+    if arguments.calibration is not None:
+        print("* what rtdetr-export chooses")
+    print(f"{rows[0].agreement.wanted} detections of the torch model with score >= 0.3")
+    if arguments.json is not None:
+        write_atomically(arguments.json, json.dumps(_content(arguments, rows), indent=1).encode())
+    return 0
+
+
+def _content(arguments: argparse.Namespace, rows: Sequence[Row]) -> dict[str, object]:
+    return {
+        "schema": SCHEMA,
+        "study": "precision",
+        "date": today(),
+        "weights": arguments.weights.name,
+        "annotations": arguments.accuracy.name,
+        "machine": describe_machine(),
+        "wanted": rows[0].agreement.wanted,
+        "rows": [
+            {
+                "file": row.name,
+                "int8": round(row.int8, 4),
+                "AP": row.ap,
+                "megabytes": round(row.megabytes, 1),
+                "matched": {str(t): row.agreement.share(index) for index, t in enumerate(TOLERANCES)},
+                "unasked": row.agreement.unasked,
+            }
+            for row in rows
+        ],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Lower precision that is placed in the graph."""

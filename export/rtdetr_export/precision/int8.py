@@ -1,0 +1,204 @@
+"""INT8 that is in the graph: explicit QuantizeLinear and DequantizeLinear pairs, symmetric, with zero point 0.
+
+Scales follow TensorRT's rules, which ONNX Runtime and OpenVINO accept too: one scale per activation tensor, one per
+output channel for weights, all zero points 0. Weights are stored as INT8. A scale is chosen to minimize the squared
+error of the values that it rounds and clips (arXiv 1810.05723, section 3), rather than to cover the largest of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from rtdetr_export.precision.fp16 import ISLANDS
+
+Floats = NDArray[np.float32]
+
+LEVELS = 127
+"""Largest INT8 value; -128 is left out, so that ranges are symmetric."""
+CLIPS = np.linspace(0.2, 1.0, 41)
+"""Shares of the largest value that are tried as the end of the range."""
+SMALLEST_SCALE = np.float16(2.0**-20)
+SAMPLED = 4096
+"""Values kept of each activation and image when ranges are chosen."""
+_BLOCKS = (
+    re.compile(r"^/model/(backbone)/(res_layers\.\d+)/blocks/(blocks\.\d+)/"),
+    re.compile(r"^/model/(backbone)/(stages\.\d+)/blocks/?\.?(\d+)?"),
+    re.compile(r"^/model/(backbone)/(\w+)"),
+    re.compile(r"^/model/(encoder)/(\w+\.\d+)/"),
+    re.compile(r"^/model/(decoder)/(layers\.\d+)/"),
+    re.compile(r"^/model/(\w+)/([\w.]+)"),
+)
+
+
+StoredWeights = dict[str, tuple[NDArray[np.int8], Floats]]
+"""INT8 levels and scales of weights, by name."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node that can be quantized: its name, the values that it reads and multiplies with, and its block."""
+
+    node: str
+    activation: str
+    weight: str
+    axis: int
+    block: str
+
+
+def find_layers(model: ir.Model) -> list[Layer]:
+    """Return the convolutions and matrix products with constant weights that `precision` doesn't keep in FP32."""
+    kept = [re.compile(island.pattern) for island in ISLANDS]
+    layers = []
+    for node in model.graph:
+        name = str(node.name)
+        if node.op_type not in ("Conv", "MatMul") or any(pattern.search(name) for pattern in kept):
+            continue
+        activation, weight = node.inputs[:2]
+        if activation is None or weight is None or weight.const_value is None:
+            continue
+        axis = 0 if node.op_type == "Conv" else len(weight.const_value.shape) - 1
+        layers.append(Layer(name, str(activation.name), str(weight.name), axis, block_of(name)))
+    return layers
+
+
+def block_of(name: str) -> str:
+    """Return the part of the model that a node belongs to, e.g. `backbone/res_layers.2/blocks.0`."""
+    for pattern in _BLOCKS:
+        found = pattern.search(name)
+        if found:
+            return "/".join(part for part in found.groups() if part)
+    return name
+
+
+def measure_scales(content: bytes, names: Collection[str], batches: Iterable[NDArray[np.generic]]) -> dict[str, float]:
+    """Return the scale of each activation, chosen on values sampled from every prepared input array."""
+    import onnxruntime
+
+    model = onnx.load_from_string(content)
+    wanted = sorted(names)
+    known = {value.name for value in model.graph.input}
+    made = [name for name in wanted if name not in known]
+    for name in made:
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    source = session.get_inputs()[0].name
+    rng = np.random.default_rng(0)
+    samples: dict[str, list[Floats]] = {name: [] for name in wanted}
+    for batch in batches:
+        arrays = dict(zip(made, session.run(made, {source: batch}), strict=True))
+        for name in wanted:
+            values = np.abs(arrays.get(name, batch)).reshape(-1)
+            kept = rng.choice(values, min(SAMPLED, values.size), replace=False)
+            samples[name].append(np.append(kept, values.max()).astype(np.float32))
+    return {name: float(choose_scale(np.concatenate(parts)[None])[0]) for name, parts in samples.items()}
+
+
+def choose_scale(values: Floats) -> Floats:
+    """Return the scale `(rows,)` with the least squared rounding and clipping error for each row of `values`."""
+    largest = np.abs(values).max(axis=1)
+    best = np.maximum(largest, 1e-12) / LEVELS
+    least = np.full(len(values), np.inf)
+    for clip in CLIPS:
+        scale = np.maximum(largest * clip, 1e-12) / LEVELS
+        rounded = np.clip(np.rint(values / scale[:, None]), -LEVELS, LEVELS) * scale[:, None]
+        error = ((rounded - values) ** 2).mean(axis=1)
+        better = error < least
+        best, least = np.where(better, scale, best), np.where(better, error, least)
+    # Scales that FP16 holds too: what is not INT8 may be FP16, and then reads them in that type.
+    result: Floats = np.maximum(best.astype(np.float16), SMALLEST_SCALE).astype(np.float32)
+    return result
+
+
+def quantize_weight(weight: Floats, axis: int) -> tuple[NDArray[np.int8], Floats]:
+    """Return `weight` as INT8 and its scale for each index of `axis`."""
+    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    scale = choose_scale(rows)
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    return np.clip(np.rint(weight / scale.reshape(shape)), -LEVELS, LEVELS).astype(np.int8), scale
+
+
+def quantize(
+    model: ir.Model, layers: Sequence[Layer], scales: Mapping[str, float], stored: StoredWeights | None = None
+) -> None:
+    """Put Q/DQ pairs before the activations and weights of `layers`, in place. One pair serves all readers.
+
+    `stored` keeps quantized weights for other calls with the same weights.
+    """
+    stored = {} if stored is None else stored
+    graph = model.graph
+    nodes = {str(node.name): node for node in graph}
+    activations: dict[str, ir.Value] = {}
+    weights: dict[str, ir.Value] = {}
+    for layer in layers:
+        node = nodes[layer.node]
+        activation, weight = node.inputs[0], node.inputs[1]
+        assert activation is not None
+        assert weight is not None
+        if layer.activation not in activations:
+            activations[layer.activation] = _add_pair(graph, activation, scales[layer.activation])
+        node.replace_input_with(0, activations[layer.activation])
+        if layer.weight not in weights:
+            weights[layer.weight] = _store_weight(graph, node, weight, layer.axis, stored)
+        node.replace_input_with(1, weights[layer.weight])
+    for name, value in list(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]
+
+
+def _add_pair(graph: ir.Graph, value: ir.Value, scale: float) -> ir.Value:
+    """Insert Q and DQ behind `value` and return what DQ gives."""
+    constants = [_constant(graph, f"{value.name}_scale", np.float32(scale)), _zero(graph, f"{value.name}_zero", ())]
+    quantized = ir.node("QuantizeLinear", [value, *constants], name=f"quantize_{value.name}")
+    _describe(quantized.outputs[0], f"{value.name}_int8", ir.DataType.INT8, value)
+    restored = ir.node("DequantizeLinear", [quantized.outputs[0], *constants], name=f"dequantize_{value.name}")
+    _describe(restored.outputs[0], f"{value.name}_restored", ir.DataType.FLOAT, value)
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], [quantized, restored])
+    else:
+        graph.insert_after(producer, [quantized, restored])
+    return restored.outputs[0]
+
+
+def _store_weight(graph: ir.Graph, reader: ir.Node, weight: ir.Value, axis: int, stored: StoredWeights) -> ir.Value:
+    """Store `weight` as INT8 with a DQ per channel before `reader`, and return what DQ gives."""
+    assert weight.const_value is not None
+    name = str(weight.name)
+    if name not in stored:
+        stored[name] = quantize_weight(weight.const_value.numpy(), axis)
+    levels, scale = stored[name]
+    inputs = [
+        _constant(graph, f"{name}_int8", levels),
+        _constant(graph, f"{name}_scale", scale),
+        _zero(graph, f"{name}_zero", scale.shape),
+    ]
+    restored = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"dequantize_{name}")
+    _describe(restored.outputs[0], f"{name}_restored", ir.DataType.FLOAT, weight)
+    graph.insert_before(reader, restored)
+    return restored.outputs[0]
+
+
+def _describe(value: ir.Value, name: str, dtype: ir.DataType, like: ir.Value) -> None:
+    value.name, value.dtype, value.shape = name, dtype, like.shape
+
+
+def _constant(graph: ir.Graph, name: str, array: np.ndarray | np.float32) -> ir.Value:
+    tensor = ir.tensor(np.asarray(array), name=name)
+    shape, kind = ir.Shape(np.shape(array)), ir.TensorType(tensor.dtype)
+    value = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _zero(graph: ir.Graph, name: str, shape: tuple[int, ...]) -> ir.Value:
+    return _constant(graph, name, np.zeros(shape, np.int8))

@@ -1,0 +1,1 @@
+"""TensorRT: what its parser takes, and engines."""

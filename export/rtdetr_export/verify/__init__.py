@@ -1,0 +1,1 @@
+"""Exported files and engines against the model that they came from."""

@@ -1,0 +1,1 @@
+"""What travels with a model: metadata, class names, and the file that holds its weights."""

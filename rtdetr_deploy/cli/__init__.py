@@ -1,0 +1,1 @@
+"""The command line of `rtdetr-detect`, and what all command lines share."""

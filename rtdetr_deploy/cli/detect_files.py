@@ -1,0 +1,270 @@
+"""Detection over many image files: annotated pictures, JSON lines, counts and times."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from io import RawIOBase
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, BinaryIO, TextIO
+
+from rtdetr_deploy.artifacts.class_names import Classes
+from rtdetr_deploy.detections import Detections
+from rtdetr_deploy.errors import ImageError, OutputError, RtdetrError
+from rtdetr_deploy.files import check_writable, in_place, open_in_place, reason, refuse_overwriting, written_beside
+from rtdetr_deploy.images.frame import Frame, find_images
+from rtdetr_deploy.words import plural, printable
+
+if TYPE_CHECKING:
+    from rtdetr_deploy.predictor import Predictor
+
+STAGES = ("load", "prepare", "infer", "decode", "draw")
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
+
+OnImage = Callable[[Path, Detections | RtdetrError], None]
+"""Called for every image with its detections, or with the error for which it was skipped (`ImageError`); then with an
+`OutputError` where its picture can't be written. Also called for folders that can't be read."""
+
+
+@dataclass
+class Summary:
+    """Images done and skipped, detections per class name, seconds per stage (one entry per image).
+
+    Folders that can't be read count as skipped; `unwritten` counts annotated pictures that could not be written.
+    """
+
+    done: int = 0
+    skipped: int = 0
+    unwritten: int = 0
+    interrupted: bool = False
+    found: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Note how long the block took."""
+        start = time.perf_counter()
+        yield
+        self.seconds[stage].append(time.perf_counter() - start)
+
+    def __str__(self) -> str:
+        parts = [plural(self.done, "image")]
+        parts += [f"{self.skipped} skipped"] if self.skipped else []
+        parts += [f"{plural(self.unwritten, 'picture')} not written"] if self.unwritten else []
+        parts.append(plural(self.found.total(), "detection"))
+        counts = ", ".join(f"{count} {printable(name)}" for name, count in self.found.most_common())
+        lines = [", ".join(parts) + (f": {counts}" if counts else "")]
+        times = [f"{stage} {1000 * median(self.seconds[stage]):.1f}" for stage in STAGES if self.seconds[stage]]
+        if times:
+            lines.append(f"milliseconds per image (median): {'   '.join(times)}")
+        return "\n".join(lines)
+
+
+def check_targets(output: Path | None, json_lines: Path | None) -> None:
+    """Raise `OutputError` when pictures in the folder `output`, or the JSON lines, could not be written."""
+    if output is not None:
+        check_writable(output, folder=True)
+    if json_lines is not None:
+        check_writable(json_lines)
+    if output is not None and json_lines is not None:
+        folder, file = output.resolve(), json_lines.resolve()
+        if file in (folder, *folder.parents):
+            raise OutputError(f"--json {json_lines} would be a file where --output {output} needs a folder")
+
+
+def detect_files(
+    predictor: Predictor,
+    sources: Sequence[str | Path],
+    *,
+    classes: Classes | None = None,
+    output: str | Path | None = None,
+    json_lines: str | Path | TextIO | None = None,
+    font: str | Path | None = None,
+    on_image: OnImage | None = None,
+    progress: bool = False,
+) -> Summary:
+    """Detect in every image of `sources` (files, folders, glob patterns).
+
+    Annotated pictures go into the folder `output`, with labels in `font` (see `Detections.draw`); `json_lines` gets one
+    JSON object per image: `image`, `width`, `height`, and `detections` as in `Detections.to_dicts`. An image or folder
+    that can't be read is counted and skipped; a picture that can't be written is counted. Pictures that lie in `output`
+    from an earlier run are not taken for images when a folder is searched.
+
+    After an interrupt (Ctrl-C) what was done is kept and the summary says so; after an error the JSON lines of the
+    images before it are kept.
+
+    Raises `ImageError` when a source holds no image, `OutputError` when the JSON lines can't be written or a file would
+    replace an image, `ArtifactError` when the model fails.
+    """
+    from tqdm import tqdm
+
+    output = Path(output) if output is not None else None
+    json_lines = Path(json_lines) if isinstance(json_lines, str) else json_lines
+    target = json_lines if isinstance(json_lines, Path) else None
+    check_targets(output, target)
+    run = _Run(predictor, classes=predictor.labels_of(classes), output=output, font=font, on_image=on_image)
+    images = find_images(sources, skip=output, on_unreadable=run.skip)
+    refuse_overwriting({"--json": target}, images)
+    names = _output_names(images, output, target)
+    predictor.warmup(1)
+    with ExitStack() as stack:
+        lines = _open_lines(json_lines, stack)
+        failure: Exception | None = None
+        try:
+            for path in tqdm(images, unit="image", leave=False, disable=not progress):
+                run.detect(path, lines, names.get(path))
+        except KeyboardInterrupt:
+            if run.summary.done == 0:
+                raise
+            run.summary.interrupted = True
+        except Exception as error:
+            if run.summary.done == 0:  # there is nothing to keep
+                raise
+            failure = error
+    if failure is not None:
+        raise failure
+    return run.summary
+
+
+class _Run:
+    """One image after the other, and what comes of them all."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        classes: Classes | None,
+        output: Path | None,
+        font: str | Path | None,
+        on_image: OnImage | None,
+    ) -> None:
+        self.summary = Summary()
+        self._predictor, self._classes = predictor, classes
+        self._output, self._font = output, font
+        self._report = on_image if on_image is not None else lambda _path, _result: None
+
+    def skip(self, path: Path, error: ImageError) -> None:
+        """Count and report what can't be read."""
+        self.summary.skipped += 1
+        self._report(path, error)
+
+    def detect(self, path: Path, lines: _Lines | None, name: str | None) -> None:
+        """Detect in one image; append its JSON to `lines`, write its picture as `name` into the output folder."""
+        try:
+            frame, detections = self._detect(path)
+        except ImageError as error:
+            self.skip(path, error)
+            return
+        if lines is not None:
+            lines.append(path, frame, detections)
+        self.summary.done += 1
+        self.summary.found.update(detections.names)
+        self._report(path, detections)
+        if self._output is not None and name is not None:
+            try:
+                with self.summary.timed("draw"):
+                    _write_picture(self._output / name, frame, detections, self._font)
+            except OutputError as error:
+                self.summary.unwritten += 1
+                self._report(path, error)
+
+    def _detect(self, path: Path) -> tuple[Frame, Detections]:
+        predictor, timed = self._predictor, self.summary.timed
+        with timed("load"):
+            (frame,) = predictor.load([path])
+        with timed("prepare"):
+            batch = predictor.prepare([frame])
+        with timed("infer"):
+            outputs = predictor.infer(batch)
+        with timed("decode"):
+            (detections,) = predictor.decode(outputs, [frame.size], classes=self._classes)
+        return frame, detections
+
+
+class _Lines:
+    """JSON lines: `write` takes each as a whole, and errors are about the file `name`."""
+
+    def __init__(self, write: Callable[[str], None], name: str) -> None:
+        self._write, self._name = write, name
+
+    def append(self, path: Path, frame: Frame, detections: Detections) -> None:
+        """Write the line of one image at once: whoever reads a pipe gets each as it is done."""
+        height, width = frame.size
+        entry = {"image": str(path), "width": width, "height": height, "detections": detections.to_dicts()}
+        try:
+            self._write(json.dumps(entry) + "\n")  # ASCII: not every file name is valid UTF-8
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"can't write {self._name}: {reason(error)}") from error
+
+
+def _open_lines(target: Path | TextIO | None, stack: ExitStack) -> _Lines | None:
+    if target is None:
+        return None
+    if not isinstance(target, Path):
+        return _Lines(partial(_write_flushed, target), "standard output")
+    if in_place(target):  # not written beside first: see `_Lines.append`
+        return _Lines(partial(_write_whole, stack.enter_context(open_in_place(target))), str(target))
+    beside = stack.enter_context(written_beside(target))
+    return _Lines(partial(_write_whole, stack.enter_context(beside.open("wb", buffering=0))), str(target))
+
+
+def _write_flushed(file: TextIO, line: str) -> None:
+    file.write(line)
+    file.flush()
+
+
+def _write_whole(file: RawIOBase | BinaryIO, line: str) -> None:
+    """Write to an unbuffered file; what was written of the line before an error is cut off again."""
+    start = file.tell() if file.seekable() else None
+    rest = memoryview(line.encode())
+    try:
+        while rest:
+            rest = rest[file.write(rest) or 0 :]
+    except BaseException:
+        if start is not None:
+            with suppress(OSError):
+                file.truncate(start)
+        raise
+
+
+def _write_picture(path: Path, frame: Frame, detections: Detections, font: str | Path | None) -> None:
+    picture = detections.draw(frame.to_rgb(), color="rgb", font=font)
+    with written_beside(path) as beside:
+        if path.suffix in JPEG_SUFFIXES:
+            picture.save(beside, quality=92)
+        else:
+            picture.save(beside)
+
+
+def _output_names(images: Sequence[Path], output: Path | None, json_lines: Path | None) -> dict[Path, str]:
+    """Return a file name per image: JPEG stays JPEG, all else becomes PNG, doubles are numbered.
+
+    Raises `OutputError` where a picture would replace one of the images or the JSON lines.
+    """
+    names: dict[Path, str] = {}
+    if output is None:
+        return names
+    taken: set[str] = set()
+    inputs = {path.resolve() for path in images}
+    lines = json_lines.resolve() if json_lines is not None else None
+    for path in images:
+        suffix = path.suffix.lower() if path.suffix.lower() in JPEG_SUFFIXES else ".png"
+        name, number = f"{path.stem}{suffix}", 2
+        while name in taken:
+            name, number = f"{path.stem}-{number}{suffix}", number + 1
+        taken.add(name)
+        names[path] = name
+        picture = (output / name).resolve()
+        if picture in inputs:
+            raise OutputError(f"annotated pictures would overwrite {output / name}; choose another --output folder")
+        if picture == lines:
+            raise OutputError(f"--json and an annotated picture both name {output / name}; choose another --json file")
+    return names

@@ -1,0 +1,1 @@
+"""Accuracy as COCO defines it."""

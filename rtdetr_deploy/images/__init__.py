@@ -1,0 +1,1 @@
+"""Pixels of anything that is called an image, found, read and prepared."""

@@ -1,0 +1,1 @@
+"""Backbones: ResNet-vd and HGNetv2."""

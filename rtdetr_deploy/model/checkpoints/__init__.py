@@ -1,0 +1,1 @@
+"""Trained weights: read, recognised and loaded."""

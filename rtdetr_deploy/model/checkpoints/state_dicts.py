@@ -1,0 +1,120 @@
+"""Finding the weights of a detector in what a file holds, whichever framework wrapped them.
+
+{"ema": {"module": state}, "model": state}      released checkpoints; moving averages are preferred everywhere
+{"state_dict": {"model.backbone...": ...}}      Lightning; any other key and any other prefix is found alike
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rtdetr_deploy.errors import CheckpointError
+from rtdetr_deploy.model.checkpoints.read import ultralytics_error
+
+State = dict[str, Tensor]
+Place = tuple[str, ...]
+
+DEEPEST = 3
+"""Levels of keys that are searched."""
+_DECODER = re.compile(r"^(.*?)(?:decoder\.decoder|model\.decoder)\.layers\.\d+\.")  # released names | Hugging Face's
+_AVERAGE = re.compile(r"(^|[._])ema([._]|$)")
+_ULTRALYTICS = re.compile(r"^(?:model\.)*\d+\.")
+_NOT_LEARNED = re.compile(r"(num_batches_tracked|anchors|valid_mask)$")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_NAMED_KEYS = 5
+
+
+def find_state(content: Any, path: Path) -> State:
+    """Return the state dict of the detector in `content`, without the prefix of its names.
+
+    Raises `CheckpointError` where there is none, where several are alike, or for tensors that are not plain numbers.
+    """
+    found = dict(_detectors(content))
+    if not found:
+        raise _nothing_found(content, path)
+    best = min(_rank(place) for place in found)
+    places = [place for place in found if _rank(place) == best]
+    if len(places) > 1:
+        names = ", ".join(".".join(place) for place in places)
+        raise CheckpointError(f"{path} holds several models ({names}); save the one to use alone")
+    state = found[places[0]]
+    for key, value in state.items():
+        _check_tensor(key, value, path)
+    return state
+
+
+def _rank(place: Place) -> int:
+    if _AVERAGE.search(".".join(place)):
+        return 0
+    return 1 if place[:1] == ("model",) else 2
+
+
+def _detectors(content: Any) -> Iterator[tuple[Place, State]]:
+    """Yield every state dict with a decoder: where it lies (keys, and the prefix of its names), and the state dict."""
+    for place, state in _states(content):
+        matches = [match for key in state if (match := _DECODER.match(key))]
+        prefixes = list(dict.fromkeys(match[1] for match in matches))
+        for prefix in prefixes:
+            longer = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+            own = {
+                key.removeprefix(prefix): value
+                for key, value in state.items()
+                if key.startswith(prefix) and not (longer and key.startswith(longer))
+            }
+            yield (*place, *filter(None, prefix.split("."))), own
+
+
+def _states(content: Any) -> Iterator[tuple[Place, State]]:
+    """Yield every mapping that holds tensors and its place, the outer ones first, each once: pickles can hold rings."""
+    seen: set[int] = set()
+    waiting: list[tuple[Place, Any]] = [((), content)]
+    for place, value in waiting:
+        if not isinstance(value, Mapping) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        state = {str(key): item for key, item in value.items() if isinstance(item, Tensor)}
+        if state:
+            yield place, state
+        if len(place) < DEEPEST:
+            waiting += [((*place, str(key)), item) for key, item in value.items()]
+
+
+def _nothing_found(content: Any, path: Path) -> CheckpointError:
+    _, state = next(_states(content), ((), {}))
+    if any(_ULTRALYTICS.match(key) for key in state):
+        return ultralytics_error(path, f"its weights are called {next(iter(state))}")
+    if state:
+        return CheckpointError(
+            f"{path} has no detection head (no name holds 'decoder.decoder.layers'; there are {_some([*state])}): "
+            "is it a backbone or another model?"
+        )
+    keys = [str(key) for key in content] if isinstance(content, Mapping) else []
+    return CheckpointError(
+        f"{path} holds no weights ({'its keys are ' + _some(keys) if keys else 'it is ' + type(content).__name__}): "
+        "expected {'ema': {'module': ...}}, {'model': ...} or a plain state dict"
+    )
+
+
+def _some(keys: Sequence[str]) -> str:
+    return ", ".join(map(repr, keys[:_NAMED_KEYS])) + (f", ... ({len(keys)} keys)" if len(keys) > _NAMED_KEYS else "")
+
+
+def _check_tensor(key: str, value: Tensor, path: Path) -> None:
+    """Raise `CheckpointError` for what can't be a learned parameter."""
+    problem = None
+    if value.is_meta:
+        problem = "without values (on the meta device)"
+    elif value.layout != torch.strided or value.is_quantized or value.is_nested:
+        problem = "in a sparse, quantized or nested form"
+    elif value.dtype not in _FLOATS and not _NOT_LEARNED.search(key):
+        problem = f"as {str(value.dtype).removeprefix('torch.')}"
+    elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        problem = "as an expanded tensor, larger than what is stored"
+    if problem is not None:
+        raise CheckpointError(f"{path} holds {key} {problem}; expected plain floating-point numbers")

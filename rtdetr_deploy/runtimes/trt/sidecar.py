@@ -1,0 +1,103 @@
+"""What is known about a TensorRT engine: stored beside it, so that the engine stays a plain one.
+
+`model.engine` is what `trtexec --loadEngine` accepts; `model.engine.json` says what it detects, and where it may run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rtdetr_deploy.artifacts.metadata import METADATA_KEY, ArtifactInfo, read_metadata
+from rtdetr_deploy.errors import ArtifactError
+from rtdetr_deploy.files import reason
+
+if TYPE_CHECKING:
+    from rtdetr_deploy.runtimes.trt.cuda import Gpu
+
+FORMAT = 1
+AMPERE = (8, 0)
+"""The compute capability from which hardware-compatible engines run."""
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """Facts about an engine file.
+
+    `info` of the model; `tensorrt` version that built it; `gpu` name and compute `capability` ("7.5") of the device it
+    was built on; `profile` smallest, best and largest batch; SHA-256 of the ONNX file and of the engine;
+    `version_compatible` and `hardware_compatible` as it was built.
+    """
+
+    info: ArtifactInfo
+    tensorrt: str
+    gpu: str
+    capability: str
+    profile: tuple[int, int, int]
+    onnx_digest: str
+    engine_digest: str
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+    def to_json(self) -> str:
+        """Return the content of the file beside the engine."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return json.dumps({"format": FORMAT, **values, "info": json.loads(self.info.to_json())}, indent=1)
+
+
+def sidecar_path(engine: Path) -> Path:
+    """Return where the facts about `engine` are stored."""
+    return engine.with_name(engine.name + ".json")
+
+
+def read_engine_info(engine: Path, content: bytes) -> EngineInfo | None:
+    """Return what is stored beside the engine file with this `content`; None where nothing is.
+
+    Raises `ArtifactError` when it is damaged, was written by a newer version, or belongs to another engine.
+    """
+    path = sidecar_path(engine)
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} can't be read: {reason(error)}; build the engine again") from error
+    try:
+        if stored["format"] > FORMAT:
+            raise ArtifactError(f"{path} was written by a newer rtdetr-deploy; update this one")
+        values = {field.name: stored[field.name] for field in fields(EngineInfo)}
+        smallest, best, largest = (int(batch) for batch in values["profile"])
+        info = read_metadata({METADATA_KEY: json.dumps(values["info"])}, path.name)
+        facts = EngineInfo(**{**values, "info": info, "profile": (smallest, best, largest)})
+    except ArtifactError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ArtifactError(f"{path} does not describe an engine ({error!r}); build the engine again") from error
+    if facts.engine_digest != hashlib.sha256(content).hexdigest():
+        raise ArtifactError(f"{path.name} belongs to an engine other than {engine.name}; build it again, or delete it")
+    return facts
+
+
+def check_fits(facts: EngineInfo, name: str, version: str, gpu: Gpu) -> None:
+    """Raise `ArtifactError` when an engine was built for another TensorRT or another GPU than these."""
+    built, here = _numbers(facts.tensorrt), _numbers(version)
+    later = facts.version_compatible and here[0] == built[0] and here > built
+    if version != facts.tensorrt and not later:
+        raise ArtifactError(
+            f"{name} was built by TensorRT {facts.tensorrt}, this is {version}; build it again here (engines built "
+            "with --version-compatible run on later versions of the same major number)"
+        )
+    ampere = facts.hardware_compatible and _numbers(gpu.capability) >= AMPERE
+    if gpu.capability != facts.capability and not ampere:
+        raise ArtifactError(
+            f"{name} was built for {facts.gpu} (compute capability {facts.capability}), this is {gpu.name} "
+            f"({gpu.capability}); build it again here"
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))

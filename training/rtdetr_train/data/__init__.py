@@ -1,0 +1,1 @@
+"""Images with boxes: COCO's json, drawn smears, augmentation, batches."""

@@ -1,0 +1,72 @@
+"""Batches of one epoch, the same for the same seed and epoch whatever the number of workers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from torch import Tensor
+
+from rtdetr_train.data.augment import Augmentation
+from rtdetr_train.data.coco import CocoData, Sample, collate
+from rtdetr_train.matcher import Target
+from rtdetr_train.options import STRIDE, TrainOptions
+
+Batch = tuple[Tensor, list[Target]]
+
+
+class EpochBatches:
+    """Batch `b` of epoch `epoch`: images drawn without repetition, augmented, resized to that batch's size."""
+
+    def __init__(self, data: CocoData, options: TrainOptions, epoch: int) -> None:
+        self._data = data
+        self._options = options
+        self._epoch = epoch
+        self._augment = make_augmentation(options, epoch)
+        rng = np.random.default_rng((options.seed, epoch))
+        order = rng.permutation(len(data))
+        # An incomplete last batch is filled with the epoch's first images: batch norm needs more than one.
+        missing = -len(order) % options.batch
+        self._order = np.resize(order, len(order) + missing)
+        self._sizes = rng.integers(-options.scales, options.scales + 1, len(self)) * STRIDE + options.size
+
+    def __len__(self) -> int:
+        return len(self._order) // self._options.batch
+
+    def __getitem__(self, index: int) -> Batch:
+        batch, size = self._options.batch, int(self._sizes[index])
+        rows = range(index * batch, (index + 1) * batch)
+        return collate([self._sample(row) for row in rows], size, size)
+
+    def _sample(self, row: int) -> Sample:
+        rng = np.random.default_rng((self._options.seed, self._epoch, row))
+        return self._augment(self._data.load(int(self._order[row])), rng)
+
+
+def make_augmentation(options: TrainOptions, epoch: int) -> Augmentation:
+    """Return the augmentation of `epoch`: only flips in the last `options.plain_epochs`."""
+    if epoch >= options.epochs - options.plain_epochs:
+        return Augmentation(color=0.0, expand=0.0, crop=0.0, any_orientation=options.any_orientation)
+    return Augmentation(any_orientation=options.any_orientation, largest_expansion=options.expand)
+
+
+def load_epoch(data: CocoData, options: TrainOptions, epoch: int) -> Iterator[Batch]:
+    """Yield the batches of `epoch`, prepared ahead by `options.workers` threads (0: none, each when it is asked for).
+
+    Threads, because decoding and resizing let go of Python's lock, and because processes forked beside torch's and
+    OpenCV's own threads can hang.
+    """
+    batches = EpochBatches(data, options, epoch)
+    if options.workers == 0:
+        yield from (batches[index] for index in range(len(batches)))
+        return
+    with ThreadPoolExecutor(options.workers) as pool:
+        ahead: deque[Future[Batch]] = deque()
+        for index in range(len(batches)):
+            ahead.append(pool.submit(batches.__getitem__, index))
+            if len(ahead) > options.workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
