@@ -67,6 +67,12 @@ def test_help_on_a_full_disk_gives_one_line(module: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def _as_at_a_terminal() -> None:
+    """Tests that run in the background inherit an ignored SIGINT, under nohup an ignored SIGHUP."""
+    for name in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(name, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
 def test_signals_end_the_work_as_ctrl_c_does(name: str, status: int, tmp_path: Path) -> None:
     target = tmp_path / "file.bin"
@@ -74,7 +80,14 @@ def test_signals_end_the_work_as_ctrl_c_does(name: str, status: int, tmp_path: P
         f"with written_beside(pathlib.Path({str(target)!r})) as beside: "
         "beside.write_bytes(b'half'); print('ready', flush=True); time.sleep(60)"
     )
-    with subprocess.Popen(_command(body), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        _command(body),
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        preexec_fn=_as_at_a_terminal,  # noqa: PLW1509
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == "ready\n"
