@@ -13,7 +13,7 @@ from PIL import Image
 
 from rtdetr_deploy import Detections, ImageError, Predictor
 from rtdetr_deploy.cli.arguments import parse_size, path_argument
-from rtdetr_deploy.cli.run import run_command
+from rtdetr_deploy.cli.run import run_main
 from rtdetr_deploy.files import check_writable, require_file
 from rtdetr_export import ExportOptions, export_onnx
 from rtdetr_export.cli import print_result
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--size", help="input size (default: what the checkpoint names, else 640)")
     parser.add_argument("--output", type=path_argument, default=FOLDER / "output", help="folder (default: %(default)s)")
-    return run_command("demo", lambda: _show(parser.parse_args(argv)), "the demo was not finished")
+    return run_main("demo", lambda: _show(parser.parse_args(argv)), "the demo was not finished")
 
 
 def _show(arguments: argparse.Namespace) -> int:
@@ -61,10 +61,9 @@ def draw(output: Path) -> Path:
 
 def run(weights: Path, image: Path, size: tuple[int, int] | None, output: Path) -> None:
     """Do everything; results go into the folder `output`."""
-    height, width = size or (None, None)
     for layers in (1, None):
         target = output / f"{weights.stem}-{'one-layer' if layers else 'all-layers'}.onnx"
-        options = ExportOptions(weights=weights, output=target, layers=layers, height=height, width=width)
+        options = ExportOptions(weights=weights, output=target, layers=layers, size=size)
         print(f"\n== export, {'1 decoder layer' if layers else 'all decoder layers'}")
         print_result(export_onnx(options, print_step))
         with Predictor(target, threshold=0.5) as predictor:

@@ -67,7 +67,7 @@ def require_file(path: Path, error: type[RtdetrError]) -> int:
 
 
 @contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a path in the same folder (same suffix) to write to; it becomes `path` when the block ends without error.
 
     Links are followed: what they lead to is replaced. The folder is made if needed. On any error, the half-written
@@ -112,9 +112,9 @@ def _put_in_place(beside: Path, target: Path) -> None:
         beside.unlink()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, whole or not at all. Raises `OutputError`."""
-    with written_beside(path) as beside, beside.open("wb") as file:
+    with atomic_write(path) as beside, beside.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

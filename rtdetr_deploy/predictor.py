@@ -30,7 +30,7 @@ from rtdetr_deploy.images.frame import MAX_PIXELS, Color, Frame, ImageLike, chec
 from rtdetr_deploy.images.preprocess import RESIZERS, Resizer, prepare_batch
 from rtdetr_deploy.postprocess import check_finite, decode_raw, to_pixels
 from rtdetr_deploy.runtimes import Array, Device, FrameRuntime, Runtime, open_runtime
-from rtdetr_deploy.signature import check_outputs, recognize
+from rtdetr_deploy.signature import check_outputs, infer_signature
 
 MAX_DETECTIONS = 300
 """Detections kept of raw outputs, as the released models do."""
@@ -85,7 +85,7 @@ class Predictor:
         try:
             if resizer == "cuda" and not isinstance(self._runtime, FrameRuntime):
                 raise OptionError(f'resizer="cuda" is for TensorRT engines; {self._name} is run by {self.runtime}')
-            self._contract = recognize(self._runtime, self._name, size)
+            self._contract = infer_signature(self._runtime, self._name, size)
             self._names, self._names_source = self._decide_names(class_names)
         except BaseException:
             if isinstance(engine, (str, Path)):  # what was opened here; a GPU's memory isn't freed by itself
@@ -152,7 +152,7 @@ class Predictor:
         classes = self.labels_of(classes)
         images = _as_list(images)
         results: list[Detections] = []
-        step = self.batch or min(MAX_BATCH, self._runtime.largest_batch or MAX_BATCH)
+        step = self.batch or min(MAX_BATCH, self._runtime.max_batch or MAX_BATCH)
         for start in range(0, len(images), step):
             frames = self.load(images[start : start + step], color=color)
             outputs = self.infer(self.prepare(frames))

@@ -24,7 +24,7 @@ EXPECTED = "expected images -> labels, boxes, scores (or logits, boxes), optiona
 
 
 @dataclass(frozen=True)
-class Contract:
+class IOSignature:
     """Names and sizes that the Predictor works with.
 
     `batch` is None where it is dynamic. `sizes` is the name of the `orig_target_sizes` input, if there is one.
@@ -42,7 +42,7 @@ class Contract:
     info: ArtifactInfo | None
 
 
-def recognize(runtime: Runtime, name: str, size: tuple[int, int] | None = None) -> Contract:
+def infer_signature(runtime: Runtime, name: str, size: tuple[int, int] | None = None) -> IOSignature:
     """Return the contract of a loaded model; `size` (height, width) is needed where the file leaves it open.
 
     Raises `ArtifactError` when the inputs or outputs are not a detector's.
@@ -67,7 +67,7 @@ def recognize(runtime: Runtime, name: str, size: tuple[int, int] | None = None) 
         counted = {spec.name: spec.classes for spec in runtime.outputs}
         classes = shapes[roles["logits"]][-1] if kind == "raw" else counted[roles["labels"]]
         _check_info(info, {"outputs": kind, "height": height, "width": width, "batch": batch}, classes, name)
-    return Contract(images, sizes, height, width, batch, raw_input, kind, roles, info)
+    return IOSignature(images, sizes, height, width, batch, raw_input, kind, roles, info)
 
 
 def _is_size(size: object) -> bool:

@@ -49,7 +49,7 @@ def small_options(r18_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 
     def make(name: str, **changes: Any) -> ExportOptions:
         return ExportOptions(
-            **{"weights": r18_checkpoint, "output": folder / name, "height": 128, "width": 160, "layers": 2, **changes}
+            **{"weights": r18_checkpoint, "output": folder / name, "size": (128, 160), "layers": 2, **changes}
         )
 
     return make

@@ -27,7 +27,7 @@ def make_model(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder, "r18.pth")
         torch.save(model.state_dict(), weights)
-        export_onnx(ExportOptions(weights=weights, output=path, height=64, width=96))
+        export_onnx(ExportOptions(weights=weights, output=path, size=(64, 96)))
 
 
 def check(model: Path) -> None:

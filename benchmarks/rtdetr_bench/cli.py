@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rtdetr_deploy.cli.run import run_command
+from rtdetr_deploy.cli.run import run_main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (0 done, 2 wrong input, 130 interrupted)."""
-    return run_command("rtdetr-bench", lambda: _run(argv), "nothing was measured")
+    return run_main("rtdetr-bench", lambda: _run(argv), "nothing was measured")
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -28,7 +28,7 @@ from rtdetr_bench.tools.insert_nms import insert_nms
 from rtdetr_deploy import OptionError, RtdetrError, find_images
 from rtdetr_deploy.cli.arguments import parse_size
 from rtdetr_deploy.evaluate.coco import Accuracy
-from rtdetr_deploy.files import check_writable, refuse_overwriting, write_atomically
+from rtdetr_deploy.files import check_writable, refuse_overwriting, write_bytes
 from rtdetr_deploy.words import plural, printable
 
 OUTPUTS = {"--json": "json", "--report": "report", "--output": "output"}
@@ -58,7 +58,7 @@ def run(request: Request) -> int:
         **results,
     }
     if arguments.json is not None:
-        write_atomically(arguments.json, f"{json.dumps(content, indent=1)}\n".encode())
+        write_bytes(arguments.json, f"{json.dumps(content, indent=1)}\n".encode())
     if arguments.report is not None:
         write_report(arguments.report, [content])
     print_tables()

@@ -125,7 +125,7 @@ def rename(models: Sequence[Contestant]) -> None:
 
 def measure_precision(model: Contestant, truth: Annotations) -> float:
     """Return COCO's AP of a contestant, with the thresholds that it was timed with."""
-    step = model.batch or min(BATCH, model.largest_batch or BATCH)
+    step = model.batch or min(BATCH, model.max_batch or BATCH)
     entries: list[dict[str, Any]] = []
     for start in range(0, len(truth.images), step):
         part = truth.images[start : start + step]

@@ -182,7 +182,7 @@ def check_batch(contestant: Contestant, batch: int) -> None:
     """Raise `OptionError` when a model can't take `batch` images at once."""
     if contestant.batch is not None and contestant.batch != batch:
         raise OptionError(f"{contestant.name} takes {plural(contestant.batch, 'image')} at once, not {batch}")
-    limit = contestant.largest_batch
+    limit = contestant.max_batch
     if limit is not None and batch > limit:
         raise OptionError(f"{contestant.name} takes up to {plural(limit, 'image')} at once, not {batch}")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rtdetr_deploy.cli.arguments import flag, parse_given, parse_size, path_argument
-from rtdetr_deploy.cli.run import run_command
+from rtdetr_deploy.cli.run import run_main
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.files import check_writable, refuse_overwriting
 from rtdetr_deploy.packages import needed_for, require
@@ -24,7 +24,7 @@ STEP_WIDTH = 72
 
 ENGINES = (".engine", ".plan")
 ENGINE_OPTIONS = (
-    "largest_batch", "best_batch", "workspace", "timing_cache", "version_compatible", "hardware_compatible",
+    "max_batch", "opt_batch", "workspace", "timing_cache", "version_compatible", "hardware_compatible",
 )  # fmt: skip
 EXAMPLES = """examples:
   rtdetr-export --weights r50.pth --layers 4
@@ -104,7 +104,7 @@ def _add_precision_options(parser: argparse.ArgumentParser) -> None:
         help="precision of the weights and the arithmetic in the file (default: %(default)s)",
     )
     add(
-        "--rest",
+        "--non-int8-precision",
         choices=("fp32", "fp16"),
         help="precision of what is not INT8, with --precision int8 (default: fp16 in engines, else fp32)",
     )
@@ -125,10 +125,8 @@ def _add_precision_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     engine = parser.add_argument_group("TensorRT engines (--output NAME.engine; also from an .onnx file as --weights)")
-    engine.add_argument(
-        "--largest-batch", type=int, metavar="N", help="images at once for --batch dynamic (default: 8)"
-    )
-    engine.add_argument("--best-batch", type=int, metavar="N", help="batch that it is tuned for (default: 1)")
+    engine.add_argument("--max-batch", type=int, metavar="N", help="images at once for --batch dynamic (default: 8)")
+    engine.add_argument("--opt-batch", type=int, metavar="N", help="batch that it is tuned for (default: 1)")
     engine.add_argument("--workspace", type=float, metavar="GIB", help="limit of the builder's scratch memory")
     engine.add_argument("--timing-cache", type=path_argument, metavar="FILE", help="makes the next build faster")
     engine.add_argument("--version-compatible", action="store_true", help="also run on later versions 10.x or 11.x")
@@ -137,7 +135,7 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (0 done, 1 findings of --lint, 2 wrong input, 130 interrupted)."""
-    return run_command("rtdetr-export", lambda: _export(*parse_given(build_parser(), argv)), "nothing was written")
+    return run_main("rtdetr-export", lambda: _export(*parse_given(build_parser(), argv)), "nothing was written")
 
 
 def _export(arguments: argparse.Namespace, given: Collection[str]) -> int:
@@ -175,12 +173,12 @@ def _export_engine(arguments: argparse.Namespace, given: Collection[str]) -> int
         _refuse_model_options(arguments, given)
     else:
         if arguments.precision == "int8":
-            arguments.rest = arguments.rest or "fp16"
+            arguments.non_int8_precision = arguments.non_int8_precision or "fp16"
         options = _options(arguments)
         check_files(options)
     check_writable(target)
     with needed_for("exporting", "export"):
-        from rtdetr_export.precision.lower import choose_images
+        from rtdetr_export.precision.reduce import choose_images
         from rtdetr_export.trt.build import EngineOptions, build_engine, print_phase, read_onnx_info, require_gpu
     chosen = {name: getattr(arguments, name) for name in ENGINE_OPTIONS if name in given}
     onnx = arguments.weights if options is None else arguments.output
@@ -194,7 +192,7 @@ def _export_engine(arguments: argparse.Namespace, given: Collection[str]) -> int
             exported = export_onnx(options, progress)
         print_result(exported)
     info = read_onnx_info(onnx)
-    if info.batch is not None and (arguments.largest_batch is not None or arguments.best_batch is not None):
+    if info.batch is not None and (arguments.max_batch is not None or arguments.opt_batch is not None):
         raise OptionError(f"{onnx.name} takes batch {info.batch} alone; export it with --batch dynamic for a choice")
     images = choose_images(arguments.calibration, info.height, info.width)
     result = build_engine(engine, images, print_phase)
@@ -231,13 +229,11 @@ def _refuse_engine_options(given: Collection[str]) -> None:
 def _options(arguments: argparse.Namespace) -> ExportOptions:
     from rtdetr_deploy.artifacts.class_names import read_class_names
 
-    height, width = parse_size(arguments.size) if arguments.size is not None else (None, None)
     return ExportOptions(
         weights=arguments.weights,
         output=arguments.output,
         layers=arguments.layers,
-        height=height,
-        width=width,
+        size=parse_size(arguments.size) if arguments.size is not None else None,
         batch=parse_batch(arguments.batch),
         queries=arguments.queries,
         max_detections=arguments.max_detections,
@@ -248,7 +244,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         variant=arguments.variant,
         opset=arguments.opset,
         precision=arguments.precision,
-        rest=arguments.rest or "fp32",
+        non_int8_precision=arguments.non_int8_precision or "fp32",
         keep_fp32=tuple(arguments.keep_fp32),
         calibration=arguments.calibration,
         verify=not arguments.no_verify,
@@ -318,7 +314,7 @@ def print_variants() -> None:
     for name, variant in VARIANTS.items():
         counted = measure_complexity(variant)
         parameters, gflops = (f"{value:g}" for value in PUBLISHED[name]) if name in PUBLISHED else ("-", "-")
-        layers = f"{variant.layers} of {variant.built_layers}"
+        layers = f"{variant.layers} of {variant.max_layers}"
         print(
             f"{name:<10} {layers:>8} {counted.parameters:>11.2f} {parameters:>10} {counted.gflops:>8.1f} {gflops:>10}"
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from rtdetr_deploy.artifacts.input_size import DEFAULT_INPUT_SIZE, check_input_size
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo
 from rtdetr_deploy.artifacts.weights_file import find_weights
 from rtdetr_deploy.errors import OptionError
@@ -16,9 +17,6 @@ Batch = int | Literal["dynamic"]
 Sampler = Literal["gather", "grid", "discrete"]
 Precision = Literal["fp32", "fp16", "int8"]
 
-STRIDE = 32
-SMALLEST, LARGEST = 64, 8192
-SIZE = 640
 OPSETS = (17, 18, 19)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 SAMPLERS: tuple[Sampler, ...] = ("gather", "grid", "discrete")
@@ -29,17 +27,17 @@ class ExportOptions:
     """Options of `export_onnx`.
 
     `weights` is the checkpoint; `output` the file to write (default: beside the weights, see `default_output`).
-    `layers` decoder layers to keep (default: what the variant runs); `height`, `width` of the input in pixels,
-    multiples of 32 from 64 up (default: what the checkpoint names, else 640); `batch` a number or "dynamic". `queries`
-    selected by the encoder (default: the model's 300); `max_detections` rows returned. `sampler` of deformable
-    attention: "gather" (default; no GridSample), "grid", or "discrete" for models trained that way. `raw_input` takes
-    uint8 NHWC; `raw_output` returns logits and cxcywh boxes. `class_names` replace those of the checkpoint; `variant`
-    says what shapes can't tell. `verify` False skips the parity report.
+    `layers` decoder layers to keep (default: what the variant runs); `size` (height, width) of the input in pixels,
+    multiples of 32 from 64 up (default: what the checkpoint names, else 640x640); `batch` a number or "dynamic".
+    `queries` selected by the encoder (default: the model's 300); `max_detections` rows returned. `sampler` of
+    deformable attention: "gather" (default; no GridSample), "grid", or "discrete" for models trained that way.
+    `raw_input` takes uint8 NHWC; `raw_output` returns logits and cxcywh boxes. `class_names` replace those of the
+    checkpoint; `variant` says what shapes can't tell. `verify` False skips the parity report.
 
     `precision` is "fp32", "fp16" (mixed, see `precision`) or "int8" (blocks that bear it, see `sensitivity`), with
-    `rest` "fp32" or "fp16" for what is not INT8. `keep_fp32` are patterns of node names that stay in FP32;
-    `calibration` is a folder of images on which lower precisions are measured and compared: needed for "int8", else
-    synthetic ones serve. `opset` None is 17, or 19 where INT8 and FP16 meet.
+    `non_int8_precision` "fp32" or "fp16" for what is not INT8. `keep_fp32` are patterns of node names that stay in
+    FP32; `calibration` is a folder of images on which lower precisions are measured and compared: needed for
+    "int8", else synthetic ones serve. `opset` None is 17, or 19 where INT8 and FP16 meet.
 
     Raises `OptionError` for values outside these ranges.
     """
@@ -47,8 +45,7 @@ class ExportOptions:
     weights: Path
     output: Path | None = None
     layers: int | None = None
-    height: int | None = None
-    width: int | None = None
+    size: tuple[int, int] | None = None
     batch: Batch = 1
     queries: int | None = None
     max_detections: int = 300
@@ -59,7 +56,7 @@ class ExportOptions:
     variant: str | None = None
     opset: int | None = None
     precision: Precision = "fp32"
-    rest: Precision = "fp32"
+    non_int8_precision: Precision = "fp32"
     keep_fp32: tuple[str, ...] = ()
     calibration: Path | None = None
     verify: bool = True
@@ -78,11 +75,8 @@ class ExportOptions:
             raise OptionError(f"can't write {self.output.name}: the output's name must end in .onnx")
 
     def _check_numbers(self) -> None:
-        for axis, size in (("height", self.height), ("width", self.width)):
-            if size is not None and (type(size) is not int or not SMALLEST <= size <= LARGEST or size % STRIDE):
-                raise OptionError(
-                    f"{axis} {size!r} is not a multiple of {STRIDE} from {SMALLEST} to {LARGEST}{_near(size)}"
-                )
+        if self.size is not None:
+            object.__setattr__(self, "size", check_input_size(self.size))
         if self.batch != "dynamic" and (type(self.batch) is not int or self.batch < 1):
             raise OptionError(f"batch is {self.batch!r}, expected a number from 1 up or 'dynamic'")
         for name, value in (
@@ -100,8 +94,10 @@ class ExportOptions:
             raise OptionError("--keep-fp32 and --calibration are for lower precisions; add --precision fp16")
         if self.precision == "int8" and self.calibration is None:
             raise OptionError("--precision int8 needs --calibration with a folder of images like those to detect on")
-        if self.rest not in ("fp32", "fp16") or (self.rest != "fp32" and self.precision != "int8"):
-            raise OptionError("--rest is fp32 or fp16, for what is not INT8; add --precision int8")
+        if self.non_int8_precision not in ("fp32", "fp16") or (
+            self.non_int8_precision != "fp32" and self.precision != "int8"
+        ):
+            raise OptionError("--non-int8-precision is fp32 or fp16, for what is not INT8; add --precision int8")
         if isinstance(self.keep_fp32, str) or isinstance(self.class_names, str):
             raise OptionError("keep_fp32 and class_names are lists of texts, not a single one")
         for pattern in self.keep_fp32:
@@ -113,7 +109,7 @@ class ExportOptions:
     def _check_opset(self) -> None:
         choices = ", ".join(map(str, OPSETS))
         opset = self.graph_opset
-        if self.rest == "fp16" and opset < OPSETS[-1]:
+        if self.non_int8_precision == "fp16" and opset < OPSETS[-1]:
             raise OptionError(f"INT8 with FP16 needs opset {OPSETS[-1]}; leave --opset out")
         if opset >= 20:
             raise OptionError(
@@ -126,17 +122,16 @@ class ExportOptions:
     @property
     def graph_opset(self) -> int:
         """The ONNX opset of the graph."""
-        return self.opset if self.opset is not None else OPSETS[-1 if self.rest == "fp16" else 0]
+        return self.opset if self.opset is not None else OPSETS[-1 if self.non_int8_precision == "fp16" else 0]
 
     def fitted_to(self, input_size: tuple[int, int] | None) -> ExportOptions:
         """Return a copy for a checkpoint that was trained at `input_size` (height, width), if that is known."""
-        height, width = input_size or (SIZE, SIZE)
-        return replace(self, height=self.height or height, width=self.width or width)
+        return replace(self, size=self.size or input_size)
 
     @property
-    def size(self) -> tuple[int, int]:
+    def input_size(self) -> tuple[int, int]:
         """(height, width) of the input."""
-        return self.height or SIZE, self.width or SIZE
+        return self.size or DEFAULT_INPUT_SIZE
 
     def default_output(self, info: ArtifactInfo) -> Path:
         """Return e.g. `r50-l4-640x640-fp32.onnx` beside the weights; what is not the default is named too."""
@@ -146,7 +141,7 @@ class ExportOptions:
             f"q{self.queries}": self.queries is not None,
             f"d{self.max_detections}": self.max_detections != 300,
             info.sampler: info.sampler != "gather",
-            "fp16": self.rest == "fp16",
+            "fp16": self.non_int8_precision == "fp16",
             f"op{info.opset}": self.opset not in (None, OPSETS[0]),
             "uint8": info.raw_input,
             "raw": info.outputs == "raw",
@@ -154,13 +149,6 @@ class ExportOptions:
             "unverified": not info.verified,
         }
         return self.weights.with_name("-".join([stem, *(name for name, given in extras.items() if given)]) + ".onnx")
-
-
-def _near(size: object) -> str:
-    """Suggest the nearest side that fits, for a number."""
-    if not isinstance(size, (int, float)):
-        return ""
-    return f"; try {min(max(SMALLEST, round(size / STRIDE) * STRIDE), LARGEST)}"
 
 
 def check_files(options: ExportOptions) -> None:

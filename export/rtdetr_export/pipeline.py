@@ -24,18 +24,18 @@ from torch import nn
 from rtdetr_deploy import __version__
 from rtdetr_deploy.artifacts.metadata import METADATA_KEY, ArtifactInfo
 from rtdetr_deploy.errors import ExportError, OptionError
-from rtdetr_deploy.files import written_beside
+from rtdetr_deploy.files import atomic_write
 from rtdetr_deploy.images.frame import ImageLike
 from rtdetr_deploy.model import RTDETR, Checkpoint, load_checkpoint, reparameterize
 from rtdetr_deploy.words import plural
 from rtdetr_export.graph import DetectionGraph, ScaleBytes, TopDetections
 from rtdetr_export.options import ExportOptions, check_files
-from rtdetr_export.precision.fp16 import HalfReport, compile_pattern
-from rtdetr_export.precision.lower import choose_images, lower_to_half, lower_to_int8
+from rtdetr_export.precision.fp16 import Fp16Report, compile_pattern
+from rtdetr_export.precision.reduce import choose_images, reduce_to_fp16, reduce_to_int8
 from rtdetr_export.precision.sensitivity import Choice
 from rtdetr_export.simplify import serialize, simplify
 from rtdetr_export.verify.parity import ParityReport, verify_file
-from rtdetr_export.verify.reduced_precision import LowerReport, verify_lower
+from rtdetr_export.verify.reduced_precision import ReducedPrecisionReport, verify_reduced_precision
 
 OUTPUTS = {False: ("labels", "boxes", "scores"), True: ("logits", "boxes")}
 
@@ -52,8 +52,8 @@ class ExportResult:
 
     path: Path
     info: ArtifactInfo
-    report: ParityReport | LowerReport | None
-    half: HalfReport | None = None
+    report: ParityReport | ReducedPrecisionReport | None
+    half: Fp16Report | None = None
     choice: Choice | None = None
 
 
@@ -69,7 +69,7 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
         checkpoint = load_checkpoint(
             options.weights,
             variant=options.variant,
-            decoder_layers=options.layers,
+            layers=options.layers,
             queries=options.queries,
             class_names=options.class_names,
         )
@@ -88,17 +88,17 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
     half, choice = None, None
     images: list[ImageLike] = []
     if options.precision != "fp32":
-        images = choose_images(options.calibration, *options.size)
+        images = choose_images(options.calibration, *options.input_size)
     if options.precision == "int8":
         with step(f"choose INT8 blocks on {plural(len(images), 'image')}"), _enough_memory(options):
-            choice = lower_to_int8(graph, info, images, options.keep_fp32, step.say)
-    if "fp16" in (options.precision, options.rest):
+            choice = reduce_to_int8(graph, info, images, options.keep_fp32, step.say)
+    if "fp16" in (options.precision, options.non_int8_precision):
         with step(f"measure values on {plural(len(images), 'image')}, place FP16"), _enough_memory(options):
-            half = lower_to_half(graph, info, images, options.keep_fp32)
+            half = reduce_to_fp16(graph, info, images, options.keep_fp32)
     content = serialize(graph, {METADATA_KEY: info.to_json()}, __version__)
     path = options.output or options.default_output(info)
-    report: ParityReport | LowerReport | None = None
-    with written_beside(path) as beside:
+    report: ParityReport | ReducedPrecisionReport | None = None
+    with atomic_write(path) as beside:
         with step(f"write {len(content) / 1e6:.0f} MB"):
             beside.write_bytes(content)
         if options.verify:
@@ -106,7 +106,7 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
                 if options.precision == "fp32":
                     report = verify_file(beside, checkpoint.model, info)
                 else:
-                    report = verify_lower(beside, checkpoint.model, info, images)
+                    report = verify_reduced_precision(beside, checkpoint.model, info, images)
                 report.require(path.name)
     return ExportResult(path, info, report, half, choice)
 
@@ -136,7 +136,7 @@ def build_graph(model: RTDETR, options: ExportOptions) -> DetectionGraph:
 
 def describe_export(checkpoint: Checkpoint, options: ExportOptions, sampler: str) -> ArtifactInfo:
     """Return the facts that are stored in the file."""
-    height, width = options.size
+    height, width = options.input_size
     tokens = sum((height // stride) * (width // stride) for stride in (8, 16, 32))
     queries = min(checkpoint.variant.queries, tokens)
     return ArtifactInfo(
@@ -145,7 +145,7 @@ def describe_export(checkpoint: Checkpoint, options: ExportOptions, sampler: str
         width=width,
         batch=None if options.batch == "dynamic" else options.batch,
         variant=checkpoint.variant.name,
-        layers=checkpoint.model.decoder_layers,
+        layers=checkpoint.model.layers,
         queries=queries,
         max_detections=min(options.max_detections, queries * checkpoint.variant.classes),
         precision=options.precision,
@@ -164,9 +164,9 @@ def trace(graph: DetectionGraph, options: ExportOptions) -> bytes:
     """Return `graph` as a serialized ONNX model with the batch, size and opset of `options`."""
     batch = 1 if options.batch == "dynamic" else options.batch
     if options.raw_input:
-        images = torch.zeros(batch, *options.size, 3, dtype=torch.uint8)
+        images = torch.zeros(batch, *options.input_size, 3, dtype=torch.uint8)
     else:
-        images = torch.zeros(batch, 3, *options.size)
+        images = torch.zeros(batch, 3, *options.input_size)
     outputs = OUTPUTS[options.raw_output]
     dynamic = {name: {0: "batch"} for name in ("images", *outputs)} if options.batch == "dynamic" else None
     with TemporaryDirectory() as folder, _quiet():
@@ -192,7 +192,7 @@ def _enough_memory(options: ExportOptions) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not re.search("alloc|overflow", str(error).lower()):
             raise
         raise ExportError(
-            f"not enough memory for batch {options.batch} of {'x'.join(map(str, options.size))} images; choose a "
+            f"not enough memory for batch {options.batch} of {'x'.join(map(str, options.input_size))} images; choose a "
             "smaller batch or size"
         ) from error
 

@@ -1,12 +1,20 @@
-"""Values as people type them on a command line."""
+"""Command lines: options made of dataclass fields, values as people type them, errors in the words of the command."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field
 from pathlib import Path
+from typing import Any, NoReturn
 
 from rtdetr_deploy.errors import OptionError
+from rtdetr_deploy.options import Option, find_options
+
+_NAMED = re.compile(r"`(\w+)(?:=(\"?)([^`]*?)\2)?`")
+"""An argument in a library's message, perhaps with a value."""
 
 
 def path_argument(text: str) -> Path:
@@ -16,18 +24,134 @@ def path_argument(text: str) -> Path:
     return Path(text)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser with `--version`, examples as they are written, and errors in one line."""
+
+    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(
+            prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        _add_version(self)
+
+    def error(self, message: str) -> NoReturn:
+        """See argparse; without the usage, which would hide the error."""
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help shows all options\n")
+
+
+def _add_version(parser: argparse.ArgumentParser) -> None:
+    """Add `--version`, which prints the command's name and the package's version."""
+
+    class Version(argparse.Action):
+        def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+            from rtdetr_deploy import __version__
+
+            print(f"{parser.prog} {__version__}")  # noqa: T201
+            parser.exit()
+
+    parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
+
+
+def add_options(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup,
+    definition: type,
+    names: Collection[str] | None = None,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """Add the options of the dataclass `definition` (those of `names`, default: all), old spellings included.
+
+    `defaults` replace the fields' own.
+    """
+    for name, (item, how) in find_options(definition).items():
+        if names is None or name in names:
+            _add(parser, name, item, how, (defaults or {}).get(name, item.default))
+
+
+def options_of(definition: type, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of the options of the dataclass `definition` that `arguments` hold, by field name."""
+    typed = {name: getattr(arguments, name) for name in find_options(definition) if hasattr(arguments, name)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
+
+
+def _add(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, name: str, item: Field[Any], how: Option, default: Any
+) -> None:
+    switch = isinstance(default, bool) and how.type is None
+    spelled = how.flag or (f"--no-{name}".replace("_", "-") if switch and default else flag(name))
+    shown = how.default_help or (None if default in (None, MISSING, (), "") or switch else "%(default)s")
+    settings: dict[str, Any] = {"dest": name, "help": how.help + (f" (default: {shown})" if shown else "")}
+    if switch:
+        settings |= {"action": "store_false" if default else "store_true"}
+    else:
+        settings |= {"type": how.type or str, "metavar": how.metavar, "choices": how.choices, "nargs": how.nargs}
+        settings |= {"action": "append"} if how.repeated else {}
+    if default is MISSING:
+        parser.add_argument(spelled, required=True, **settings)
+    else:
+        parser.add_argument(spelled, default=[] if how.repeated else default, **settings)
+    for old in how.old:
+        add_old_spelling(parser, old, spelled)
+
+
+def add_old_spelling(parser: argparse.ArgumentParser | argparse._ArgumentGroup, old: str, new: str) -> None:
+    """Let the option `new`, which `parser` has, be typed as `old` too, with a warning."""
+    known = next(action for action in parser._actions if new in action.option_strings)
+
+    class OldSpelling(argparse.Action):
+        def __call__(
+            self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, typed: str | None = None
+        ) -> None:
+            warnings.warn(f"{old} is called {new} now", FutureWarning, stacklevel=2)
+            known(parser, namespace, values, new)
+
+    parser.add_argument(
+        old,
+        dest=known.dest,
+        action=OldSpelling,
+        nargs=known.nargs,
+        type=known.type or str,
+        choices=known.choices,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
+    )
+
+
 def parse_given(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> tuple[argparse.Namespace, tuple[str, ...]]:
     """Return the parsed command line, and the names of what was typed, also where it was typed as its default is."""
     arguments = parser.parse_args(argv)
-    typed = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(arguments))))  # untyped options stay None
+    with warnings.catch_warnings():  # about old spellings, given above
+        warnings.simplefilter("ignore", FutureWarning)
+        unset = argparse.Namespace(**dict.fromkeys(vars(arguments)))  # options that are not typed stay None
+        typed = parser.parse_args(argv, unset)
     return arguments, tuple(name for name, value in vars(typed).items() if value is not None)
 
 
 def flag(name: str) -> str:
     """Return an option as it is typed."""
     return "--" + name.replace("_", "-")
+
+
+def in_words_of_the_command(message: str, spellings: Mapping[str, str] | None = None) -> str:
+    """Return a library's message with arguments as they are typed: `threads` becomes --threads.
+
+    `spellings` are those of arguments whose option has another name, by argument (`engine`) or with a value
+    (`verify=False`). A value goes on behind the option: `precision="int8"` becomes --precision int8; True and False
+    become --name and --no-name.
+    """
+    known = spellings or {}
+
+    def typed(match: re.Match[str]) -> str:
+        name, value = match[1], match[3]
+        spelled = known.get(match[0].strip("`")) or known.get(name) or flag(name)
+        if value is None or match[0].strip("`") in known:
+            return spelled
+        if value in ("True", "False"):
+            return spelled if value == "True" else spelled.replace("--", "--no-", 1)
+        return f"{spelled} {value}"
+
+    return _NAMED.sub(typed, message)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -38,9 +162,28 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def size_argument(text: str) -> tuple[int, int]:
+    """As `parse_size`, for argparse."""
+    return _for_argparse(parse_size, text)  # type: ignore[no-any-return]
+
+
 def parse_classes(text: str) -> list[int | str]:
     """Return the class names and indices of "person,car,7"."""
     items = [item.strip() for item in text.split(",") if item.strip()]
     if not items:
-        raise OptionError("--classes is empty; name classes or indices, comma-separated")
+        raise OptionError("`classes` is empty; name classes or indices, comma-separated")
     return [int(item) if item.isascii() and item.isdigit() else item for item in items]
+
+
+def _for_argparse(parse: Any, text: str) -> Any:
+    try:
+        return parse(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def refuse_options(given: Iterable[str], allowed: Collection[str], reason: str) -> None:
+    """Raise `OptionError` for the first option of `given` that is not `allowed`: it would be ignored."""
+    for name in given:
+        if name not in allowed:
+            raise OptionError(f"`{name}` {reason}")

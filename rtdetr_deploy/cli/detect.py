@@ -1,6 +1,6 @@
 """rtdetr-detect: a model file on images, with pictures, JSON and times.
 
-What takes long to import is imported inside `run_command`, which knows how to end.
+What takes long to import is imported inside `run_main`, which knows how to end.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from rtdetr_deploy.cli.run import run_command
+from rtdetr_deploy.cli.run import run_main
 
 if TYPE_CHECKING:
     from rtdetr_deploy.cli.detect_files import OnImage
@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (see `EXAMPLES`)."""
-    return run_command("rtdetr-detect", lambda: _detect(build_parser().parse_args(argv)), "what was done is kept")
+    return run_main("rtdetr-detect", lambda: _detect(build_parser().parse_args(argv)), "what was done is kept")
 
 
 def _detect(arguments: argparse.Namespace) -> int:

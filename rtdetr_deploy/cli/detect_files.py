@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, TextIO
 from rtdetr_deploy.artifacts.class_names import Classes
 from rtdetr_deploy.detections import Detections
 from rtdetr_deploy.errors import ImageError, OutputError, RtdetrError
-from rtdetr_deploy.files import check_writable, in_place, open_in_place, reason, refuse_overwriting, written_beside
+from rtdetr_deploy.files import atomic_write, check_writable, in_place, open_in_place, reason, refuse_overwriting
 from rtdetr_deploy.images.frame import Frame, find_images
 from rtdetr_deploy.words import plural, printable
 
@@ -212,7 +212,7 @@ def _open_lines(target: Path | TextIO | None, stack: ExitStack) -> _Lines | None
         return _Lines(partial(_write_flushed, target), "standard output")
     if in_place(target):  # not written beside first: see `_Lines.append`
         return _Lines(partial(_write_whole, stack.enter_context(open_in_place(target))), str(target))
-    beside = stack.enter_context(written_beside(target))
+    beside = stack.enter_context(atomic_write(target))
     return _Lines(partial(_write_whole, stack.enter_context(beside.open("wb", buffering=0))), str(target))
 
 
@@ -237,7 +237,7 @@ def _write_whole(file: RawIOBase | BinaryIO, line: str) -> None:
 
 def _write_picture(path: Path, frame: Frame, detections: Detections, font: str | Path | None) -> None:
     picture = detections.draw(frame.to_rgb(), color="rgb", font=font)
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         if path.suffix in JPEG_SUFFIXES:
             picture.save(beside, quality=92)
         else:

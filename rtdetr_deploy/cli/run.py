@@ -10,11 +10,12 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TextIO, cast
 
+from rtdetr_deploy.cli.arguments import in_words_of_the_command
 from rtdetr_deploy.errors import OutputError, RtdetrError
 from rtdetr_deploy.files import reason
 from rtdetr_deploy.words import printable
@@ -26,34 +27,37 @@ SIGNALLED = 128
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
-def run_command(name: str, work: Callable[[], int], interrupted: str) -> int:
-    """Run `work` and return its exit status; say in one line on stderr what stopped it.
+def run_main(
+    prog: str, main: Callable[[], int], on_interrupt: str, *, spellings: Mapping[str, str] | None = None
+) -> int:
+    """Run `main` and return its exit status; say in one line on stderr what stopped it.
 
     2 for wrong input, a result that can't be written or memory that doesn't suffice, 130 after Ctrl-C (with the words
-    `interrupted`), 141 quietly when whoever reads standard output has gone. SIGTERM and SIGHUP end the work as Ctrl-C
-    does, with 128 + the signal's number. `work` may parse the arguments: what argparse prints is treated alike.
+    `on_interrupt`), 141 quietly when whoever reads standard output has gone. SIGTERM and SIGHUP end the work as Ctrl-C
+    does, with 128 + the signal's number. `main` may parse the arguments: what argparse prints is treated alike.
+    Arguments named in errors are shown as the command's options (`spellings`: see `in_words_of_the_command`).
     """
-    with _prepared_streams(name), _ended_by_signals() as received:
+    with _prepared_streams(prog), _ended_by_signals() as received:
         try:
-            return _run(work)
+            return _run(main)
         except RtdetrError as error:
-            _say(name, error)
+            _say(prog, in_words_of_the_command(str(error), spellings))
         except KeyboardInterrupt:
-            _say(name, f"{f'ended by {received[0].name}' if received else 'interrupted'}; {interrupted}")
+            _say(prog, f"{f'ended by {received[0].name}' if received else 'interrupted'}; {on_interrupt}")
             return SIGNALLED + received[0] if received else INTERRUPTED
         except BrokenPipeError:
             return BROKEN_PIPE
         except MemoryError as error:
             amount = f" ({error})" if str(error) else ""
-            _say(name, f"there is not enough memory{amount}; use a smaller image, size or batch")
+            _say(prog, f"there is not enough memory{amount}; use a smaller image, size or batch")
         except OSError as error:
-            _say(name, _describe(error))
+            _say(prog, _describe(error))
     return WRONG_INPUT
 
 
-def _run(work: Callable[[], int]) -> int:
+def _run(main: Callable[[], int]) -> int:
     try:
-        status = work()
+        status = main()
     except SystemExit:  # argparse has printed its help
         sys.stdout.flush()
         raise

@@ -39,7 +39,7 @@ def measure_complexity(variant: Variant, height: int = 640, width: int = 640) ->
     """Count the model of `variant` for one `height` x `width` image. Nothing is allocated (meta device)."""
     with torch.device("meta"):
         model = RTDETR(variant).eval()
-        complete = RTDETR(variant, variant.built_layers)
+        complete = RTDETR(variant, variant.max_layers)
         images = torch.empty(1, 3, height, width)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:

@@ -19,7 +19,7 @@ from rtdetr_deploy.model.backbones.resnet_vd import ResNetVdBackbone
 from rtdetr_deploy.model.decoder import Decoder, DecoderLayer, DecoderOutput, ExtraQueries
 from rtdetr_deploy.model.hybrid_encoder import HybridEncoder
 from rtdetr_deploy.model.layers.deformable_attention import SAMPLERS
-from rtdetr_deploy.model.variants import ResNetVd, Variant
+from rtdetr_deploy.model.variants import ResNetVdConfig, Variant
 
 
 class RawOutput(NamedTuple):
@@ -30,22 +30,22 @@ class RawOutput(NamedTuple):
 
 
 class RTDETR(nn.Module):
-    """The whole detector; `decoder_layers` keeps the first layers only (default: as many as the variant runs)."""
+    """The whole detector; `layers` keeps the first layers only (default: as many as the variant runs)."""
 
-    def __init__(self, variant: Variant, decoder_layers: int | None = None) -> None:
+    def __init__(self, variant: Variant, layers: int | None = None) -> None:
         super().__init__()
-        layers = check_layers(variant, decoder_layers)
+        layers = check_layers(variant, layers)
         self.variant = variant
         self.backbone: nn.Module = (
             ResNetVdBackbone(variant.backbone)
-            if isinstance(variant.backbone, ResNetVd)
+            if isinstance(variant.backbone, ResNetVdConfig)
             else HgNetV2Backbone(variant.backbone)
         )
         self.encoder = HybridEncoder(variant)
         self.decoder = Decoder(variant, layers)
 
     @property
-    def decoder_layers(self) -> int:
+    def layers(self) -> int:
         """Number of decoder layers that this model holds and runs."""
         return len(self.decoder.decoder.layers)
 
@@ -67,12 +67,12 @@ class RTDETR(nn.Module):
             layer.cross_attn.sampler = SAMPLERS[name]
 
 
-def check_layers(variant: Variant, decoder_layers: int | None) -> int:
-    """Return the number of decoder layers to build; `OptionError` unless it is 1 .. `variant.built_layers`."""
-    layers = variant.layers if decoder_layers is None else decoder_layers
-    if not 1 <= layers <= variant.built_layers:
+def check_layers(variant: Variant, layers: int | None) -> int:
+    """Return the number of decoder layers to build; `OptionError` unless it is 1 .. `variant.max_layers`."""
+    layers = variant.layers if layers is None else layers
+    if not 1 <= layers <= variant.max_layers:
         raise OptionError(
-            f"{layers} decoder layers asked for, but {variant.name} has {variant.built_layers}: "
-            f"choose 1 to {variant.built_layers}"
+            f"{layers} decoder layers asked for, but {variant.name} has {variant.max_layers}: "
+            f"choose 1 to {variant.max_layers}"
         )
     return layers

@@ -20,7 +20,7 @@ DECODER_WIDTH = 256
 
 
 @dataclass(frozen=True)
-class ResNetVd:
+class ResNetVdConfig:
     """Blocks per stage; `bottleneck` is False for the basic blocks of ResNet-18 and -34."""
 
     blocks: tuple[int, int, int, int]
@@ -33,7 +33,7 @@ class ResNetVd:
 
 
 @dataclass(frozen=True)
-class HgStage:
+class HgStageConfig:
     """One HGNetv2 stage: width inside a block, width of its output, blocks, light convolutions, kernel size."""
 
     middle: int
@@ -44,11 +44,11 @@ class HgStage:
 
 
 @dataclass(frozen=True)
-class HgNetV2:
+class HgNetV2Config:
     """Stem widths (middle, output) and the four stages."""
 
     stem: tuple[int, int]
-    stages: tuple[HgStage, HgStage, HgStage, HgStage]
+    stages: tuple[HgStageConfig, HgStageConfig, HgStageConfig, HgStageConfig]
 
     @property
     def channels(self) -> tuple[int, int, int]:
@@ -61,17 +61,17 @@ class Variant:
     """A complete description of one model.
 
     `width` and `feedforward` belong to the hybrid encoder (the decoder is 256 wide with a feed-forward of 1024
-    everywhere), `expansion` to its fusion blocks, `aifi_layers` to the attention on its coarsest level. `built_layers`
+    everywhere), `expansion` to its fusion blocks, `aifi_layers` to the attention on its coarsest level. `max_layers`
     decoder layers have weights, `layers` of them run by default. `points` are the sampling points on each of the three
     levels.
     """
 
     name: str
-    backbone: ResNetVd | HgNetV2
+    backbone: ResNetVdConfig | HgNetV2Config
     width: int
     feedforward: int
     expansion: float
-    built_layers: int
+    max_layers: int
     layers: int
     points: tuple[int, int, int] = (4, 4, 4)
     sampling: Sampling = "bilinear"
@@ -80,15 +80,15 @@ class Variant:
     aifi_layers: int = 1
 
 
-_RESNET18 = ResNetVd((2, 2, 2, 2), bottleneck=False)
-_RESNET34 = ResNetVd((3, 4, 6, 3), bottleneck=False)
-_RESNET50 = ResNetVd((3, 4, 6, 3), bottleneck=True)
-_RESNET101 = ResNetVd((3, 4, 23, 3), bottleneck=True)
+_RESNET18 = ResNetVdConfig((2, 2, 2, 2), bottleneck=False)
+_RESNET34 = ResNetVdConfig((3, 4, 6, 3), bottleneck=False)
+_RESNET50 = ResNetVdConfig((3, 4, 6, 3), bottleneck=True)
+_RESNET101 = ResNetVdConfig((3, 4, 23, 3), bottleneck=True)
 
 
-def _hgnet(stem: tuple[int, int], *stages: tuple[int, int, int, bool, int]) -> HgNetV2:
-    first, second, third, fourth = (HgStage(*stage) for stage in stages)
-    return HgNetV2(stem, (first, second, third, fourth))
+def _hgnet(stem: tuple[int, int], *stages: tuple[int, int, int, bool, int]) -> HgNetV2Config:
+    first, second, third, fourth = (HgStageConfig(*stage) for stage in stages)
+    return HgNetV2Config(stem, (first, second, third, fourth))
 
 
 _HGNET_L = _hgnet(

@@ -63,7 +63,7 @@ class Runtime(Protocol):
         """Text entries stored with the model."""
 
     @property
-    def largest_batch(self) -> int | None:
+    def max_batch(self) -> int | None:
         """The most images at once where the batch is dynamic; None where there is no limit."""
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:

@@ -38,7 +38,7 @@ class TorchRuntime:
             width=width,
             batch=None,
             variant=variant.name,
-            layers=model.decoder_layers,
+            layers=model.layers,
             queries=variant.queries,
             max_detections=300,
             precision="fp32",
@@ -52,7 +52,7 @@ class TorchRuntime:
             version="",
         )
         self.file = source or "the torch model"
-        self.largest_batch: int | None = None
+        self.max_batch: int | None = None
         self.metadata: Mapping[str, str] = {METADATA_KEY: info.to_json()}
 
     @torch.no_grad()

@@ -36,7 +36,7 @@ class OnnxRuntime:
         self.outputs = tuple(
             replace(_spec(node, name), classes=graph.count_classes(node.name)) for node in session.get_outputs()
         )
-        self.largest_batch: int | None = None
+        self.max_batch: int | None = None
         self.metadata: Mapping[str, str] = dict(session.get_modelmeta().custom_metadata_map)
         self._output_names = [spec.name for spec in self.outputs]
 

@@ -65,7 +65,7 @@ def test_an_option_is_refused_exactly_where_it_would_be_ignored(
     monkeypatch.setattr(commands, "WORK", dict.fromkeys(commands.WORK, measure))
     monkeypatch.setattr(commands, "_insert", write)
     monkeypatch.setattr(commands, "_combine", write)
-    monkeypatch.setattr(commands, "write_atomically", lambda *_: None)
+    monkeypatch.setattr(commands, "write_bytes", lambda *_: None)
     monkeypatch.setattr(commands, "write_report", lambda *_: None)
     status = main([*_typed(verb), *_typed(option)])
     error = capsys.readouterr().err

@@ -28,7 +28,7 @@ class Recorded:
 
     def __init__(self, name: str, calls: list[str], infer: list[float], batch: int | None = 1) -> None:
         self.name, self.batch = name, batch
-        self.largest_batch: int | None = None
+        self.max_batch: int | None = None
         self.boxes: int | None = None
         self.closed = 0
         self.class_names: tuple[str, ...] = ()
@@ -137,7 +137,7 @@ def test_a_batch_that_a_model_cannot_take_is_refused(small_onnx: Path, dynamic_o
         compare_models([dynamic_onnx, small_onnx], QUICK, Entry(), batches=(4,))
     calls: list[str] = []
     model = Recorded("a.engine", calls, [1.0], None)
-    model.largest_batch = 8
+    model.max_batch = 8
     with pytest.raises(OptionError, match=r"a.engine takes up to 8 images at once, not 9"):
         measure([Opened(model, 0, 0)], QUICK, batch=9)
 

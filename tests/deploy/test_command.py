@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rtdetr_deploy.cli.run import run_command
+from rtdetr_deploy.cli.run import run_main
 from rtdetr_deploy.words import plural, printable
 
 HAS_FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
@@ -20,9 +20,9 @@ HAS_FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev
 
 def _command(body: str) -> list[str]:
     code = (
-        "import os, sys, time, pathlib\nfrom rtdetr_deploy.cli.run import run_command\n"
-        "from rtdetr_deploy.files import written_beside\n"
-        f"def work():\n    {body}\n    return 0\nsys.exit(run_command('tool', work, 'what was done is kept'))"
+        "import os, sys, time, pathlib\nfrom rtdetr_deploy.cli.run import run_main\n"
+        "from rtdetr_deploy.files import atomic_write\n"
+        f"def work():\n    {body}\n    return 0\nsys.exit(run_main('tool', work, 'what was done is kept'))"
     )
     return [sys.executable, "-c", code]
 
@@ -34,9 +34,9 @@ def test_an_error_of_another_file_is_not_called_one_of_standard_output(capsys: p
     def full() -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    assert run_command("tool", missing, "") == 2
+    assert run_main("tool", missing, "") == 2
     assert capsys.readouterr().err == "tool: can't use lost.bin: No such file or directory\n"
-    assert run_command("tool", full, "") == 2
+    assert run_main("tool", full, "") == 2
     error = capsys.readouterr().err
     assert error.startswith("tool: can't write a temporary file: No space left on device; they go to ")
     assert "TMPDIR" in error
@@ -77,7 +77,7 @@ def _as_at_a_terminal() -> None:
 def test_signals_end_the_work_as_ctrl_c_does(name: str, status: int, tmp_path: Path) -> None:
     target = tmp_path / "file.bin"
     body = (
-        f"with written_beside(pathlib.Path({str(target)!r})) as beside: "
+        f"with atomic_write(pathlib.Path({str(target)!r})) as beside: "
         "beside.write_bytes(b'half'); print('ready', flush=True); time.sleep(60)"
     )
     pipe = subprocess.PIPE
@@ -107,7 +107,7 @@ def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
 
 def test_signal_handlers_are_put_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    assert run_command("tool", lambda: 0, "") == 0
+    assert run_main("tool", lambda: 0, "") == 0
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -127,7 +127,7 @@ def test_memory_that_does_not_suffice_is_one_line(capsys: pytest.CaptureFixture[
     def work() -> int:
         raise MemoryError("Unable to allocate 9 TiB")
 
-    assert run_command("tool", work, "") == 2
+    assert run_main("tool", work, "") == 2
     error = capsys.readouterr().err
     assert error.startswith("tool: there is not enough memory (Unable to allocate 9 TiB); use a smaller")
 

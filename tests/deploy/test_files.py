@@ -15,12 +15,12 @@ import pytest
 
 from rtdetr_deploy.errors import ArtifactError, OutputError
 from rtdetr_deploy.files import (
+    atomic_write,
     check_writable,
     is_standard_output,
     refuse_overwriting,
     require_file,
-    write_atomically,
-    written_beside,
+    write_bytes,
 )
 
 
@@ -33,21 +33,21 @@ def test_a_full_disk_leaves_no_half_written_file(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutputError, match=r"can't write .*model.onnx: No space left on device"):
-        write_atomically(target, b"new")
+        write_bytes(target, b"new")
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 
 
 def test_an_error_while_writing_leaves_no_half_written_file(tmp_path: Path) -> None:
     target = tmp_path / "sub" / "data.json"
-    with pytest.raises(ValueError, match="on the way"), written_beside(target) as beside:
+    with pytest.raises(ValueError, match="on the way"), atomic_write(target) as beside:
         beside.write_text("half")
         raise ValueError("on the way")
     assert list(target.parent.iterdir()) == []
 
 
 def test_an_error_about_another_file_is_not_called_one_of_the_target(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="other"), written_beside(tmp_path / "data.json"):
+    with pytest.raises(FileNotFoundError, match="other"), atomic_write(tmp_path / "data.json"):
         (tmp_path / "other").read_bytes()
 
 
@@ -56,7 +56,7 @@ def test_links_are_followed_when_a_file_is_written(tmp_path: Path) -> None:
     real.parent.mkdir()
     real.write_bytes(b"old")
     link.symlink_to(real)
-    write_atomically(link, b"new")
+    write_bytes(link, b"new")
     assert link.is_symlink()
     assert real.read_bytes() == b"new"
 
@@ -65,8 +65,8 @@ def test_a_link_to_an_open_descriptor_is_written_in_place(tmp_path: Path) -> Non
     link, printed = tmp_path / "stdout", tmp_path / "out.txt"
     link.symlink_to("/proc/self/fd/1")
     code = (
-        "import pathlib, sys; from rtdetr_deploy.files import write_atomically; print('before'); "
-        "write_atomically(pathlib.Path(sys.argv[1]), b'content\\n'); print('after')"
+        "import pathlib, sys; from rtdetr_deploy.files import write_bytes; print('before'); "
+        "write_bytes(pathlib.Path(sys.argv[1]), b'content\\n'); print('after')"
     )
     with printed.open("w") as out:
         subprocess.run([sys.executable, "-c", code, str(link)], stdout=out, check=True)
@@ -80,7 +80,7 @@ def test_a_pipe_gets_what_is_written_and_stays_a_pipe(tmp_path: Path) -> None:
     link.symlink_to(pipe)
     with ThreadPoolExecutor(1) as pool:
         reader = pool.submit(pipe.read_bytes)
-        write_atomically(link, b"content")
+        write_bytes(link, b"content")
         assert reader.result(30) == b"content"
     assert pipe.is_fifo()
     assert link.is_symlink()
@@ -88,14 +88,14 @@ def test_a_pipe_gets_what_is_written_and_stays_a_pipe(tmp_path: Path) -> None:
 
 def test_the_longest_file_name_can_be_written(tmp_path: Path) -> None:
     target = tmp_path / ("a" * 251 + ".jpg")
-    write_atomically(target, b"content")
+    write_bytes(target, b"content")
     assert target.read_bytes() == b"content"
     assert list(tmp_path.iterdir()) == [target]
 
 
 def test_two_files_of_one_stem_can_be_written_at_once(tmp_path: Path) -> None:
     target = tmp_path / "data.json"
-    with written_beside(target) as first, written_beside(target) as second:
+    with atomic_write(target) as first, atomic_write(target) as second:
         assert first != second
         first.write_text("first")
         second.write_text("second")
@@ -106,15 +106,15 @@ def test_two_files_of_one_stem_can_be_written_at_once(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_is_gone_after_the_next_write(tmp_path: Path) -> None:
     target = tmp_path / "last.pth"
     code = (
-        "import os, pathlib, signal, sys; from rtdetr_deploy.files import written_beside\n"
-        "with written_beside(pathlib.Path(sys.argv[1])) as beside:\n"
+        "import os, pathlib, signal, sys; from rtdetr_deploy.files import atomic_write\n"
+        "with atomic_write(pathlib.Path(sys.argv[1])) as beside:\n"
         "    beside.write_bytes(b'much longer than what comes after'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(target)], check=False)
     assert killed.returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     assert ".part" in left.name
-    write_atomically(target, b"new")
+    write_bytes(target, b"new")
     assert list(tmp_path.iterdir()) == [target]
     assert target.read_bytes() == b"new"
 
@@ -184,7 +184,7 @@ def test_files_of_another_owner_do_not_stop_or_flood_the_folder(
     """As on file systems that give every file to one user: what was made can't be told from somebody else's."""
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
     for content in (b"one", b"two"):
-        write_atomically(tmp_path / "a.json", content)
+        write_bytes(tmp_path / "a.json", content)
         assert (tmp_path / "a.json").read_bytes() == content
     assert os.listdir(tmp_path) == ["a.json"]
 
@@ -197,11 +197,11 @@ def test_leftovers_that_can_not_be_opened_do_not_stop_a_write(tmp_path: Path, mo
             raise PermissionError(13, "Permission denied", str(path))
         return real(path, flags, *rest)
 
-    with written_beside(tmp_path / "a.json") as beside:
+    with atomic_write(tmp_path / "a.json") as beside:
         leftover = beside
     leftover.write_bytes(b"of another user")
     monkeypatch.setattr(os, "open", refuse)
-    write_atomically(tmp_path / "a.json", b"whole")
+    write_bytes(tmp_path / "a.json", b"whole")
     assert (tmp_path / "a.json").read_bytes() == b"whole"
     assert leftover.read_bytes() == b"of another user"
 
@@ -215,7 +215,7 @@ def test_a_file_that_is_mounted_gets_the_content(tmp_path: Path, monkeypatch: py
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
     monkeypatch.setattr(os, "replace", busy)
-    write_atomically(target, b"whole")
+    write_bytes(target, b"whole")
     assert target.read_bytes() == b"whole"
     assert os.listdir(tmp_path) == ["a.json"]
 
@@ -224,5 +224,5 @@ def test_a_file_keeps_its_permissions(tmp_path: Path) -> None:
     target = tmp_path / "a.json"
     target.touch()
     target.chmod(0o600)
-    write_atomically(target, b"secret")
+    write_bytes(target, b"secret")
     assert target.stat().st_mode & 0o777 == 0o600

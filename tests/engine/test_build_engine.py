@@ -21,7 +21,7 @@ from rtdetr_deploy.runtimes.trt.sidecar import sidecar_path
 from rtdetr_export import export_onnx
 from rtdetr_export.cli import main
 from rtdetr_export.precision.int8 import Layer
-from rtdetr_export.precision.lower import choose_images
+from rtdetr_export.precision.reduce import choose_images
 from rtdetr_export.precision.sensitivity import Choice, Point
 from rtdetr_export.trt.build import EngineOptions, build_engine
 from rtdetr_export.verify.agreement import Agreement
@@ -48,7 +48,7 @@ def test_a_built_engine_is_verified_and_detects(
 ) -> None:
     phases: list[tuple[str, int, int]] = []
     target = tmp_path / "cells.engine"
-    options = EngineOptions(half_onnx, target, best_batch=2, largest_batch=3)
+    options = EngineOptions(half_onnx, target, opt_batch=2, max_batch=3)
     result = build_engine(options, _images(), lambda *phase: phases.append(phase))
     assert result.facts.profile == (1, 2, 3)
     assert result.facts.info.precision == "fp16"
@@ -129,8 +129,8 @@ def test_engines_of_int8_files_have_the_share_of_the_graph(
         blocks = tuple(dict.fromkeys(layer.block for layer in layers if not layer.block.startswith("decoder")))
         return Choice((Point(blocks, 0.7, Agreement((), 0, (), 0, nothing, nothing)),), 1)
 
-    monkeypatch.setattr("rtdetr_export.precision.lower.choose_blocks", choose)
-    options = {"precision": "int8", "rest": rest, "calibration": tmp_path, "verify": False}
+    monkeypatch.setattr("rtdetr_export.precision.reduce.choose_blocks", choose)
+    options = {"precision": "int8", "non_int8_precision": rest, "calibration": tmp_path, "verify": False}
     onnx = export_onnx(small_options(f"engine-int8-{rest}.onnx", **options)).path
     (tmp_path / "0.png").unlink()
     result = build_engine(EngineOptions(onnx, tmp_path / "good" / "int8.engine"), _images())
@@ -215,8 +215,8 @@ def test_hardware_compatible_engines_are_not_for_a_t4(world: World, small_onnx: 
     ("changes", "message"),
     [
         ({"output": Path("x.onnx")}, "must end in .engine or .plan"),
-        ({"best_batch": 9}, "the batch to tune for is 9; choose 1 to the largest batch, 8"),
-        ({"best_batch": 0}, "choose 1 to"),
+        ({"opt_batch": 9}, "the batch to tune for is 9; choose 1 to the largest batch, 8"),
+        ({"opt_batch": 0}, "choose 1 to"),
         ({"workspace": 0.0}, "expected GiB above 0"),
     ],
 )
@@ -230,7 +230,7 @@ def test_the_command_builds_from_a_checkpoint_and_from_a_file(
 ) -> None:
     target = tmp_path / "cells.engine"
     command = ["--weights", str(r18_checkpoint), "--layers", "1", "--size", "64x96", "--precision", "fp16"]
-    assert main([*command, "--batch", "dynamic", "--largest-batch", "2", "--output", str(target)]) == 0
+    assert main([*command, "--batch", "dynamic", "--max-batch", "2", "--output", str(target)]) == 0
     text = capsys.readouterr().out
     assert "batch 1 to 2, fp16, for TensorRT 10.13.3.9 on Tesla T4" in text
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -241,12 +241,12 @@ def test_the_command_builds_from_a_checkpoint_and_from_a_file(
     wrong = ["--weights", str(small_onnx), "--output", str(tmp_path / "x.engine")]
     assert main([*wrong, "--precision", "fp16"]) == 2
     assert "--precision is decided in small.onnx already" in capsys.readouterr().err
-    assert main([*wrong, "--largest-batch", "4"]) == 2
+    assert main([*wrong, "--max-batch", "4"]) == 2
     assert "small.onnx takes batch 1 alone" in capsys.readouterr().err
     assert main([*wrong, "--workspace", "0"]) == 2
     assert "expected GiB above 0" in capsys.readouterr().err
-    assert main(["--weights", str(small_onnx), "--output", str(tmp_path / "x.onnx"), "--largest-batch", "2"]) == 2
-    assert "--largest-batch is for engines; add --output NAME.engine" in capsys.readouterr().err
+    assert main(["--weights", str(small_onnx), "--output", str(tmp_path / "x.onnx"), "--max-batch", "2"]) == 2
+    assert "--max-batch is for engines; add --output NAME.engine" in capsys.readouterr().err
 
 
 def test_building_without_tensorrt_says_what_to_install(small_onnx: Path, tmp_path: Path) -> None:

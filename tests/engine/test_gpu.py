@@ -68,12 +68,12 @@ def test_a_real_engine_is_built_verified_and_detects(
     precision: str, tensorrt: Any, small_options: Any, tmp_path: Path, picture: NDArray[np.uint8]
 ) -> None:
     from rtdetr_export import export_onnx
-    from rtdetr_export.precision.lower import choose_images
+    from rtdetr_export.precision.reduce import choose_images
     from rtdetr_export.trt.build import EngineOptions, build_engine
 
     onnx = export_onnx(small_options(f"gpu-{precision}.onnx", precision=precision, batch="dynamic")).path
     target = tmp_path / "real.engine"
-    result = build_engine(EngineOptions(onnx, target, best_batch=2, largest_batch=3), choose_images(None, 128, 160))
+    result = build_engine(EngineOptions(onnx, target, opt_batch=2, max_batch=3), choose_images(None, 128, 160))
     assert result.report.problems() == []
     with Predictor(target, 0.0) as predictor, Predictor(onnx, 0.0) as reference:
         for batch in (1, 3, 2, 1, 3):

@@ -25,7 +25,7 @@ QUERIES = 8 * 12 + 4 * 6 + 2 * 3
 
 def _write_weights(name: str, folder: Path) -> Path:
     variant = find_variant(name)
-    model = RTDETR(replace(variant, classes=3), variant.built_layers)
+    model = RTDETR(replace(variant, classes=3), variant.max_layers)
     fill_randomly(model, seed=1)
     path = folder / f"{name}.pth"
     torch.save({"model": model.half().state_dict()}, path)
@@ -43,7 +43,7 @@ def _write_weights(name: str, folder: Path) -> Path:
 def test_every_variant_is_loaded_exported_and_run(name: str, layers: int, tmp_path: Path) -> None:
     weights = _write_weights(name, tmp_path)
     dsp = name if name.endswith("-dsp") else None
-    result = export_onnx(ExportOptions(weights, layers=layers, height=HEIGHT, width=WIDTH, variant=dsp))
+    result = export_onnx(ExportOptions(weights, layers=layers, size=(HEIGHT, WIDTH), variant=dsp))
     assert isinstance(result.report, ParityReport)
     assert result.report.passed
     with Predictor(result.path, 0.0) as predictor:

@@ -39,7 +39,7 @@ def test_variants_are_printed_beside_the_published_figures(capsys: pytest.Captur
     [
         (["--weights", "none.pth"], "none.pth does not exist"),
         (["--weights", "{weights}", "--layers", "9"], "9 decoder layers asked for, but r18 has 3: choose 1 to 3"),
-        (["--weights", "{weights}", "--size", "600"], "height 600 is not a multiple of 32"),
+        (["--weights", "{weights}", "--size", "600"], "--size is 600x600, expected multiples of 32"),
         (["--weights", "{weights}", "--size", "abc"], "size 'abc' is not understood"),
         (["--weights", "{weights}", "--batch", "many"], "batch 'many' is not understood"),
         (["--weights", "{weights}", "--variant", "r20"], "unknown variant 'r20'"),
@@ -52,7 +52,10 @@ def test_variants_are_printed_beside_the_published_figures(capsys: pytest.Captur
         (["--variants", "--layers", "3"], "--layers does not go with --variants; leave it out"),
         (["--variants", "--no-verify"], "--no-verify does not go with --variants"),
         (["--variants", "--batch", "1"], "--batch does not go with --variants"),
-        (["--weights", "x.onnx", "--rest", "fp16", "--output", "x.engine"], "--rest is decided in x.onnx already"),
+        (
+            ["--weights", "x.onnx", "--non-int8-precision", "fp16", "--output", "x.engine"],
+            "--non-int8-precision is decided in x.onnx already",
+        ),
         (["--weights", "{weights}", "--size", ""], "size '' is not understood"),
     ],
 )

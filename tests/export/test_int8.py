@@ -37,12 +37,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(small_options: Any, photos: Path) -> dict[str, Any]:
     """INT8 with an FP32 and with an FP16 rest; random weights bear little, so files are not compared with torch."""
     options = {
-        rest: small_options(f"int8-{rest}.onnx", precision="int8", rest=rest, calibration=photos, verify=False)
+        rest: small_options(
+            f"int8-{rest}.onnx", precision="int8", non_int8_precision=rest, calibration=photos, verify=False
+        )
         for rest in ("fp32", "fp16")
     }
     first = export_onnx(options["fp32"])
     with pytest.MonkeyPatch.context() as patch:  # the same blocks again: measuring them takes the most time
-        patch.setattr("rtdetr_export.precision.lower.choose_blocks", lambda *_: first.choice)
+        patch.setattr("rtdetr_export.precision.reduce.choose_blocks", lambda *_: first.choice)
         return {"fp32": first, "fp16": export_onnx(options["fp16"])}
 
 
@@ -159,9 +161,12 @@ def test_as_many_blocks_are_taken_as_keep_detections() -> None:
     ("changes", "message"),
     [
         ({"precision": "int8"}, "needs --calibration"),
-        ({"precision": "fp16", "rest": "fp16"}, "add --precision int8"),
-        ({"precision": "int8", "calibration": Path("x"), "rest": "int8"}, "--rest is fp32 or fp16"),
-        ({"precision": "int8", "calibration": Path("x"), "rest": "fp16", "opset": 17}, "needs opset 19"),
+        ({"precision": "fp16", "non_int8_precision": "fp16"}, "add --precision int8"),
+        (
+            {"precision": "int8", "calibration": Path("x"), "non_int8_precision": "int8"},
+            "--non-int8-precision is fp32 or fp16",
+        ),
+        ({"precision": "int8", "calibration": Path("x"), "non_int8_precision": "fp16", "opset": 17}, "needs opset 19"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:

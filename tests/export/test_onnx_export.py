@@ -109,7 +109,7 @@ def test_same_input_gives_the_same_bytes(small_options: Any, small_onnx: Path) -
         {"opset": 18, "queries": 50, "max_detections": 20, "layers": 1},
         {"opset": 19, "raw_output": True, "batch": 3},
         {"raw_input": True, "layers": 3, "width": 64},
-        {"height": 64, "width": 64, "batch": "dynamic"},
+        {"size": (64, 64), "batch": "dynamic"},
         {"variant": "r18-dsp"},
     ],
     ids=str,
@@ -175,7 +175,7 @@ def test_infinite_constants_are_refused(small_options: Any, monkeypatch: pytest.
     query_selection.make_anchors.cache_clear()
     monkeypatch.setattr(query_selection, "OUTSIDE", float("inf"))
     with pytest.raises(ExportError, match="constant .* of the graph is not finite"):
-        export_onnx(small_options("inf.onnx", width=1600))
+        export_onnx(small_options("inf.onnx", size=(128, 1600)))
     query_selection.make_anchors.cache_clear()
 
 

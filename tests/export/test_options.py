@@ -22,7 +22,7 @@ WEIGHTS = Path("models/r50.pth")
     ("changes", "name"),
     [
         ({}, "r50-l4-640x640-fp32.onnx"),
-        ({"height": 480, "width": 800}, "r50-l4-480x800-fp32.onnx"),
+        ({"size": (480, 800)}, "r50-l4-480x800-fp32.onnx"),
         ({"batch": 8}, "r50-l4-640x640-fp32-b8.onnx"),
         ({"batch": "dynamic", "raw_input": True}, "r50-l4-640x640-fp32-bn-uint8.onnx"),
         ({"variant": "r50-dsp"}, "r50-l4-640x640-fp32-discrete.onnx"),
@@ -37,8 +37,8 @@ def test_default_name_says_what_is_inside(changes: dict[str, Any], name: str) ->
     options = ExportOptions(WEIGHTS, **changes)
     info = ArtifactInfo(
         class_names=("a",),
-        height=options.size[0],
-        width=options.size[1],
+        height=options.input_size[0],
+        width=options.input_size[1],
         batch=None if options.batch == "dynamic" else options.batch,
         variant="r50",
         layers=4,
@@ -60,12 +60,12 @@ def test_default_name_says_what_is_inside(changes: dict[str, Any], name: str) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"height": 650}, "height 650 is not a multiple of 32 from 64 to 8192; try 640"),
-        ({"width": 32}, "width 32 is not a multiple of 32 from 64 to 8192; try 64"),
-        ({"width": 99999999999999968}, "width 99999999999999968 is not a multiple of 32 from 64 to 8192; try 8192"),
+        ({"size": (650, 640)}, "`size` is 650x640, .*multiples of 32 from 64 to 8192; try 640x640"),
+        ({"size": (64, 32)}, "`size` is 64x32, expected multiples of 32 from 64 to 8192; try 64x64"),
+        ({"size": (64, 99999999999999968)}, "`size` is 64x99999999999999968, .*; try 64x8192"),
         ({"precision": "fp16", "keep_fp32": ("a(",)}, r"--keep-fp32 'a\(' is not a regular expression"),
         ({"batch": True}, "batch is True, expected a number from 1 up or 'dynamic'"),
-        ({"height": "64"}, "height '64' is not a multiple of 32"),
+        ({"size": ("64", 64)}, "`size` is .*multiples of 32"),
         ({"layers": 1.5}, "layers is 1.5, expected a whole number from 1 up"),
         ({"class_names": "abc"}, "keep_fp32 and class_names are lists of texts"),
         ({"batch": 0}, "batch is 0, expected a number from 1 up or 'dynamic'"),

@@ -22,7 +22,7 @@ from rtdetr_deploy import ArtifactInfo, Detections, ExportError, OptionError, Pr
 from rtdetr_deploy.runtimes import open_runtime  # noqa: E402
 from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
 from rtdetr_export.cli import main  # noqa: E402
-from rtdetr_export.precision.fp16 import LARGEST_HALF, to_half  # noqa: E402
+from rtdetr_export.precision.fp16 import LARGEST_HALF, to_fp16  # noqa: E402
 from rtdetr_export.precision.magnitudes import measure_magnitudes  # noqa: E402
 from rtdetr_export.verify.agreement import Agreement, Tolerance, compare  # noqa: E402
 
@@ -162,7 +162,7 @@ def test_values_near_the_limit_of_half_stay_in_fp32() -> None:
     magnitudes = measure_magnitudes(content, [batch, -batch])
     assert magnitudes == pytest.approx({"large": 60000.0, "kept": 60000.0, "y": 2.0, "z": 2.0})
     model = onnx_ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(onnx.load_from_string(content)))
-    report = to_half(model, magnitudes=magnitudes)
+    report = to_fp16(model, magnitudes=magnitudes)
     assert report.beyond == report.single == ("grow", "relu", "shrink")
     assert report.half == ("last",)
     assert report.largest == ("last", 2.0)
@@ -173,7 +173,7 @@ def test_constants_beyond_half_are_refused() -> None:
     content = _scaled_graph(2 * LARGEST_HALF)
     model = onnx_ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(onnx.load_from_string(content)))
     with pytest.raises(ExportError, match="does not fit into FP16"):
-        to_half(model)
+        to_fp16(model)
 
 
 def test_a_graph_that_makes_nan_is_refused() -> None:
@@ -231,7 +231,7 @@ def test_the_decoder_alone_in_half_keeps_every_query(name: str, tmp_path: Path) 
     outputs = [open_runtime(single).run({"images": image})]
     for keep in (ENCODER, None):
         model = onnx_ir.load(single)
-        to_half(model, keep_fp32=(keep,) if keep else ())
+        to_fp16(model, keep_fp32=(keep,) if keep else ())
         onnx_ir.save(model, tmp_path / "half.onnx")
         outputs.append(open_runtime(tmp_path / "half.onnx").run({"images": image}))
     assert all(np.isfinite(array).all() for found in outputs for array in found.values())

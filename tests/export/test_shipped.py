@@ -19,13 +19,12 @@ from rtdetr_deploy import Detections  # noqa: E402
 from rtdetr_deploy.evaluate.coco import read_annotations, score  # noqa: E402
 from rtdetr_deploy.runtimes.onnx_file import read_graph  # noqa: E402
 from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
-from rtdetr_export.precision import lower  # noqa: E402
-from rtdetr_export.precision.fp16 import ISLANDS, to_half  # noqa: E402
+from rtdetr_export.precision.fp16 import ISLANDS, to_fp16  # noqa: E402
 from rtdetr_export.precision.int8 import Layer  # noqa: E402
 from rtdetr_export.precision.sensitivity import Choice, Point  # noqa: E402
 from rtdetr_export.trt.lint import lint_file  # noqa: E402
 from rtdetr_export.verify.agreement import TOLERANCES, Agreement, compare  # noqa: E402
-from rtdetr_export.verify.reduced_precision import LowerReport  # noqa: E402
+from rtdetr_export.verify.reduced_precision import ReducedPrecisionReport  # noqa: E402
 from rtdetr_train.data.smears import write_smears  # noqa: E402
 
 CELLS = ROOT / "demo" / "blood-cells-r18.pth"
@@ -65,7 +64,7 @@ def test_half_keeps_every_detection(batch: Any, reference: Found, tmp_path: Path
 def test_half_everywhere_loses_detections(reference: Found, tmp_path: Path) -> None:
     """What the placement is for: the same comparison without it fails."""
     naive = onnx_ir.load(export_onnx(ExportOptions(CELLS, tmp_path / "single.onnx", verify=False)).path)
-    to_half(naive, islands=[island for island in ISLANDS if island.pattern == "^/behind/"])
+    to_fp16(naive, islands=[island for island in ISLANDS if island.pattern == "^/behind/"])
     onnx_ir.save(naive, tmp_path / "naive.onnx")
     assert compare(reference[0], _detect(tmp_path / "naive.onnx")[0]).share() < 0.999
 
@@ -89,19 +88,18 @@ def test_int8_keeps_detections(reference: Found, tmp_path: Path, monkeypatch: py
 def test_int8_with_an_fp16_rest_passes_its_own_verification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime's QDQ optimizer breaks such files unless it is switched off, in verification and Predictor alike."""
     write_smears(tmp_path, 2)
-    monkeypatch.setattr(lower, "choose_blocks", _backbone)
+    monkeypatch.setattr("rtdetr_export.precision.reduce.choose_blocks", _backbone)
     options = ExportOptions(
         CELLS,
         tmp_path / "int8.onnx",
         precision="int8",
-        rest="fp16",
+        non_int8_precision="fp16",
         calibration=tmp_path,
         layers=1,
-        height=128,
-        width=128,
+        size=(128, 128),
     )
     result = export_onnx(options)
-    assert isinstance(result.report, LowerReport)
+    assert isinstance(result.report, ReducedPrecisionReport)
     assert result.report.agreement.share(-1) >= 0.9
     assert read_graph(result.path).dequantizes_to_half()
 

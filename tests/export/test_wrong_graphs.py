@@ -54,8 +54,8 @@ def _subject(folder: Path, name: str, variant: str, score_scale: float = 1.0) ->
         model.decoder.enc_score_head.weight *= score_scale
     path = folder / f"{name}.pth"
     torch.save({"model": model.state_dict()}, path)
-    options = ExportOptions(weights=path, variant=variant, layers=2, height=HEIGHT, width=WIDTH)
-    return Subject(load_checkpoint(path, variant=variant, decoder_layers=2), options)
+    options = ExportOptions(weights=path, variant=variant, layers=2, size=(HEIGHT, WIDTH))
+    return Subject(load_checkpoint(path, variant=variant, layers=2), options)
 
 
 @pytest.fixture(scope="module")

@@ -107,15 +107,15 @@ def test_digest_identifies_the_file(state: State, tmp_path: Path) -> None:
 
 
 def _save_variant(path: Path, name: str, extra: dict[str, Any] | None = None, **changes: Any) -> None:
-    model = RTDETR(replace(VARIANTS[name], **changes), changes.get("built_layers", VARIANTS[name].built_layers))
+    model = RTDETR(replace(VARIANTS[name], **changes), changes.get("max_layers", VARIANTS[name].max_layers))
     torch.save({"model": model.state_dict(), **(extra or {})}, path)
 
 
 def test_fine_tuned_classes_points_and_layers_are_read_off_the_shapes(tmp_path: Path) -> None:
     path = tmp_path / "tuned.pth"
-    _save_variant(path, "r34", classes=7, points=(1, 1, 1), built_layers=2, layers=2)
+    _save_variant(path, "r34", classes=7, points=(1, 1, 1), max_layers=2, layers=2)
     checkpoint = load_checkpoint(path)
-    assert checkpoint.variant == replace(VARIANTS["r34"], classes=7, points=(1, 1, 1), built_layers=2, layers=2)
+    assert checkpoint.variant == replace(VARIANTS["r34"], classes=7, points=(1, 1, 1), max_layers=2, layers=2)
     assert checkpoint.class_names == ("class 0", "class 1", "class 2", "class 3", "class 4", "class 5", "class 6")
 
 
@@ -131,8 +131,8 @@ def test_unequal_points_per_level_are_read_off_the_scale_buffer(tmp_path: Path) 
 def test_r50_m_runs_three_layers_and_keeps_three(tmp_path: Path) -> None:
     path = tmp_path / "m.pth"
     _save_variant(path, "r50-m")
-    assert load_checkpoint(path).model.decoder_layers == 3
-    assert load_checkpoint(path, decoder_layers=5).model.decoder_layers == 5
+    assert load_checkpoint(path).model.layers == 3
+    assert load_checkpoint(path, layers=5).model.layers == 5
     assert load_checkpoint(path, variant="r50-m-dsp").variant.sampling == "discrete"
 
 

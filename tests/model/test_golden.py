@@ -56,9 +56,9 @@ def test_every_layer_matches_the_released_model_before_and_after_reparameterizat
     name, path = released
     _, reference, image = read_golden(name)
     default = load_checkpoint(path, variant=VARIANTS[name]).model
-    assert default.decoder_layers == int(reference["default_layers"])
-    built = default.variant.built_layers
-    model = load_checkpoint(path, variant=VARIANTS[name], decoder_layers=built).model
+    assert default.layers == int(reference["default_layers"])
+    built = default.variant.max_layers
+    model = load_checkpoint(path, variant=VARIANTS[name], layers=built).model
     for candidate in (model, reparameterize(model)):
         _check_maps(candidate, reference, image)
         with torch.no_grad():
@@ -77,7 +77,7 @@ def test_every_layer_matches_the_released_model_before_and_after_reparameterizat
 def test_truncated_model_matches_and_drops_unused_layers(released: tuple[str, Path]) -> None:
     name, path = released
     _, reference, image = read_golden(name)
-    model = load_checkpoint(path, decoder_layers=4).model
+    model = load_checkpoint(path, layers=4).model
     keys = model.state_dict().keys()
     assert not [key for key in keys if key.startswith(("decoder.decoder.layers.4", "decoder.dec_score_head.4"))]
     with torch.no_grad():
@@ -101,8 +101,7 @@ def test_exported_onnx_matches_the_released_model(released: tuple[str, Path], sa
     result = export_onnx(
         ExportOptions(
             weights=path,
-            height=spec["height"],
-            width=spec["width"],
+            size=(spec["height"], spec["width"]),
             variant=VARIANTS[name],
             sampler=sampler,
             raw_output=True,

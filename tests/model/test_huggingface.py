@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 from rtdetr_deploy.errors import CheckpointError, OptionError  # noqa: E402
 from rtdetr_deploy.model import load_checkpoint  # noqa: E402
 from rtdetr_deploy.model.checkpoints.huggingface import from_huggingface  # noqa: E402
-from rtdetr_deploy.model.checkpoints.infer_variant import describe  # noqa: E402
+from rtdetr_deploy.model.checkpoints.infer_variant import infer_variant  # noqa: E402
 from rtdetr_deploy.model.random_weights import fill_randomly  # noqa: E402
 from rtdetr_deploy.model.rtdetr import RTDETR  # noqa: E402
 from rtdetr_export.verify.parity import MIN_GAP, selection_gap, to_input  # noqa: E402
@@ -94,9 +94,9 @@ def _build(state: dict[str, Any], queries: int) -> RTDETR:
 
     scales = [state.pop(key) for key in list(state) if key.endswith("num_points_scale")]
     shapes = {key: tuple(value.shape) for key, value in state.items()}
-    variant = describe(shapes, scales[0].flatten().tolist() if scales else None)
+    variant = infer_variant(shapes, scales[0].flatten().tolist() if scales else None)
     assert variant is not None
-    model = RTDETR(replace(variant, queries=queries), variant.built_layers).eval()
+    model = RTDETR(replace(variant, queries=queries), variant.max_layers).eval()
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected
     assert all(key.endswith("num_batches_tracked") for key in missing)

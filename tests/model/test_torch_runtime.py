@@ -17,7 +17,7 @@ from rtdetr_deploy.runtimes.eager import TorchRuntime, open_checkpoint  # noqa: 
 
 @pytest.fixture(scope="module")
 def runtime(r18_checkpoint: Path) -> TorchRuntime:
-    return open_checkpoint(r18_checkpoint, (64, 96), decoder_layers=1)
+    return open_checkpoint(r18_checkpoint, (64, 96), layers=1)
 
 
 WRONG_FEEDS: dict[str, tuple[dict[str, Any], str]] = {
@@ -54,7 +54,7 @@ def test_threads_get_the_same_outputs_as_one(runtime: TorchRuntime) -> None:
 def test_a_model_in_training_mode_is_refused_and_left_as_it_is(r18_checkpoint: Path) -> None:
     from rtdetr_deploy.model import load_checkpoint
 
-    model = load_checkpoint(r18_checkpoint, decoder_layers=1).model.train()
+    model = load_checkpoint(r18_checkpoint, layers=1).model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     runtime = TorchRuntime(model, ("a", "b", "c"), 64, 96)
     with pytest.raises(ArtifactError, match=r"is in training mode; call its eval\(\) first"):

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from rtdetr_deploy.errors import OptionError  # noqa: E402
 from rtdetr_deploy.model import RTDETR, VARIANTS  # noqa: E402
-from rtdetr_deploy.model.checkpoints.infer_variant import describe, expected_shapes  # noqa: E402
+from rtdetr_deploy.model.checkpoints.infer_variant import expected_shapes, infer_variant  # noqa: E402
 from rtdetr_deploy.model.complexity import PUBLISHED, measure_complexity  # noqa: E402
 from rtdetr_deploy.model.variants import find_variant, variant_names  # noqa: E402
 
@@ -23,7 +23,7 @@ def test_parameters_and_flops_are_within_3_percent_of_the_published_ones(name: s
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_is_read_off_its_own_shapes(name: str) -> None:
-    assert describe(expected_shapes(VARIANTS[name])) == VARIANTS[name]
+    assert infer_variant(expected_shapes(VARIANTS[name])) == VARIANTS[name]
 
 
 def test_discrete_names_differ_in_sampling_alone() -> None:

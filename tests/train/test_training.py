@@ -240,7 +240,7 @@ def test_checkpoints_open_as_released_ones_and_can_be_tuned_for_other_classes(
     path = train(replace(options, epochs=1, evaluate_every=1))
     loaded = load_checkpoint(path)
     assert loaded.class_names == ("blue", "red")
-    assert (loaded.variant.name, loaded.variant.classes, loaded.model.decoder_layers) == ("r18", 2, 1)
+    assert (loaded.variant.name, loaded.variant.classes, loaded.model.layers) == ("r18", 2, 1)
     tuned = build_model(replace(options, weights=path, layers=None, freeze="backbone"), ("a", "b", "c"))
     assert tuned.variant.classes == 3
     assert not any(parameter.requires_grad for parameter in tuned.backbone.parameters())

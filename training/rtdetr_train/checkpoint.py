@@ -17,7 +17,7 @@ import torch
 
 from rtdetr_deploy.artifacts.weights_file import find_weights
 from rtdetr_deploy.errors import CheckpointError, OptionError, OutputError
-from rtdetr_deploy.files import check_writable, refuse_overwriting, written_beside
+from rtdetr_deploy.files import atomic_write, check_writable, refuse_overwriting
 from rtdetr_deploy.model import RTDETR, load_checkpoint
 from rtdetr_deploy.model.checkpoints.read import as_input_size
 from rtdetr_train.ema import Average
@@ -63,7 +63,7 @@ def publish(source: Path, target: Path, size: tuple[int, int] | None = None) -> 
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    with written_beside(path) as beside, beside.open("wb") as file:
+    with atomic_write(path) as beside, beside.open("wb") as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:  # torch's writer hides the error of the operating system behind its own

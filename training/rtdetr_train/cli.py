@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rtdetr_deploy.cli.arguments import path_argument
-from rtdetr_deploy.cli.run import run_command
+from rtdetr_deploy.cli.run import run_main
 from rtdetr_deploy.packages import require
 from rtdetr_train.memory import keep_freed_memory
 from rtdetr_train.options import DEFAULT_VARIANT, TrainOptions, check_paths
@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (0 done, 2 wrong input, 130 interrupted)."""
     again = "the same command continues after the last epoch"
-    return run_command("rtdetr-train", lambda: _train(build_parser().parse_args(argv)), again)
+    return run_main("rtdetr-train", lambda: _train(build_parser().parse_args(argv)), again)
 
 
 def _train(arguments: argparse.Namespace) -> int:

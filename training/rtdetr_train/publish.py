@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rtdetr_deploy.cli.arguments import parse_size, path_argument
-from rtdetr_deploy.cli.run import run_command
+from rtdetr_deploy.cli.run import run_main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    return run_command("rtdetr_train.publish", lambda: _publish(_parse(argv)), "nothing was written")
+    return run_main("rtdetr_train.publish", lambda: _publish(_parse(argv)), "nothing was written")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 
 from rtdetr_deploy.artifacts.weights_file import find_weights
-from rtdetr_deploy.cli.run import run_command
+from rtdetr_deploy.cli.run import run_main
 from rtdetr_deploy.errors import OptionError
-from rtdetr_deploy.files import check_writable, refuse_overwriting, write_atomically
+from rtdetr_deploy.files import check_writable, refuse_overwriting, write_bytes
 from rtdetr_deploy.model import RTDETR, load_checkpoint
 from rtdetr_train.boxes import iou_and_giou, to_corners
 from rtdetr_train.data.coco import CocoData, collate, read_coco
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, required=True, help="folder of its images")
     parser.add_argument("--json", type=Path, help="write the figures")
     arguments = parser.parse_args(argv)
-    return run_command("rtdetr_train.selection_study", lambda: _study(arguments), "nothing was measured")
+    return run_main("rtdetr_train.selection_study", lambda: _study(arguments), "nothing was measured")
 
 
 def _study(arguments: argparse.Namespace) -> int:
@@ -115,7 +115,7 @@ def _study(arguments: argparse.Namespace) -> int:
         )
     if arguments.json is not None:
         content = {"schema": SCHEMA, "study": "selection", "annotations": arguments.data.name, "checkpoints": rows}
-        write_atomically(arguments.json, json.dumps(content, indent=1).encode())
+        write_bytes(arguments.json, json.dumps(content, indent=1).encode())
     return 0
 
 

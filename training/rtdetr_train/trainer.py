@@ -14,7 +14,7 @@ from torch import nn
 
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.evaluate.coco import Accuracy, Annotations, detect_all, read_annotations, require_evaluator, score
-from rtdetr_deploy.files import write_atomically
+from rtdetr_deploy.files import write_bytes
 from rtdetr_deploy.model import RTDETR, load_checkpoint
 from rtdetr_deploy.model.decoder import ExtraQueries
 from rtdetr_deploy.model.variants import find_variant
@@ -92,7 +92,7 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Path:
     state: dict[str, Any] = {"epoch": 0, "best": -1.0}
     if last.exists():
         state = restore_checkpoint(last, model, average, optimizer, data.class_names, options.recipe())
-    write_atomically(options.output / CLASSES, "\n".join((*data.class_names, "")).encode())
+    write_bytes(options.output / CLASSES, "\n".join((*data.class_names, "")).encode())
     clock = _Clock(steps_per_epoch * (options.epochs - int(state["epoch"])))
     for epoch in range(int(state["epoch"]), options.epochs):
         losses = _train_epoch(model, average, optimizer, data, options, epoch, clock, watcher)
@@ -128,10 +128,8 @@ def build_model(options: TrainOptions, class_names: tuple[str, ...]) -> RTDETR:
         model = RTDETR(variant, options.layers)
         initialize(model)
     else:
-        source = load_checkpoint(options.weights, variant=options.variant, decoder_layers=options.layers).model
-        model = RTDETR(
-            replace(source.variant, classes=len(class_names), queries=options.queries), source.decoder_layers
-        )
+        source = load_checkpoint(options.weights, variant=options.variant, layers=options.layers).model
+        model = RTDETR(replace(source.variant, classes=len(class_names), queries=options.queries), source.layers)
         own, given = model.state_dict(), source.state_dict()
         fitting = {name: value for name, value in given.items() if value.shape == own[name].shape}
         model.load_state_dict({**own, **fitting}, strict=True)

@@ -54,14 +54,14 @@ class Entry:
 
 
 class Contestant(Protocol):
-    """An opened model. `batch` is None where it is dynamic, and `largest_batch` its limit there.
+    """An opened model. `batch` is None where it is dynamic, and `max_batch` its limit there.
 
     `boxes` counts what the last call had to suppress (None where nothing is suppressed outside the graph).
     """
 
     name: str
     batch: int | None
-    largest_batch: int | None
+    max_batch: int | None
     class_names: tuple[str, ...]
     facts: dict[str, str]
     boxes: int | None
@@ -94,7 +94,7 @@ class SpanRuntime:
         self.runtime = runtime
         self.name, self.file = runtime.name, runtime.file
         self.inputs, self.outputs = runtime.inputs, runtime.outputs
-        self.metadata, self.largest_batch = runtime.metadata, runtime.largest_batch
+        self.metadata, self.max_batch = runtime.metadata, runtime.max_batch
         self.model: float | None = None
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
@@ -130,7 +130,7 @@ class Detr:
 
     def __init__(self, predictor: Predictor, runtime: SpanRuntime | None, name: str, threshold: float) -> None:
         self.name, self.batch, self.class_names = name, predictor.batch, predictor.class_names
-        self.largest_batch = runtime.largest_batch if runtime is not None else None
+        self.max_batch = runtime.max_batch if runtime is not None else None
         self._predictor, self._runtime, self._threshold = predictor, runtime, threshold
         info = predictor.info
         self.facts = {
@@ -177,7 +177,7 @@ class Yolo:
     def __init__(self, runtime: SpanRuntime, name: str, nms: NmsOptions, size: tuple[int, int] | None = None) -> None:
         contract = recognize_yolo(runtime, name, size)
         self.name, self.batch, self.class_names = name, contract.batch, contract.class_names
-        self.largest_batch = runtime.largest_batch
+        self.max_batch = runtime.max_batch
         self._runtime, self._contract, self._nms = runtime, contract, nms
         self._needs_nms = contract.layout in NEEDS_NMS
         self.facts = {

@@ -12,7 +12,7 @@ from typing import Any
 from rtdetr_bench.machine import machine_text, state_text
 from rtdetr_bench.report.published import NMS, SOURCE, published_decoder
 from rtdetr_deploy import OptionError
-from rtdetr_deploy.files import require_file, write_atomically
+from rtdetr_deploy.files import require_file, write_bytes
 from rtdetr_deploy.packages import require
 from rtdetr_deploy.words import plural
 
@@ -111,7 +111,7 @@ def _write_page(path: Path, sections: str) -> None:
         f'content="width=device-width, initial-scale=1"><title>rtdetr-bench</title><style>{STYLE}</style></head><body>'
     )
     title = "<h1>rtdetr-bench</h1>"
-    write_atomically(path, f"{head}{title}{sections}</body></html>\n".encode("utf-8", "backslashreplace"))
+    write_bytes(path, f"{head}{title}{sections}</body></html>\n".encode("utf-8", "backslashreplace"))
 
 
 MODEL_COLUMNS = (

@@ -67,7 +67,7 @@ def study_accuracy(
         from rtdetr_export import ExportOptions, export_onnx
     checkpoint = load_checkpoint(weights)
     size = size or checkpoint.input_size
-    settings = list(_settings(checkpoint.model.decoder_layers, checkpoint.variant.queries))
+    settings = list(_settings(checkpoint.model.layers, checkpoint.variant.queries))
     rows: list[Row] = []
     with TemporaryDirectory() as folder:
         exported: dict[tuple[int, int], Path] = {}
@@ -80,8 +80,7 @@ def study_accuracy(
                         output=Path(folder, f"l{setting.layers}-q{setting.queries}.onnx"),
                         layers=setting.layers,
                         queries=setting.queries,
-                        height=size[0] if size else None,
-                        width=size[1] if size else None,
+                        size=size,
                     )
                     exported[key] = export_onnx(options).path
                 engine = exported[key]

@@ -81,14 +81,13 @@ def study_decoder(
     if annotations is not None and folder is not None:  # what doesn't fit is said before anything is timed
         require_evaluator()
         read_annotations(annotations, folder, checkpoint.class_names)
-    layers = checkpoint.model.decoder_layers
-    height, width = entry.size or (None, None)
+    layers = checkpoint.model.layers
     with TemporaryDirectory() as place:
         files = []
         for count in range(layers, 0, -1):
             on_step(f"export {count} of {layers} layers")
             path = Path(place, f"{count}-layer{'s' * (count > 1)}.onnx")
-            export_onnx(options(weights, path, layers=count, height=height, width=width, verify=False))
+            export_onnx(options(weights, path, layers=count, size=entry.size, verify=False))
             files.append(path)
         on_step("time them in turn")
         latencies = _time(files, plan, entry, images)
@@ -158,7 +157,7 @@ def _export_encoder(name: str, variant: str, path: Path, size: tuple[int, int]) 
     count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     model = reparameterize(model.eval())
     model.use_sampler("gather")
-    options = ExportOptions(path, height=size[0], width=size[1])
+    options = ExportOptions(path, size=size)
     path.write_bytes(serialize(simplify(trace(build_graph(model, options), options)), {}, ""))
     return count
 

@@ -27,13 +27,13 @@ from rtdetr_bench.machine import describe_machine, today
 from rtdetr_deploy import Detections
 from rtdetr_deploy.artifacts.metadata import read_metadata
 from rtdetr_deploy.cli.arguments import path_argument
-from rtdetr_deploy.cli.run import run_command
+from rtdetr_deploy.cli.run import run_main
 from rtdetr_deploy.evaluate.coco import read_annotations, require_evaluator, score
-from rtdetr_deploy.files import check_writable, refuse_overwriting, write_atomically
+from rtdetr_deploy.files import check_writable, refuse_overwriting, write_bytes
 from rtdetr_export import ExportOptions, export_onnx
-from rtdetr_export.precision.fp16 import ISLANDS, to_half
+from rtdetr_export.precision.fp16 import ISLANDS, to_fp16
 from rtdetr_export.precision.int8 import quantize
-from rtdetr_export.precision.lower import choose_images, measure_layers
+from rtdetr_export.precision.reduce import choose_images, measure_layers
 from rtdetr_export.precision.sensitivity import choose_blocks
 from rtdetr_export.verify.agreement import TOLERANCES, Agreement, compare
 
@@ -55,15 +55,15 @@ class Row:
 
 def _without(model: onnx_ir.Model, *left_out: str) -> None:
     islands = [island for island in ISLANDS if not any(part in island.pattern for part in left_out)]
-    to_half(model, islands=islands)
+    to_fp16(model, islands=islands)
 
 
 def _everywhere(model: onnx_ir.Model) -> None:
-    to_half(model, islands=[island for island in ISLANDS if island.pattern == "^/behind/"])
+    to_fp16(model, islands=[island for island in ISLANDS if island.pattern == "^/behind/"])
 
 
 PLACEMENTS: dict[str, Callable[[onnx_ir.Model], object]] = {
-    "FP16 by rtdetr-export": to_half,
+    "FP16 by rtdetr-export": to_fp16,
     "the same, first convolution in FP16 too": lambda model: _without(model, PIXELS),
     "FP16 everywhere": _everywhere,
 }
@@ -141,9 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--calibration", type=path_argument, metavar="DIR", help="measure INT8 too, calibrated on these images"
     )
     parser.add_argument("--json", type=path_argument, metavar="FILE", help="write the figures to this file")
-    return run_command(
-        "rtdetr_bench.studies.precision", lambda: _study(parser.parse_args(argv)), "nothing was measured"
-    )
+    return run_main("rtdetr_bench.studies.precision", lambda: _study(parser.parse_args(argv)), "nothing was measured")
 
 
 def _study(arguments: argparse.Namespace) -> int:
@@ -166,7 +164,7 @@ def _study(arguments: argparse.Namespace) -> int:
         print("* what rtdetr-export chooses")
     print(f"{rows[0].agreement.wanted} detections of the torch model with score >= 0.3")
     if arguments.json is not None:
-        write_atomically(arguments.json, json.dumps(_content(arguments, rows), indent=1).encode())
+        write_bytes(arguments.json, json.dumps(_content(arguments, rows), indent=1).encode())
     return 0
 
 

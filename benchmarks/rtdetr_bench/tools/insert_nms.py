@@ -15,7 +15,7 @@ from typing import Any, Literal
 from rtdetr_bench.models.nms import NmsOptions
 from rtdetr_bench.models.yolo import INSERTED, NEEDS_NMS, NMS_METADATA, PLUGIN, YoloContract, recognize_yolo
 from rtdetr_deploy import ArtifactError, OptionError
-from rtdetr_deploy.files import written_beside
+from rtdetr_deploy.files import atomic_write
 from rtdetr_deploy.packages import require
 from rtdetr_deploy.runtimes import open_runtime
 
@@ -51,7 +51,7 @@ def insert_nms(
     model, options = onnx.load(str(source)), options or NmsOptions()
     _Inserter(onnx, model, contract).insert(options, kind)
     model.metadata_props.add(key=NMS_METADATA, value=f"confidence {options.confidence:g}, IoU {options.iou:g}")
-    with written_beside(target) as beside:
+    with atomic_write(target) as beside:
         beside.write_bytes(model.SerializeToString())
         if kind == "onnx":  # what can't be run is not handed over
             open_runtime(beside).close()

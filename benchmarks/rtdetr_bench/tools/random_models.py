@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from rtdetr_deploy.cli.arguments import path_argument
-from rtdetr_deploy.cli.run import run_command
-from rtdetr_deploy.files import check_writable, written_beside
+from rtdetr_deploy.cli.run import run_main
+from rtdetr_deploy.files import atomic_write, check_writable
 from rtdetr_deploy.model import RTDETR
 from rtdetr_deploy.model.random_weights import fill_randomly
 from rtdetr_deploy.model.variants import find_variant, variant_names
@@ -45,16 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="models to make (default: r18 r50 hgnetv2-l)",
     )
     parser.add_argument("--weights-only", action="store_true", help="write checkpoints, don't export them")
-    return run_command(
-        "rtdetr_bench.tools.random_models", lambda: _make(parser.parse_args(argv)), "nothing was written"
-    )
+    return run_main("rtdetr_bench.tools.random_models", lambda: _make(parser.parse_args(argv)), "nothing was written")
 
 
 def _make(arguments: argparse.Namespace) -> int:
     check_writable(arguments.output, folder=True)
     for variant in arguments.variants:
         if arguments.weights_only:
-            with written_beside(arguments.output / f"{variant}.pth") as beside:
+            with atomic_write(arguments.output / f"{variant}.pth") as beside:
                 write_random_weights(variant, beside)
             continue
         with TemporaryDirectory() as folder:

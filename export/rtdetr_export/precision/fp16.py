@@ -62,7 +62,7 @@ _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
 @dataclass(frozen=True)
-class HalfReport:
+class Fp16Report:
     """Where FP16 was placed: names of the float nodes in FP16 and in FP32, and the number of Casts.
 
     `largest` is the largest value in FP16 on the images that were measured, with its node (None: not measured);
@@ -85,13 +85,13 @@ class HalfReport:
         return "\n".join(lines)
 
 
-def to_half(
+def to_fp16(
     model: ir.Model,
     *,
     islands: Sequence[Island] = ISLANDS,
     keep_fp32: Sequence[str] = (),
     magnitudes: Mapping[str, float] | None = None,
-) -> HalfReport:
+) -> Fp16Report:
     """Turn an FP32 `model` into a mixed FP16 one in place.
 
     `keep_fp32` are further patterns (regular expressions, searched in node names); `magnitudes` the largest absolute
@@ -118,7 +118,7 @@ def to_half(
             beyond += [name] if too_large and not named else []
     casts = conversion.finish()
     top = max(half.items(), key=lambda item: item[1]) if half and magnitudes is not None else None
-    return HalfReport(tuple(half), tuple(single), casts, top, tuple(beyond))
+    return Fp16Report(tuple(half), tuple(single), casts, top, tuple(beyond))
 
 
 def compile_pattern(pattern: str, nodes: Sequence[ir.Node]) -> re.Pattern[str]:

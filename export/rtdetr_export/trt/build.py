@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo, read_metadata
 from rtdetr_deploy.errors import ExportError, OptionError, OutputError
-from rtdetr_deploy.files import require_file, write_atomically, written_beside
+from rtdetr_deploy.files import atomic_write, require_file, write_bytes
 from rtdetr_deploy.images.frame import ImageLike
 from rtdetr_deploy.packages import require
 from rtdetr_deploy.runtimes import open_runtime
@@ -46,7 +46,7 @@ class EngineOptions:
     """Options of `build_engine`.
 
     `onnx` is the file to build, `output` the engine to write. For a dynamic batch the engine takes 1 to
-    `largest_batch` images and is tuned for `best_batch`; a fixed batch leaves nothing to choose. `workspace` limits the
+    `max_batch` images and is tuned for `opt_batch`; a fixed batch leaves nothing to choose. `workspace` limits the
     builder's scratch memory in GiB; `timing_cache` is a file that makes the next build faster; `version_compatible`
     engines run on later TensorRT versions, `hardware_compatible` ones on every GPU from Ampere on (not on a T4), both
     somewhat slower.
@@ -56,8 +56,8 @@ class EngineOptions:
 
     onnx: Path
     output: Path
-    best_batch: int = 1
-    largest_batch: int = LARGEST_BATCH
+    opt_batch: int = 1
+    max_batch: int = LARGEST_BATCH
     workspace: float | None = None
     timing_cache: Path | None = None
     version_compatible: bool = False
@@ -66,9 +66,9 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.output.suffix not in SUFFIXES:
             raise OptionError(f"can't write {self.output.name}: an engine's name must end in {' or '.join(SUFFIXES)}")
-        if not 1 <= self.best_batch <= self.largest_batch:
+        if not 1 <= self.opt_batch <= self.max_batch:
             raise OptionError(
-                f"the batch to tune for is {self.best_batch}; choose 1 to the largest batch, {self.largest_batch}"
+                f"the batch to tune for is {self.opt_batch}; choose 1 to the largest batch, {self.max_batch}"
             )
         if self.workspace is not None and not self.workspace > 0:
             raise OptionError(f"workspace is {self.workspace}, expected GiB above 0")
@@ -97,7 +97,7 @@ def build_engine(options: EngineOptions, images: Sequence[ImageLike], on_phase: 
     info = read_onnx_info(options.onnx)
     require_buildable(options.onnx)
     content = _build_interruptibly(options, info, on_phase)
-    profile = (1, options.best_batch, options.largest_batch) if info.batch is None else (info.batch,) * 3
+    profile = (1, options.opt_batch, options.max_batch) if info.batch is None else (info.batch,) * 3
     facts = EngineInfo(
         info=info,
         tensorrt=trt.__version__,
@@ -111,9 +111,9 @@ def build_engine(options: EngineOptions, images: Sequence[ImageLike], on_phase: 
     )
     report = _verify(options, content, facts, cuda, gpu, images)
     report.require(options.output.name)
-    with written_beside(options.output) as beside:
+    with atomic_write(options.output) as beside:
         beside.write_bytes(content)
-        write_atomically(sidecar_path(options.output), facts.to_json().encode())
+        write_bytes(sidecar_path(options.output), facts.to_json().encode())
     return EngineResult(options.output, facts, report)
 
 
@@ -205,7 +205,7 @@ def build(
         raise ExportError(f"TensorRT {trt.__version__} can't build {options.onnx.name}: {last_message(messages)}")
     if cache is not None and options.timing_cache is not None:
         try:
-            write_atomically(options.timing_cache, _to_bytes(cache.serialize()))
+            write_bytes(options.timing_cache, _to_bytes(cache.serialize()))
         except OutputError as error:  # the engine is worth more than its cache
             warnings.warn(f"the timing cache was not written: {error}", stacklevel=2)
     return _to_bytes(serialized)
@@ -236,7 +236,7 @@ def configure(
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if info.batch is None:
         profile = builder.create_optimization_profile()
-        batches = (1, options.best_batch, options.largest_batch)
+        batches = (1, options.opt_batch, options.max_batch)
         for index in range(network.num_inputs):
             tensor = network.get_input(index)
             rest = [int(tensor.shape[axis]) for axis in range(1, len(tensor.shape))]

@@ -22,7 +22,7 @@ LEAST = 20
 
 
 @dataclass(frozen=True)
-class LowerReport:
+class ReducedPrecisionReport:
     """Agreement of a file of lower precision with torch on `images` images; `runtime` ran the file."""
 
     runtime: str
@@ -55,11 +55,15 @@ class LowerReport:
         return "\n".join(lines)
 
 
-def verify_lower(path: Path, reference: RTDETR, info: ArtifactInfo, images: Sequence[ImageLike]) -> LowerReport:
+def verify_reduced_precision(
+    path: Path, reference: RTDETR, info: ArtifactInfo, images: Sequence[ImageLike]
+) -> ReducedPrecisionReport:
     """Detect on `images` with the file and with `reference`, and compare. Raises `ArtifactError` for unusable files."""
     names = info.class_names
     with Predictor(TorchRuntime(reference, names, info.height, info.width), threshold=0.0) as torch_model:
         expected = [torch_model.detect(image) for image in images]
     with Predictor(path, threshold=0.0) as predictor:
         found = predictor.detect_batch(images)
-        return LowerReport(predictor.runtime, info.precision, len(images), compare(expected, found, least=LEAST))
+        return ReducedPrecisionReport(
+            predictor.runtime, info.precision, len(images), compare(expected, found, least=LEAST)
+        )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rtdetr_deploy.model.variants import HgNetV2, HgStage
+from rtdetr_deploy.model.variants import HgNetV2Config, HgStageConfig
 
 CONVS_PER_BLOCK = 6
 
@@ -74,7 +74,7 @@ class Stem(nn.Module):
 class HgBlock(nn.Module):
     """Six chained convolutions, all concatenated, squeezed to half the output width and excited to the full one."""
 
-    def __init__(self, channels_in: int, stage: HgStage, residual: bool) -> None:
+    def __init__(self, channels_in: int, stage: HgStageConfig, residual: bool) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = channels_in
@@ -96,10 +96,10 @@ class HgBlock(nn.Module):
         return y + x if self.residual else y
 
 
-class HgStageModule(nn.Module):
+class HgStage(nn.Module):
     """Optional depthwise 3x3 with stride 2, then the blocks; every block but the first adds its input."""
 
-    def __init__(self, channels_in: int, stage: HgStage, downsample: bool) -> None:
+    def __init__(self, channels_in: int, stage: HgStageConfig, downsample: bool) -> None:
         super().__init__()
         self.downsample = (
             ConvBn(channels_in, channels_in, 3, 2, groups=channels_in, activate=False) if downsample else nn.Identity()
@@ -118,12 +118,12 @@ class HgStageModule(nn.Module):
 class HgNetV2Backbone(nn.Module):
     """Stem and four stages; returns the maps of the last three."""
 
-    def __init__(self, config: HgNetV2) -> None:
+    def __init__(self, config: HgNetV2Config) -> None:
         super().__init__()
         self.stem = Stem(*config.stem)
         stages, channels = [], config.stem[1]
         for index, stage in enumerate(config.stages):
-            stages.append(HgStageModule(channels, stage, downsample=index > 0))
+            stages.append(HgStage(channels, stage, downsample=index > 0))
             channels = stage.output
         self.stages = nn.ModuleList(stages)
 

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from rtdetr_deploy.model.layers.conv_norm import ConvNorm
-from rtdetr_deploy.model.variants import ResNetVd
+from rtdetr_deploy.model.variants import ResNetVdConfig
 
 
 def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module:
@@ -76,7 +76,7 @@ class Stage(nn.Module):
 class ResNetVdBackbone(nn.Module):
     """Stem and four stages; returns the maps of the last three."""
 
-    def __init__(self, config: ResNetVd) -> None:
+    def __init__(self, config: ResNetVdConfig) -> None:
         super().__init__()
         block = Bottleneck if config.bottleneck else BasicBlock
         self.conv1 = nn.Sequential(

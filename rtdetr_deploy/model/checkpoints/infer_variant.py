@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 
 from rtdetr_deploy.model.rtdetr import RTDETR
-from rtdetr_deploy.model.variants import HEADS, VARIANTS, HgNetV2, HgStage, ResNetVd, Variant
+from rtdetr_deploy.model.variants import HEADS, VARIANTS, HgNetV2Config, HgStageConfig, ResNetVdConfig, Variant
 
 Shapes = Mapping[str, tuple[int, ...]]
 LEVELS = 3
@@ -22,7 +22,7 @@ MOST_MODULES = 100
 """Layers or blocks in a row; released models have 23 at most. A name with a huge index must not build a huge model."""
 
 
-def describe(shapes: Shapes, points_scale: Sequence[float] | None = None) -> Variant | None:
+def infer_variant(shapes: Shapes, points_scale: Sequence[float] | None = None) -> Variant | None:
     """Return the variant with these parameters (RT-DETRv2's names), or None where the shapes fit no RT-DETR.
 
     `points_scale` is the buffer that RT-DETRv2 stores: 1 / points of its level for each sampling point; without it,
@@ -47,7 +47,7 @@ def describe(shapes: Shapes, points_scale: Sequence[float] | None = None) -> Var
             width=width,
             feedforward=shapes["encoder.encoder.0.layers.0.linear1.weight"][0],
             expansion=hidden / width,
-            built_layers=layers,
+            max_layers=layers,
             layers=layers,
             points=points,
             classes=shapes["decoder.enc_score_head.weight"][0],
@@ -62,7 +62,7 @@ def _name(found: Variant) -> Variant:
     """Give `found` the name of the released model that it is, and that model's default number of layers."""
     for known in VARIANTS.values():
         if (known.backbone, known.width, known.expansion) == (found.backbone, found.width, found.expansion):
-            layers = known.layers if known.built_layers == found.built_layers else found.built_layers
+            layers = known.layers if known.max_layers == found.max_layers else found.max_layers
             return replace(found, name=known.name, layers=layers)
     return found
 
@@ -78,15 +78,15 @@ def _count(shapes: Shapes, pattern: str) -> int:
     return max(map(int, numbers), default=-1) + 1
 
 
-def _describe_resnet(shapes: Shapes) -> ResNetVd | None:
+def _describe_resnet(shapes: Shapes) -> ResNetVdConfig | None:
     stages = [_count(shapes, rf"^backbone\.res_layers\.{stage}\.blocks\.(\d+)\.") for stage in range(4)]
     if 0 in stages:
         return None
     bottleneck = "backbone.res_layers.0.blocks.0.branch2c.conv.weight" in shapes
-    return ResNetVd((stages[0], stages[1], stages[2], stages[3]), bottleneck)
+    return ResNetVdConfig((stages[0], stages[1], stages[2], stages[3]), bottleneck)
 
 
-def _describe_hgnet(shapes: Shapes) -> HgNetV2 | None:
+def _describe_hgnet(shapes: Shapes) -> HgNetV2Config | None:
     counts = [_count(shapes, rf"^backbone\.stages\.{stage}\.blocks\.(\d+)\.") for stage in range(4)]
     if 0 in counts:
         return None
@@ -96,9 +96,9 @@ def _describe_hgnet(shapes: Shapes) -> HgNetV2 | None:
         light = block + "layers.0.conv1.conv.weight" in shapes
         last = shapes[block + ("layers.0.conv2.conv.weight" if light else "layers.0.conv.weight")]
         output = shapes[block + "aggregation_excitation_conv.conv.weight"][0]
-        stages.append(HgStage(last[0], output, count, light, last[-1]))
+        stages.append(HgStageConfig(last[0], output, count, light, last[-1]))
     stem = (shapes["backbone.stem.stem1.conv.weight"][0], shapes["backbone.stem.stem4.conv.weight"][0])
-    return HgNetV2(stem, (stages[0], stages[1], stages[2], stages[3]))
+    return HgNetV2Config(stem, (stages[0], stages[1], stages[2], stages[3]))
 
 
 def _points(samples: int, points_scale: Sequence[float] | None) -> tuple[int, int, int] | None:
@@ -119,7 +119,7 @@ def _points(samples: int, points_scale: Sequence[float] | None) -> tuple[int, in
 def expected_shapes(variant: Variant) -> dict[str, tuple[int, ...]]:
     """Name and shape of every learned tensor of `variant` with all its layers; nothing is allocated."""
     with torch.device("meta"):
-        state = RTDETR(variant, variant.built_layers).state_dict()
+        state = RTDETR(variant, variant.max_layers).state_dict()
     return {key: tuple(value.shape) for key, value in state.items() if not key.endswith("num_batches_tracked")}
 
 

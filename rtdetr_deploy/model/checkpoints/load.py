@@ -1,7 +1,7 @@
 """Loading of trained weights: released files, fine-tuned ones, bare state dicts, safetensors.
 
 A released file is `{"ema": {"module": state}, "model": state, ...}`. Nothing in a file is ever executed: pickles are
-read with `weights_only=True`. The architecture is read off the shapes (see `describe`).
+read with `weights_only=True`. The architecture is read off the shapes (see `infer_variant`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rtdetr_deploy.artifacts.class_names import check_class_names, default_class
 from rtdetr_deploy.artifacts.weights_file import find_weights
 from rtdetr_deploy.errors import CheckpointError, OptionError
 from rtdetr_deploy.model.checkpoints.huggingface import Config, from_huggingface, is_huggingface, read_config
-from rtdetr_deploy.model.checkpoints.infer_variant import describe, expected_shapes, nearest_variant
+from rtdetr_deploy.model.checkpoints.infer_variant import expected_shapes, infer_variant, nearest_variant
 from rtdetr_deploy.model.checkpoints.read import Stored, read_content
 from rtdetr_deploy.model.checkpoints.state_dicts import State, find_state
 from rtdetr_deploy.model.rtdetr import RTDETR
@@ -59,11 +59,11 @@ def load_checkpoint(
     path: str | Path,
     *,
     variant: str | None = None,
-    decoder_layers: int | None = None,
+    layers: int | None = None,
     queries: int | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Checkpoint:
-    """Load a `.pth`, `.pt` or `.safetensors` file into a model that runs the first `decoder_layers` layers.
+    """Load a `.pth`, `.pt` or `.safetensors` file into a model that runs the first `layers` layers.
 
     `path` may be a folder of Hugging Face's `save_pretrained` too; for its files, `config.json` beside them tells class
     names, queries and sampling. Exponential moving averages are preferred where the file has them. `variant` says what
@@ -85,7 +85,7 @@ def load_checkpoint(
         if not 1 <= queries <= architecture.queries:
             raise OptionError(f"{queries} queries asked for; choose 1 to {architecture.queries}")
         architecture = replace(architecture, queries=queries)
-    model = RTDETR(architecture, decoder_layers)
+    model = RTDETR(architecture, layers)
     _check_finite(tensors, path)
     _fill(model, tensors)
     names = _decide_names(class_names, stored.class_names, architecture.classes, path)
@@ -121,7 +121,7 @@ def _decide_variant(tensors: State, asked: str | None, config: Config | None, pa
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     wanted = find_variant(asked) if asked is not None else None
     points_scale = next(iter(scales.values()), None)
-    found = describe(shapes, points_scale.flatten().tolist() if points_scale is not None else None)
+    found = infer_variant(shapes, points_scale.flatten().tolist() if points_scale is not None else None)
     if found is None or _compare(shapes, expected_shapes(found)):
         nearest = found if found is not None and found.name in VARIANTS else nearest_variant(shapes)
         problems = _compare(shapes, expected_shapes(nearest)) or "its sampling points fit no three levels"
@@ -134,14 +134,14 @@ def _decide_variant(tensors: State, asked: str | None, config: Config | None, pa
         return found
     if (wanted.backbone, wanted.width, wanted.expansion) != (found.backbone, found.width, found.expansion):
         raise CheckpointError(f"{path} holds {found.name}, not {wanted.name}; leave --variant out")
-    return replace(found, name=wanted.name, layers=min(wanted.layers, found.built_layers), sampling=wanted.sampling)
+    return replace(found, name=wanted.name, layers=min(wanted.layers, found.max_layers), sampling=wanted.sampling)
 
 
 def _as_configured(found: Variant, config: Config) -> Variant:
     """Return `found` with what shapes can't tell; Hugging Face's models run all of their layers."""
     discrete = Variant.sampling if not config.discrete else "discrete"
     name = found.name + (DISCRETE_SUFFIX if config.discrete else "")
-    return replace(found, name=name, sampling=discrete, layers=found.built_layers, queries=config.queries)
+    return replace(found, name=name, sampling=discrete, layers=found.max_layers, queries=config.queries)
 
 
 def _compare(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:

@@ -10,16 +10,16 @@ import pickle
 import pickletools
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rtdetr_deploy.artifacts.input_size import is_input_size
 from rtdetr_deploy.errors import CheckpointError
 
-SMALLEST_SIDE, LARGEST_SIDE = 64, 8192
 _CLASS_NAME_KEYS = ("class_names", "classes", "names")
 _ULTRALYTICS = (
     "{path} was written by Ultralytics ({reason}), which is another model that can't be opened here. Export it there "
@@ -64,10 +64,7 @@ def read_content(path: Path) -> tuple[Any, Stored]:
 
 def as_input_size(value: Any) -> tuple[int, int] | None:
     """Return (height, width) if `value` is such a pair that the model can take."""
-    if not isinstance(value, Sequence) or len(value) != 2 or not all(type(side) is int for side in value):
-        return None
-    fits = all(SMALLEST_SIDE <= side <= LARGEST_SIDE and side % 32 == 0 for side in value)
-    return (value[0], value[1]) if fits else None
+    return (value[0], value[1]) if is_input_size(value) else None
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -86,13 +86,9 @@ class TensorRtRuntime:
             stack.callback(self._stream.close)
             self._workspace = DeviceMemory(cuda, engine.device_memory_size_v2)
             stack.callback(self._workspace.close)
-            self.smallest_batch, self.largest_batch = batch_range(engine, name)
-            self.inputs, self._inputs = make_ports(
-                engine, trt.TensorIOMode.INPUT, name, self.largest_batch, cuda, stack
-            )
-            self.outputs, self._outputs = make_ports(
-                engine, trt.TensorIOMode.OUTPUT, name, self.largest_batch, cuda, stack
-            )
+            self.min_batch, self.max_batch = batch_range(engine, name)
+            self.inputs, self._inputs = make_ports(engine, trt.TensorIOMode.INPUT, name, self.max_batch, cuda, stack)
+            self.outputs, self._outputs = make_ports(engine, trt.TensorIOMode.OUTPUT, name, self.max_batch, cuda, stack)
             stack.callback(self._close_resizer)
             stack.callback(self._close_lanes)
             self._resources = stack.pop_all()
@@ -153,7 +149,7 @@ class TensorRtRuntime:
 
         with self._lock:
             engine = self._use()
-            lane = self._lanes.get(self.largest_batch) or self._open_lane(engine, self.largest_batch)
+            lane = self._lanes.get(self.max_batch) or self._open_lane(engine, self.max_batch)
             inspector = engine.create_engine_inspector()
             inspector.execution_context = lane.context
             text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
@@ -181,7 +177,7 @@ class TensorRtRuntime:
         """Queue the frames into input `name`; return the number of rows, and the inputs that are copied in besides."""
         others = [port for port in self._inputs if port.name != name]
         (port,) = (port for port in self._inputs if port.name == name)
-        batch = max(len(frames), self.smallest_batch)
+        batch = max(len(frames), self.min_batch)
         self._check_batch(batch)
         if others:
             self._fill(feed, others)
@@ -216,9 +212,9 @@ class TensorRtRuntime:
         return lane.graphs.get(key)
 
     def _check_batch(self, batch: int) -> None:
-        if not self.smallest_batch <= batch <= self.largest_batch:
+        if not self.min_batch <= batch <= self.max_batch:
             raise ArtifactError(
-                f"batch {batch} is outside this engine's range {self.smallest_batch} to {self.largest_batch}; "
+                f"batch {batch} is outside this engine's range {self.min_batch} to {self.max_batch}; "
                 "build it with a larger --batch"
             )
 

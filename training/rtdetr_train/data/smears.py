@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rtdetr_deploy.files import write_atomically
+from rtdetr_deploy.files import write_bytes
 from rtdetr_train.data.coco import Sample
 
 CLASS_NAMES = ("RBC", "WBC", "Platelets")
@@ -71,7 +71,7 @@ def write_smears(folder: Path, count: int, first_seed: int = 0) -> Path:
         height, width = sample.image.shape[:2]
         name = f"smear_{seed:05d}.jpg"
         _, encoded = cv2.imencode(".jpg", cv2.cvtColor(sample.image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])
-        write_atomically(folder / name, encoded.tobytes())
+        write_bytes(folder / name, encoded.tobytes())
         images.append({"id": seed, "file_name": name, "width": width, "height": height})
         for (x1, y1, x2, y2), label in zip(sample.boxes.tolist(), sample.labels.tolist(), strict=True):
             box = [x1, y1, x2 - x1, y2 - y1]
@@ -82,7 +82,7 @@ def write_smears(folder: Path, count: int, first_seed: int = 0) -> Path:
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(CLASS_NAMES)]
     path = folder / "annotations.json"
     content = {"images": images, "annotations": annotations, "categories": categories}
-    write_atomically(path, json.dumps(content).encode())
+    write_bytes(path, json.dumps(content).encode())
     return path
 
 

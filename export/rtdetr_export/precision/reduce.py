@@ -12,7 +12,7 @@ from rtdetr_deploy.artifacts.metadata import METADATA_KEY, ArtifactInfo
 from rtdetr_deploy.images.frame import ImageLike, find_images, load_frame
 from rtdetr_deploy.images.preprocess import prepare_batch
 from rtdetr_deploy.runtimes import Array
-from rtdetr_export.precision.fp16 import HalfReport, compile_pattern, to_half
+from rtdetr_export.precision.fp16 import Fp16Report, compile_pattern, to_fp16
 from rtdetr_export.precision.int8 import Layer, find_layers, measure_scales, quantize
 from rtdetr_export.precision.magnitudes import measure_magnitudes
 from rtdetr_export.precision.sensitivity import Choice, Done, choose_blocks
@@ -35,15 +35,15 @@ def choose_images(folder: Path | None, height: int, width: int) -> list[ImageLik
     return [paths[int(index * step)] for index in range(min(len(paths), MOST_IMAGES))]
 
 
-def lower_to_half(
+def reduce_to_fp16(
     graph: onnx_ir.Model, info: ArtifactInfo, images: Sequence[ImageLike], keep_fp32: Sequence[str]
-) -> HalfReport:
+) -> Fp16Report:
     """Turn the FP32 `graph` into a mixed FP16 one in place; nodes with values near FP16's limit stay in FP32."""
     magnitudes = measure_magnitudes(serialize(graph, {}, __version__), _prepare(info, images))
-    return to_half(graph, keep_fp32=keep_fp32, magnitudes=magnitudes)
+    return to_fp16(graph, keep_fp32=keep_fp32, magnitudes=magnitudes)
 
 
-def lower_to_int8(
+def reduce_to_int8(
     graph: onnx_ir.Model,
     info: ArtifactInfo,
     images: Sequence[ImageLike],
