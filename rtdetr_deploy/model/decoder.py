@@ -62,7 +62,7 @@ class Mlp(nn.Module):
         *hidden, last = self.layers
         for layer in hidden:
             x = functional.relu(layer(x))
-        return last(x)  # type: ignore[no-any-return]
+        return last(x)
 
 
 class SelectionProjection(nn.Module):
@@ -74,7 +74,7 @@ class SelectionProjection(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, memory: Tensor) -> Tensor:
-        return self.norm(self.proj(memory))  # type: ignore[no-any-return]
+        return self.norm(self.proj(memory))
 
 
 class DecoderLayer(nn.Module):
@@ -101,7 +101,7 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         content = self.norm1(content + self.self_attn(content, position, mask))
         content = self.norm2(content + self.cross_attn(content + position, reference, memory, shapes))
-        return self.norm3(content + self.linear2(functional.relu(self.linear1(content))))  # type: ignore[no-any-return]
+        return self.norm3(content + self.linear2(functional.relu(self.linear1(content))))
 
 
 class DecoderLayers(nn.Module):

@@ -51,8 +51,9 @@ class AifiLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
+        """`tokens` (B, N, D) and `position` (1, N, D) -> (B, N, D)."""
         tokens = self.norm1(tokens + self.self_attn(tokens, position))
-        return self.norm2(tokens + self.linear2(functional.gelu(self.linear1(tokens))))  # type: ignore[no-any-return]
+        return self.norm2(tokens + self.linear2(functional.gelu(self.linear1(tokens))))
 
 
 class Aifi(nn.Module):
@@ -63,6 +64,7 @@ class Aifi(nn.Module):
         self.layers = nn.ModuleList(AifiLayer(width, feedforward) for _ in range(layers))
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(B, D, h, w)` -> `(B, D, h, w)`."""
         channels, height, width = int(x.shape[1]), int(x.shape[2]), int(x.shape[3])
         position = torch.from_numpy(position_embedding(height, width, channels)).to(x)
         tokens = flatten_map(x)
@@ -81,7 +83,8 @@ class RepVggBlock(nn.Module):
         self.act = nn.SiLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.conv1(x) + self.conv2(x))  # type: ignore[no-any-return]
+        """`(B, C, h, w)` -> `(B, C, h, w)`."""
+        return self.act(self.conv1(x) + self.conv2(x))
 
 
 class FusionBlock(nn.Module):
@@ -96,34 +99,55 @@ class FusionBlock(nn.Module):
         self.conv3 = ConvNorm(hidden, channels_out, 1, 1, nn.SiLU()) if hidden != channels_out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv3(self.bottlenecks(self.conv1(x)) + self.conv2(x))  # type: ignore[no-any-return]
+        """`(B, C_in, h, w)` -> `(B, C_out, h, w)`."""
+        return self.conv3(self.bottlenecks(self.conv1(x)) + self.conv2(x))
 
 
-class HybridEncoder(nn.Module):
-    """Projection to D channels, AIFI on S5, then CCFF: top-down and bottom-up fusion."""
+class Ccff(nn.Module):
+    """CNN-based cross-scale feature fusion: top-down, then bottom-up; each fusion joins two levels of D channels."""
 
-    def __init__(self, variant: Variant) -> None:
+    def __init__(self, width: int, expansion: float) -> None:
         super().__init__()
-        width, expansion = variant.width, variant.expansion
-        self.input_proj = nn.ModuleList(ConvNorm(channels, width, 1) for channels in variant.backbone.channels)
-        self.encoder = nn.ModuleList([Aifi(width, variant.feedforward, variant.aifi_layers)])
         self.lateral_convs = nn.ModuleList(ConvNorm(width, width, 1, 1, nn.SiLU()) for _ in range(2))
         self.fpn_blocks = nn.ModuleList(FusionBlock(2 * width, width, expansion) for _ in range(2))
         self.downsample_convs = nn.ModuleList(ConvNorm(width, width, 3, 2, nn.SiLU()) for _ in range(2))
         self.pan_blocks = nn.ModuleList(FusionBlock(2 * width, width, expansion) for _ in range(2))
 
-    def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        s3, s4, s5 = (project(x) for project, x in zip(self.input_proj, maps, strict=True))
-        f5 = self.lateral_convs[0](self.encoder[0](s5))
-        f4 = self.lateral_convs[1](self._merge(self.fpn_blocks[0], _double(f5), s4))
-        p3 = self._merge(self.fpn_blocks[1], _double(f4), s3)
-        p4 = self._merge(self.pan_blocks[0], self.downsample_convs[0](p3), f4)
-        p5 = self._merge(self.pan_blocks[1], self.downsample_convs[1](p4), f5)
+    def fuse_levels(self, s3: Tensor, s4: Tensor, s5: Tensor) -> list[Tensor]:
+        """Three maps `(B, D, H/s, W/s)`, s = 8, 16, 32 -> three maps of the same shapes."""
+        f5 = self.lateral_convs[0](s5)
+        f4 = self.lateral_convs[1](_fuse(self.fpn_blocks[0], _upsample2x(f5), s4))
+        p3 = _fuse(self.fpn_blocks[1], _upsample2x(f4), s3)
+        p4 = _fuse(self.pan_blocks[0], self.downsample_convs[0](p3), f4)
+        p5 = _fuse(self.pan_blocks[1], self.downsample_convs[1](p4), f5)
         return [p3, p4, p5]
 
-    @staticmethod
-    def _merge(block: nn.Module, coming: Tensor, waiting: Tensor) -> Tensor:
-        return block(torch.cat((coming, waiting), dim=1))  # type: ignore[no-any-return]
+
+class HybridEncoder(Ccff):
+    """Projection to D channels, AIFI on S5, then CCFF.
+
+    It is a `Ccff` and doesn't hold one, because the names of the released parameters have no level for it.
+    """
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__(variant.width, variant.expansion)
+        fusion = dict(self.named_children())
+        self.input_proj = nn.ModuleList(ConvNorm(channels, variant.width, 1) for channels in variant.backbone.channels)
+        self.encoder = nn.ModuleList([Aifi(variant.width, variant.feedforward, variant.aifi_layers)])
+        # The order of the released files: seeded weights and the optimizer states of earlier runs go by it.
+        for name, module in fusion.items():
+            delattr(self, name)
+            self.add_module(name, module)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Three maps `(B, C_l, H/s, W/s)`, s = 8, 16, 32 -> three maps `(B, D, H/s, W/s)`."""
+        s3, s4, s5 = (project(x) for project, x in zip(self.input_proj, maps, strict=True))
+        return self.fuse_levels(s3, s4, self.encoder[0](s5))
+
+
+def _fuse(block: nn.Module, upsampled: Tensor, lateral: Tensor) -> Tensor:
+    """Join two maps `(B, D, h, w)` into one by a fusion block of 2 D channels."""
+    return block(torch.cat((upsampled, lateral), dim=1))
 
 
 def flatten_map(x: Tensor) -> Tensor:
@@ -131,5 +155,5 @@ def flatten_map(x: Tensor) -> Tensor:
     return x.reshape(-1, int(x.shape[1]), int(x.shape[2]) * int(x.shape[3])).transpose(1, 2)
 
 
-def _double(x: Tensor) -> Tensor:
+def _upsample2x(x: Tensor) -> Tensor:
     return functional.interpolate(x, scale_factor=2.0, mode="nearest")

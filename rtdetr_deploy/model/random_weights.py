@@ -25,13 +25,13 @@ def fill_randomly(model: nn.Module, seed: int = 0) -> None:
         if name.endswith("running_var"):
             value.uniform_(0.8, 1.25, generator=generator)
         elif name.endswith(("running_mean", "bias")):
-            value.normal_(PRIOR if _scores(name) else 0.0, 0.1, generator=generator)
+            value.normal_(PRIOR if _is_class_head(name) else 0.0, 0.1, generator=generator)
         elif value.ndim == 1:
             value.uniform_(0.8, 1.2, generator=generator)
         else:
-            gain = SCORE_GAIN if _scores(name) else WEIGHT_GAIN
+            gain = SCORE_GAIN if _is_class_head(name) else WEIGHT_GAIN
             value.normal_(0.0, gain / value[0].numel() ** 0.5, generator=generator)
 
 
-def _scores(name: str) -> bool:
+def _is_class_head(name: str) -> bool:
     return "score_head" in name or "class_embed" in name

@@ -77,4 +77,4 @@ def _prove(before: nn.Module, after: nn.Module, name: str) -> None:
 
 
 def _run_double(block: nn.Module, probe: Tensor) -> Tensor:
-    return copy.deepcopy(block).double()(probe)  # type: ignore[no-any-return]
+    return copy.deepcopy(block).double()(probe)

@@ -56,7 +56,7 @@ class RTDETR(nn.Module):
 
     def forward_layers(self, images: Tensor, extra: ExtraQueries | None = None) -> DecoderOutput:
         """Return the output of every decoder layer (the `extra` queries first) and of the query selection."""
-        return self.decoder(self.encoder(self.backbone(images)), extra)  # type: ignore[no-any-return]
+        return self.decoder(self.encoder(self.backbone(images)), extra)
 
     def use_sampler(self, name: str) -> None:
         """Sample in deformable attention with `grid`, `gather` (the same function) or `discrete`."""

@@ -13,15 +13,22 @@ from typing import Literal
 from rtdetr_deploy.errors import OptionError
 
 Sampling = Literal["bilinear", "discrete"]
+"""What deformable attention reads at a sampling point: a mix of the four nearest cells of the map, or the nearest cell.
+
+The weights were trained for one of them. How an exported graph computes it is a choice of its own: see the `SAMPLERS`
+of `layers.deformable_attention`.
+"""
 
 STRIDES = (8, 16, 32)
+"""Input pixels per cell of the three maps (S3, S4, S5), in both directions."""
 HEADS = 8
+"""Attention heads, in the encoder and in the decoder."""
 DECODER_WIDTH = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResNetVdConfig:
-    """Blocks per stage; `bottleneck` is False for the basic blocks of ResNet-18 and -34."""
+    """Blocks of the four stages; `bottleneck` is False for the basic blocks of ResNet-18 and -34."""
 
     blocks: tuple[int, int, int, int]
     bottleneck: bool
@@ -32,31 +39,35 @@ class ResNetVdConfig:
         return (512, 1024, 2048) if self.bottleneck else (128, 256, 512)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HgStageConfig:
-    """One HGNetv2 stage: width inside a block, width of its output, blocks, light convolutions, kernel size."""
+    """One HGNetv2 stage: `blocks` whose convolutions are `mid` channels wide and which return `out` channels.
 
-    middle: int
-    output: int
+    `light` convolutions are a 1x1 and a depthwise one of size `kernel`; otherwise one of size `kernel`.
+    """
+
+    mid: int
+    out: int
     blocks: int
     light: bool
     kernel: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HgNetV2Config:
-    """Stem widths (middle, output) and the four stages."""
+    """Channels inside the stem and after it, and the four stages."""
 
-    stem: tuple[int, int]
+    stem_mid: int
+    stem_out: int
     stages: tuple[HgStageConfig, HgStageConfig, HgStageConfig, HgStageConfig]
 
     @property
     def channels(self) -> tuple[int, int, int]:
         """Channels of S3, S4, S5."""
-        return (self.stages[1].output, self.stages[2].output, self.stages[3].output)
+        return (self.stages[1].out, self.stages[2].out, self.stages[3].out)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Variant:
     """A complete description of one model.
 
@@ -80,38 +91,52 @@ class Variant:
     aifi_layers: int = 1
 
 
-_RESNET18 = ResNetVdConfig((2, 2, 2, 2), bottleneck=False)
-_RESNET34 = ResNetVdConfig((3, 4, 6, 3), bottleneck=False)
-_RESNET50 = ResNetVdConfig((3, 4, 6, 3), bottleneck=True)
-_RESNET101 = ResNetVdConfig((3, 4, 23, 3), bottleneck=True)
-
-
-def _hgnet(stem: tuple[int, int], *stages: tuple[int, int, int, bool, int]) -> HgNetV2Config:
-    first, second, third, fourth = (HgStageConfig(*stage) for stage in stages)
-    return HgNetV2Config(stem, (first, second, third, fourth))
-
-
-_HGNET_L = _hgnet(
-    (32, 48), (48, 128, 1, False, 3), (96, 512, 1, False, 3), (192, 1024, 3, True, 5), (384, 2048, 1, True, 5)
+_RESNET18 = ResNetVdConfig(blocks=(2, 2, 2, 2), bottleneck=False)
+_RESNET34 = ResNetVdConfig(blocks=(3, 4, 6, 3), bottleneck=False)
+_RESNET50 = ResNetVdConfig(blocks=(3, 4, 6, 3), bottleneck=True)
+_RESNET101 = ResNetVdConfig(blocks=(3, 4, 23, 3), bottleneck=True)
+_HGNET_L = HgNetV2Config(
+    stem_mid=32,
+    stem_out=48,
+    stages=(
+        HgStageConfig(mid=48, out=128, blocks=1, light=False, kernel=3),
+        HgStageConfig(mid=96, out=512, blocks=1, light=False, kernel=3),
+        HgStageConfig(mid=192, out=1024, blocks=3, light=True, kernel=5),
+        HgStageConfig(mid=384, out=2048, blocks=1, light=True, kernel=5),
+    ),
 )
-_HGNET_X = _hgnet(
-    (32, 64), (64, 128, 1, False, 3), (128, 512, 2, False, 3), (256, 1024, 5, True, 5), (512, 2048, 2, True, 5)
+_HGNET_X = HgNetV2Config(
+    stem_mid=32,
+    stem_out=64,
+    stages=(
+        HgStageConfig(mid=64, out=128, blocks=1, light=False, kernel=3),
+        HgStageConfig(mid=128, out=512, blocks=2, light=False, kernel=3),
+        HgStageConfig(mid=256, out=1024, blocks=5, light=True, kernel=5),
+        HgStageConfig(mid=512, out=2048, blocks=2, light=True, kernel=5),
+    ),
 )
-_HGNET_H = _hgnet(
-    (48, 96), (96, 192, 2, False, 3), (192, 512, 3, False, 3), (384, 1024, 6, True, 5), (768, 2048, 3, True, 5)
+_HGNET_H = HgNetV2Config(
+    stem_mid=48,
+    stem_out=96,
+    stages=(
+        HgStageConfig(mid=96, out=192, blocks=2, light=False, kernel=3),
+        HgStageConfig(mid=192, out=512, blocks=3, light=False, kernel=3),
+        HgStageConfig(mid=384, out=1024, blocks=6, light=True, kernel=5),
+        HgStageConfig(mid=768, out=2048, blocks=3, light=True, kernel=5),
+    ),
 )
 
-#                      name         backbone   width ffn  expansion built layers
 _TABLE = (
-    Variant("r18", _RESNET18, 256, 1024, 0.5, 3, 3),
-    Variant("r34", _RESNET34, 256, 1024, 0.5, 4, 4),
-    Variant("r50-m", _RESNET50, 256, 1024, 0.5, 6, 3),
-    Variant("r50", _RESNET50, 256, 1024, 1.0, 6, 6),
-    Variant("r101", _RESNET101, 384, 2048, 1.0, 6, 6),
-    Variant("hgnetv2-l", _HGNET_L, 256, 1024, 1.0, 6, 6),
-    Variant("hgnetv2-x", _HGNET_X, 384, 2048, 1.0, 6, 6),
-    Variant("hgnetv2-h", _HGNET_H, 512, 2048, 1.0, 6, 6, aifi_layers=2),
-)
+    Variant(name="r18",       backbone=_RESNET18,  width=256, feedforward=1024, expansion=0.5, max_layers=3, layers=3),
+    Variant(name="r34",       backbone=_RESNET34,  width=256, feedforward=1024, expansion=0.5, max_layers=4, layers=4),
+    Variant(name="r50-m",     backbone=_RESNET50,  width=256, feedforward=1024, expansion=0.5, max_layers=6, layers=3),
+    Variant(name="r50",       backbone=_RESNET50,  width=256, feedforward=1024, expansion=1.0, max_layers=6, layers=6),
+    Variant(name="r101",      backbone=_RESNET101, width=384, feedforward=2048, expansion=1.0, max_layers=6, layers=6),
+    Variant(name="hgnetv2-l", backbone=_HGNET_L,   width=256, feedforward=1024, expansion=1.0, max_layers=6, layers=6),
+    Variant(name="hgnetv2-x", backbone=_HGNET_X,   width=384, feedforward=2048, expansion=1.0, max_layers=6, layers=6),
+    Variant(name="hgnetv2-h", backbone=_HGNET_H,   width=512, feedforward=2048, expansion=1.0, max_layers=6, layers=6,
+            aifi_layers=2),
+)  # fmt: skip
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _TABLE}
 
 DISCRETE_SUFFIX = "-dsp"

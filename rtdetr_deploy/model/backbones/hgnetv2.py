@@ -38,7 +38,8 @@ class ConvBn(nn.Module):
         self.act = nn.ReLU() if activate else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.conv(x)))  # type: ignore[no-any-return]
+        """`(B, C_in, H, W)` -> `(B, C_out, H/s, W/s)`, s = stride."""
+        return self.act(self.bn(self.conv(x)))
 
 
 class LightConvBn(nn.Module):
@@ -50,25 +51,27 @@ class LightConvBn(nn.Module):
         self.conv2 = ConvBn(channels_out, channels_out, kernel, groups=channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(self.conv1(x))  # type: ignore[no-any-return]
+        """`(B, C_in, H, W)` -> `(B, C_out, H, W)`."""
+        return self.conv2(self.conv1(x))
 
 
 class Stem(nn.Module):
     """Two strided convolutions with a pooled and a convolved path between them."""
 
-    def __init__(self, middle: int, output: int) -> None:
+    def __init__(self, mid: int, out: int) -> None:
         super().__init__()
-        self.stem1 = ConvBn(3, middle, 3, 2)
-        self.stem2a = ConvBn(middle, middle // 2, 2, pad_end=True)
-        self.stem2b = ConvBn(middle // 2, middle, 2, pad_end=True)
+        self.stem1 = ConvBn(3, mid, 3, 2)
+        self.stem2a = ConvBn(mid, mid // 2, 2, pad_end=True)
+        self.stem2b = ConvBn(mid // 2, mid, 2, pad_end=True)
         self.pool = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.MaxPool2d(2, 1))
-        self.stem3 = ConvBn(2 * middle, middle, 3, 2)
-        self.stem4 = ConvBn(middle, output, 1)
+        self.stem3 = ConvBn(2 * mid, mid, 3, 2)
+        self.stem4 = ConvBn(mid, out, 1)
 
     def forward(self, images: Tensor) -> Tensor:
+        """`(B, 3, H, W)` -> `(B, out, H/4, W/4)`."""
         x = self.stem1(images)
         x = torch.cat((self.pool(x), self.stem2b(self.stem2a(x))), dim=1)
-        return self.stem4(self.stem3(x))  # type: ignore[no-any-return]
+        return self.stem4(self.stem3(x))
 
 
 class HgBlock(nn.Module):
@@ -80,15 +83,16 @@ class HgBlock(nn.Module):
         channels = channels_in
         for _ in range(CONVS_PER_BLOCK):
             conv = LightConvBn if stage.light else ConvBn
-            layers.append(conv(channels, stage.middle, stage.kernel))
-            channels = stage.middle
+            layers.append(conv(channels, stage.mid, stage.kernel))
+            channels = stage.mid
         self.layers = nn.ModuleList(layers)
-        total = channels_in + CONVS_PER_BLOCK * stage.middle
-        self.aggregation_squeeze_conv = ConvBn(total, stage.output // 2, 1)
-        self.aggregation_excitation_conv = ConvBn(stage.output // 2, stage.output, 1)
+        total = channels_in + CONVS_PER_BLOCK * stage.mid
+        self.aggregation_squeeze_conv = ConvBn(total, stage.out // 2, 1)
+        self.aggregation_excitation_conv = ConvBn(stage.out // 2, stage.out, 1)
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(B, C_in, h, w)` -> `(B, out, h, w)`."""
         maps = [x]
         for layer in self.layers:
             maps.append(layer(maps[-1]))
@@ -106,13 +110,14 @@ class HgStage(nn.Module):
         )
         self.blocks = nn.Sequential(
             *(
-                HgBlock(channels_in if index == 0 else stage.output, stage, residual=index > 0)
+                HgBlock(channels_in if index == 0 else stage.out, stage, residual=index > 0)
                 for index in range(stage.blocks)
             )
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(self.downsample(x))  # type: ignore[no-any-return]
+        """`(B, C_in, h, w)` -> `(B, out, h, w)`, or half as high and wide where the stage downsamples."""
+        return self.blocks(self.downsample(x))
 
 
 class HgNetV2Backbone(nn.Module):
@@ -120,14 +125,15 @@ class HgNetV2Backbone(nn.Module):
 
     def __init__(self, config: HgNetV2Config) -> None:
         super().__init__()
-        self.stem = Stem(*config.stem)
-        stages, channels = [], config.stem[1]
+        self.stem = Stem(config.stem_mid, config.stem_out)
+        stages, channels = [], config.stem_out
         for index, stage in enumerate(config.stages):
             stages.append(HgStage(channels, stage, downsample=index > 0))
-            channels = stage.output
+            channels = stage.out
         self.stages = nn.ModuleList(stages)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """`(B, 3, H, W)` -> three maps `(B, C_l, H/s, W/s)`, s = 8, 16, 32."""
         x = self.stem(images)
         maps = []
         for stage in self.stages:

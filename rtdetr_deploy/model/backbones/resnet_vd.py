@@ -37,7 +37,8 @@ class BasicBlock(nn.Module):
         self.act = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.branch2b(self.branch2a(x)) + self.short(x))  # type: ignore[no-any-return]
+        """`(B, C_in, h, w)` -> `(B, width, h/s, w/s)`, s = stride."""
+        return self.act(self.branch2b(self.branch2a(x)) + self.short(x))
 
 
 class Bottleneck(nn.Module):
@@ -54,7 +55,8 @@ class Bottleneck(nn.Module):
         self.act = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.branch2c(self.branch2b(self.branch2a(x))) + self.short(x))  # type: ignore[no-any-return]
+        """`(B, C_in, h, w)` -> `(B, 4 width, h/s, w/s)`, s = stride."""
+        return self.act(self.branch2c(self.branch2b(self.branch2a(x))) + self.short(x))
 
 
 class Stage(nn.Module):
@@ -70,7 +72,8 @@ class Stage(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(x)  # type: ignore[no-any-return]
+        """`(B, C_in, h, w)` -> `(B, width * block.expansion, h/s, w/s)`, s = stride."""
+        return self.blocks(x)
 
 
 class ResNetVdBackbone(nn.Module):
@@ -95,6 +98,7 @@ class ResNetVdBackbone(nn.Module):
         self.res_layers = nn.ModuleList(stages)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """`(B, 3, H, W)` -> three maps `(B, C_l, H/s, W/s)`, s = 8, 16, 32."""
         x = self.pool(self.conv1(images))
         maps = []
         for stage in self.res_layers:

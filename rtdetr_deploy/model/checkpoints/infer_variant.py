@@ -1,4 +1,4 @@
-"""Reading an architecture off the shapes of its parameters.
+"""Inferring an architecture from the shapes of its parameters.
 
 What shapes can't tell: how many decoder layers run by default (taken from the released model that looks the same)
 and discrete sampling.
@@ -14,12 +14,20 @@ from functools import lru_cache
 import torch
 
 from rtdetr_deploy.model.rtdetr import RTDETR
-from rtdetr_deploy.model.variants import HEADS, VARIANTS, HgNetV2Config, HgStageConfig, ResNetVdConfig, Variant
+from rtdetr_deploy.model.variants import (
+    HEADS,
+    STRIDES,
+    VARIANTS,
+    HgNetV2Config,
+    HgStageConfig,
+    ResNetVdConfig,
+    Variant,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
-LEVELS = 3
-MOST_MODULES = 100
-"""Layers or blocks in a row; released models have 23 at most. A name with a huge index must not build a huge model."""
+LEVELS = len(STRIDES)
+MAX_MODULES = 100
+"""Layers or blocks in a row; released models have up to 23. A name with a huge index must not build a huge model."""
 
 
 def infer_variant(shapes: Shapes, points_scale: Sequence[float] | None = None) -> Variant | None:
@@ -31,7 +39,7 @@ def infer_variant(shapes: Shapes, points_scale: Sequence[float] | None = None) -
     if any(0 in shape for shape in shapes.values()):
         return None
     try:
-        backbone = _describe_resnet(shapes) or _describe_hgnet(shapes)
+        backbone = _infer_resnet(shapes) or _infer_hgnet(shapes)
         if backbone is None:
             return None
         width = shapes["encoder.input_proj.0.conv.weight"][0]
@@ -70,23 +78,23 @@ def _name(found: Variant) -> Variant:
 def _count(shapes: Shapes, pattern: str) -> int:
     """One more than the largest number that `pattern` captures in any name; 0 where it matches none.
 
-    Raises `IndexError` beyond `MOST_MODULES`.
+    Raises `IndexError` beyond `MAX_MODULES`.
     """
     numbers = [match[1] for key in shapes if (match := re.match(pattern, key))]
-    if any(len(number) > 9 or int(number) >= MOST_MODULES for number in numbers):
-        raise IndexError(f"more than {MOST_MODULES}")
+    if any(len(number) > 9 or int(number) >= MAX_MODULES for number in numbers):
+        raise IndexError(f"more than {MAX_MODULES}")
     return max(map(int, numbers), default=-1) + 1
 
 
-def _describe_resnet(shapes: Shapes) -> ResNetVdConfig | None:
+def _infer_resnet(shapes: Shapes) -> ResNetVdConfig | None:
     stages = [_count(shapes, rf"^backbone\.res_layers\.{stage}\.blocks\.(\d+)\.") for stage in range(4)]
     if 0 in stages:
         return None
     bottleneck = "backbone.res_layers.0.blocks.0.branch2c.conv.weight" in shapes
-    return ResNetVdConfig((stages[0], stages[1], stages[2], stages[3]), bottleneck)
+    return ResNetVdConfig(blocks=(stages[0], stages[1], stages[2], stages[3]), bottleneck=bottleneck)
 
 
-def _describe_hgnet(shapes: Shapes) -> HgNetV2Config | None:
+def _infer_hgnet(shapes: Shapes) -> HgNetV2Config | None:
     counts = [_count(shapes, rf"^backbone\.stages\.{stage}\.blocks\.(\d+)\.") for stage in range(4)]
     if 0 in counts:
         return None
@@ -95,10 +103,13 @@ def _describe_hgnet(shapes: Shapes) -> HgNetV2Config | None:
         block = f"backbone.stages.{stage}.blocks.0."
         light = block + "layers.0.conv1.conv.weight" in shapes
         last = shapes[block + ("layers.0.conv2.conv.weight" if light else "layers.0.conv.weight")]
-        output = shapes[block + "aggregation_excitation_conv.conv.weight"][0]
-        stages.append(HgStageConfig(last[0], output, count, light, last[-1]))
-    stem = (shapes["backbone.stem.stem1.conv.weight"][0], shapes["backbone.stem.stem4.conv.weight"][0])
-    return HgNetV2Config(stem, (stages[0], stages[1], stages[2], stages[3]))
+        out = shapes[block + "aggregation_excitation_conv.conv.weight"][0]
+        stages.append(HgStageConfig(mid=last[0], out=out, blocks=count, light=light, kernel=last[-1]))
+    return HgNetV2Config(
+        stem_mid=shapes["backbone.stem.stem1.conv.weight"][0],
+        stem_out=shapes["backbone.stem.stem4.conv.weight"][0],
+        stages=(stages[0], stages[1], stages[2], stages[3]),
+    )
 
 
 def _points(samples: int, points_scale: Sequence[float] | None) -> tuple[int, int, int] | None:

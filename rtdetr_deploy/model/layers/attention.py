@@ -1,8 +1,8 @@
 """Multi-head attention with the parameter names of the released checkpoints.
 
-    query, key_value content   (B, N, D)
-    position                   (B, N, D) or (1, N, D), added to query and key, never to the value
-    output                     (B, N, D)
+    content    (B, N, D)                source of query, key and value
+    position   (B, N, D) or (1, N, D)   added to query and key, never to the value
+    output     (B, N, D)
 
 Written as plain matrix products, so that the exported graph holds two MatMuls and one Softmax.
 Formula: softmax(Q K^T / sqrt(D / heads)) V (arXiv 1706.03762, equation 1).
@@ -27,7 +27,10 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, content: Tensor, position: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`mask` (N, N) is added to the attention scores: 0 where a query may see a key, -inf where it may not."""
+        """`content` (B, N, D) and `position` (B, N, D) or (1, N, D) -> (B, N, D).
+
+        `mask` (N, N) is added to the attention scores: 0 where a query may see a key, -inf where it may not.
+        """
         count, width = int(content.shape[1]), int(content.shape[2])
         dim = width // self.heads
         weight, bias = self.in_proj_weight, self.in_proj_bias
@@ -40,4 +43,4 @@ class SelfAttention(nn.Module):
         if mask is not None:
             scores = scores + mask
         mixed = torch.softmax(scores, dim=-1) @ value
-        return self.out_proj(mixed.transpose(1, 2).reshape(-1, count, width))  # type: ignore[no-any-return]
+        return self.out_proj(mixed.transpose(1, 2).reshape(-1, count, width))

@@ -29,7 +29,8 @@ class ConvNorm(nn.Module):
         self.act = activation or nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))  # type: ignore[no-any-return]
+        """`(B, C_in, H, W)` -> `(B, C_out, H/s, W/s)`, s = stride."""
+        return self.act(self.norm(self.conv(x)))
 
 
 def fuse_conv_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:

@@ -136,4 +136,4 @@ class DeformableAttention(nn.Module):
         per_point = torch.tensor([[0.5 / n] for n in self.points for _ in range(n)], device=query.device)
         centre, size = reference.reshape(-1, queries, 1, 1, 4).chunk(2, dim=-1)
         locations = centre + offsets * (size * per_point.to(query))
-        return self.output_proj(self.sampler(value, locations, weights, shapes, self.points))  # type: ignore[no-any-return]
+        return self.output_proj(self.sampler(value, locations, weights, shapes, self.points))
