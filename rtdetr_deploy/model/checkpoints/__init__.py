@@ -1,1 +1,1 @@
-"""Trained weights: read, recognised and loaded."""
+"""Trained weights: a file is read (`read`), a source recognises and converts it, and `load` builds the model."""

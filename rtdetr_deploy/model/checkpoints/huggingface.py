@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,12 @@ import torch
 from torch import Tensor
 
 from rtdetr_deploy.errors import CheckpointError
-from rtdetr_deploy.model.checkpoints.read import as_input_size
+from rtdetr_deploy.model.checkpoints.find_state import find_state, has_detector
+from rtdetr_deploy.model.checkpoints.read import Content, as_input_size
+from rtdetr_deploy.model.checkpoints.source import State, Weights
+from rtdetr_deploy.model.variants import Sampling
+
+_DECODER = re.compile(r"^(.*?)model\.decoder\.layers\.\d+\.")
 
 # Applied in this order to every name; what a later rule sees is what the earlier ones left.
 _RULES: tuple[tuple[str, str], ...] = (
@@ -58,8 +63,6 @@ _RULES: tuple[tuple[str, str], ...] = (
 _COMPILED = tuple((re.compile(pattern), replacement) for pattern, replacement in _RULES)
 _PROJECTION = re.compile(r"^(.*\.self_attn)\.([qkv])_proj\.(weight|bias)$")
 
-_EMBEDDER = re.compile(r"^(?:model\.)?backbone\.model\.embedder\.")
-
 # What config.json may say, and the only values that the model here computes (those of every released model).
 _COMPUTED: dict[str, tuple[Any, ...]] = {
     "model_type": ("rt_detr", "rt_detr_v2"),
@@ -98,13 +101,30 @@ class Config:
 
     class_names: Mapping[str, str] | None
     queries: int
-    discrete: bool
+    sampling: Sampling
     input_size: tuple[int, int] | None
 
 
-def is_huggingface(state: Mapping[str, Tensor]) -> bool:
-    """Tell whether a state dict has Hugging Face's names."""
-    return any(_EMBEDDER.match(key) for key in state)
+def matches(content: Content) -> bool:
+    """Tell whether `content` has the names that transformers gives to a detector's weights."""
+    return has_detector(content, _DECODER)
+
+
+def convert(content: Content) -> Weights:
+    """Return the weights, and what the file and the `config.json` beside it tell. Raises `CheckpointError`."""
+    state = find_state(content, _DECODER)
+    config = read_config(content.path.parent)
+    weights = Weights(state=from_huggingface(state), class_names=content.class_names, input_size=content.input_size)
+    if config is None:
+        return weights
+    return replace(
+        weights,
+        class_names=config.class_names if weights.class_names is None else weights.class_names,
+        input_size=weights.input_size or config.input_size,
+        queries=config.queries,
+        sampling=config.sampling,
+        runs_all_layers=True,
+    )
 
 
 def read_config(folder: Path) -> Config | None:
@@ -129,11 +149,8 @@ def read_config(folder: Path) -> Config | None:
         _check(processor, _COMPUTED_IMAGES, images)
         stored = processor.get("size")
         size = as_input_size([stored.get("height"), stored.get("width")]) if isinstance(stored, Mapping) else None
-    return Config(names if isinstance(names, Mapping) else None, queries, _is_discrete(config), size)
-
-
-def _is_discrete(config: Mapping[str, Any]) -> bool:
-    return config.get("decoder_method") == "discrete"
+    sampling: Sampling = "discrete" if config.get("decoder_method") == "discrete" else "bilinear"
+    return Config(names if isinstance(names, Mapping) else None, queries, sampling, size)
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
@@ -157,13 +174,13 @@ def _check(config: Mapping[str, Any], computed: Mapping[str, tuple[Any, ...]], p
             raise CheckpointError(f"{path} says {key} {value!r}, which can't be computed here; expected {allowed}")
 
 
-def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_huggingface(state: Mapping[str, Tensor]) -> State:
     """Return `state`, a `RTDetrForObjectDetection` or `RTDetrV2ForObjectDetection` state dict, under released names.
 
     The separate projections of query, key and value are stacked into one `in_proj`. Names that the rules don't know are
     kept, so that a loader names them as unexpected.
     """
-    result: dict[str, Tensor] = {}
+    result: State = {}
     projections: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
         name = key

@@ -1,6 +1,6 @@
-"""Reading the content of a checkpoint: what torch.save wrote, or safetensors, whatever the file is called.
+"""Reading the content of a file: what torch.save wrote, or safetensors, whatever the file is called.
 
-Nothing in a file is ever executed: pickles are read with `weights_only=True`.
+Nothing in a file is ever executed: pickles are read with `weights_only=True`. Whose the content is, the sources tell.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import pickletools
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,27 +21,36 @@ from rtdetr_deploy.artifacts.input_size import is_input_size
 from rtdetr_deploy.errors import CheckpointError
 
 _CLASS_NAME_KEYS = ("class_names", "classes", "names")
-_ULTRALYTICS = (
-    "{path} was written by Ultralytics ({reason}), which is another model that can't be opened here. Export it there "
-    "(yolo export format=onnx), or take a checkpoint of the RT-DETR or RT-DETRv2 repository or of Hugging Face"
-)
 
 
 @dataclass(frozen=True)
-class Stored:
-    """What lies beside the weights; None where there is nothing."""
+class Content:
+    """What a file holds.
 
-    class_names: Any = None
-    input_size: tuple[int, int] | None = None
+    `value` is what was saved, tensors in mappings for a checkpoint; `beside` is what may lie beside the weights: the
+    outermost keys, or the metadata of safetensors. A pickle that asks for anything but tensors is not opened: `refused`
+    is what it asks for first, e.g. "ultralytics.nn.tasks.RTDETRDetectionModel", and `value` is None.
+    """
+
+    path: Path
+    value: Any
+    beside: Mapping[Any, Any] = field(default_factory=dict)
+    refused: str | None = None
+
+    @property
+    def class_names(self) -> Any:
+        """The class names stored beside the weights, in whatever form; None where there are none."""
+        stored = (self.beside[key] for key in _CLASS_NAME_KEYS if key in self.beside)
+        return next((value for value in stored if not isinstance(value, int)), None)  # `classes: 80` is their number
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """The (height, width) stored beside the weights, if the model can take it."""
+        return as_input_size(self.beside.get("input_size"))
 
 
-def ultralytics_error(path: Path, reason: str) -> CheckpointError:
-    """Return the error for a file of Ultralytics, which `reason` shows."""
-    return CheckpointError(_ULTRALYTICS.format(path=path, reason=reason))
-
-
-def read_content(path: Path) -> tuple[Any, Stored]:
-    """Return the content of the file and what is stored beside the weights. Raises `CheckpointError`."""
+def read_content(path: Path) -> Content:
+    """Read the file. Raises `CheckpointError` for one that is damaged or that torch.save didn't write."""
     if _is_safetensors(path):
         return _read_safetensors(path)
     try:
@@ -51,15 +60,15 @@ def read_content(path: Path) -> tuple[Any, Stored]:
     except MemoryError:
         raise
     except pickle.UnpicklingError as error:
-        raise _refused_pickle(path, str(error)) from error
+        refused = _find_refused(path, str(error))
+        if refused is None:
+            raise CheckpointError(f"{path} is not a checkpoint: expected a file written by torch.save") from error
+        return Content(path, None, refused=refused)
     except Exception as error:  # torch reports damaged files with many types
         raise CheckpointError(
             f"{path} is not a readable checkpoint (damaged or incomplete?): expected a file written by torch.save"
         ) from error
-    stored = content if isinstance(content, Mapping) else {}
-    names = (stored[key] for key in _CLASS_NAME_KEYS if key in stored)
-    class_names = next((value for value in names if not isinstance(value, int)), None)  # an int is a count
-    return content, Stored(class_names, as_input_size(stored.get("input_size")))
+    return Content(path, content, content if isinstance(content, Mapping) else {})
 
 
 def as_input_size(value: Any) -> tuple[int, int] | None:
@@ -74,7 +83,7 @@ def _is_safetensors(path: Path) -> bool:
     return head[8:] == b"{" or path.suffix.lower() == ".safetensors"
 
 
-def _read_safetensors(path: Path) -> tuple[Any, Stored]:
+def _read_safetensors(path: Path) -> Content:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -83,40 +92,35 @@ def _read_safetensors(path: Path) -> tuple[Any, Stored]:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no iteration of its own)
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    stored = next((metadata[key] for key in _CLASS_NAME_KEYS if key in metadata), None)
-    if stored is None:
-        return state, Stored()
+    return Content(path, state, {key: _from_text(key, text) for key, text in metadata.items()})
+
+
+def _from_text(key: str, text: str) -> Any:
+    """Return what an entry of safetensors' metadata, which are texts, stands for."""
     try:
-        return state, Stored(json.loads(stored))
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return state, Stored(stored.split(","))
+        return text.split(",") if key in _CLASS_NAME_KEYS else text
 
 
-def _refused_pickle(path: Path, message: str) -> CheckpointError:
-    """Return the error for a pickle that asks for more than tensors, or that torch does not understand."""
+def _find_refused(path: Path, message: str) -> str | None:
+    """Return what a pickle asks for besides tensors, which torch refused with `message`; None for other files."""
     named = re.search(r"[Uu]nsupported (?:global|class|GLOBAL)\W+(?:GLOBAL )?([\w.]+)", message)
-    wanted = named[1] if named else next(_globals(path), None)
-    if wanted is None:
-        return CheckpointError(f"{path} is not a checkpoint: expected a file written by torch.save")
-    if wanted.startswith("ultralytics."):
-        return ultralytics_error(path, wanted)
-    return CheckpointError(
-        f"{path} is a pickle that asks for {wanted} and is not opened, because unpickling it could run code; expected "
-        f"tensors alone: torch.save({{'model': model.state_dict()}}, ...)"
-    )
+    return named[1] if named else next((text for kind, text in pickled_texts(path) if kind == "global"), None)
 
 
-def _globals(path: Path) -> Iterator[str]:
-    """Yield what a bare pickle would import, read without unpickling it."""
+def pickled_texts(path: Path) -> Iterator[tuple[Literal["global", "text"], str]]:
+    """Yield the texts in a bare pickle, and the globals that it would import, read without unpickling it."""
     texts: list[str] = []
     try:
         with path.open("rb") as file:
             for code, argument, _ in pickletools.genops(file):
                 if code.name in ("GLOBAL", "INST"):
-                    yield str(argument).replace(" ", ".")
+                    yield "global", str(argument).replace(" ", ".")
                 elif code.name == "STACK_GLOBAL":
-                    yield ".".join(texts[-2:])
+                    yield "global", ".".join(texts[-2:])
                 elif isinstance(argument, str):
                     texts.append(argument)
+                    yield "text", argument
     except Exception:  # not a pickle, or a damaged one: there are many ways
         return

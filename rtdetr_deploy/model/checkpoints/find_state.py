@@ -1,13 +1,15 @@
-"""Finding the weights of a detector in what a file holds, whichever framework wrapped them.
+"""Finding the weights of a detector in what a file holds, under whichever keys and prefixes a framework put them.
 
-{"ema": {"module": state}, "model": state}      released checkpoints; moving averages are preferred everywhere
-{"state_dict": {"model.backbone...": ...}}      Lightning; any other key and any other prefix is found alike
+    {"ema": {"module": state}, "model": state}     released checkpoints; moving averages are preferred everywhere
+    {"state_dict": {"model.backbone...": ...}}     Lightning; any other key and any other prefix is found alike
+
+A source knows a detector by the names in its decoder: a pattern whose first group is what stands before them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +17,29 @@ import torch
 from torch import Tensor
 
 from rtdetr_deploy.errors import CheckpointError
-from rtdetr_deploy.model.checkpoints.read import ultralytics_error
+from rtdetr_deploy.model.checkpoints.read import Content
+from rtdetr_deploy.model.checkpoints.source import State
 
-State = dict[str, Tensor]
 Place = tuple[str, ...]
 
-DEEPEST = 3
+MAX_DEPTH = 3
 """Levels of keys that are searched."""
-_DECODER = re.compile(r"^(.*?)(?:decoder\.decoder|model\.decoder)\.layers\.\d+\.")  # released names | Hugging Face's
 _AVERAGE = re.compile(r"(^|[._])ema([._]|$)")
-_ULTRALYTICS = re.compile(r"^(?:model\.)*\d+\.")
 _NOT_LEARNED = re.compile(r"(num_batches_tracked|anchors|valid_mask)$")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_NAMED_KEYS = 5
 
 
-def find_state(content: Any, path: Path) -> State:
-    """Return the state dict of the detector in `content`, without the prefix of its names.
+def has_detector(content: Content, decoder: re.Pattern[str]) -> bool:
+    """Tell whether there are weights with the names of `decoder` anywhere in `content`."""
+    return next(_detectors(content.value, decoder), None) is not None
 
-    Raises `CheckpointError` where there is none, where several are alike, or for tensors that are not plain numbers.
+
+def find_state(content: Content, decoder: re.Pattern[str]) -> State:
+    """Return the state dict with the names of `decoder` in `content`, which has one, without the names' prefix.
+
+    Raises `CheckpointError` where several are alike, or for tensors that are not plain numbers.
     """
-    found = dict(_detectors(content))
-    if not found:
-        raise _nothing_found(content, path)
+    found, path = dict(_detectors(content.value, decoder)), content.path
     best = min(_rank(place) for place in found)
     places = [place for place in found if _rank(place) == best]
     if len(places) > 1:
@@ -55,10 +57,10 @@ def _rank(place: Place) -> int:
     return 1 if place[:1] == ("model",) else 2
 
 
-def _detectors(content: Any) -> Iterator[tuple[Place, State]]:
+def _detectors(content: Any, decoder: re.Pattern[str]) -> Iterator[tuple[Place, State]]:
     """Yield every state dict with a decoder: where it lies (keys, and the prefix of its names), and the state dict."""
-    for place, state in _states(content):
-        matches = [match for key in state if (match := _DECODER.match(key))]
+    for place, state in states_in(content):
+        matches = [match for key in state if (match := decoder.match(key))]
         prefixes = list(dict.fromkeys(match[1] for match in matches))
         for prefix in prefixes:
             longer = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
@@ -70,7 +72,7 @@ def _detectors(content: Any) -> Iterator[tuple[Place, State]]:
             yield (*place, *filter(None, prefix.split("."))), own
 
 
-def _states(content: Any) -> Iterator[tuple[Place, State]]:
+def states_in(content: Any) -> Iterator[tuple[Place, State]]:
     """Yield every mapping that holds tensors and its place, the outer ones first, each once: pickles can hold rings."""
     seen: set[int] = set()
     waiting: list[tuple[Place, Any]] = [((), content)]
@@ -81,28 +83,8 @@ def _states(content: Any) -> Iterator[tuple[Place, State]]:
         state = {str(key): item for key, item in value.items() if isinstance(item, Tensor)}
         if state:
             yield place, state
-        if len(place) < DEEPEST:
+        if len(place) < MAX_DEPTH:
             waiting += [((*place, str(key)), item) for key, item in value.items()]
-
-
-def _nothing_found(content: Any, path: Path) -> CheckpointError:
-    _, state = next(_states(content), ((), {}))
-    if any(_ULTRALYTICS.match(key) for key in state):
-        return ultralytics_error(path, f"its weights are called {next(iter(state))}")
-    if state:
-        return CheckpointError(
-            f"{path} has no detection head (no name holds 'decoder.decoder.layers'; there are {_some([*state])}): "
-            "is it a backbone or another model?"
-        )
-    keys = [str(key) for key in content] if isinstance(content, Mapping) else []
-    return CheckpointError(
-        f"{path} holds no weights ({'its keys are ' + _some(keys) if keys else 'it is ' + type(content).__name__}): "
-        "expected {'ema': {'module': ...}}, {'model': ...} or a plain state dict"
-    )
-
-
-def _some(keys: Sequence[str]) -> str:
-    return ", ".join(map(repr, keys[:_NAMED_KEYS])) + (f", ... ({len(keys)} keys)" if len(keys) > _NAMED_KEYS else "")
 
 
 def _check_tensor(key: str, value: Tensor, path: Path) -> None:
