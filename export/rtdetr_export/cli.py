@@ -306,14 +306,15 @@ def print_findings(path: Path) -> int:
 
 def print_variants() -> None:
     """Print parameters and GFLOPs of every variant at 640x640, and the published ones."""
-    from rtdetr_deploy.model.complexity import PUBLISHED, measure_complexity
+    from rtdetr_deploy.evaluate.published import COMPLEXITY
+    from rtdetr_deploy.model.complexity import measure_complexity
     from rtdetr_deploy.model.variants import VARIANTS
 
     print("640x640; parameters of the checkpoint without the denoising embedding; a multiply-add is two operations")
     print(f"{'variant':<10} {'layers':>8} {'params (M)':>11} {'published':>10} {'GFLOPs':>8} {'published':>10}")
     for name, variant in VARIANTS.items():
         counted = measure_complexity(variant)
-        parameters, gflops = (f"{value:g}" for value in PUBLISHED[name]) if name in PUBLISHED else ("-", "-")
+        parameters, gflops = (f"{value:g}" for value in COMPLEXITY[name]) if name in COMPLEXITY else ("-", "-")
         layers = f"{variant.layers} of {variant.max_layers}"
         print(
             f"{name:<10} {layers:>8} {counted.parameters:>11.2f} {parameters:>10} {counted.gflops:>8.1f} {gflops:>10}"

@@ -1,1 +1,1 @@
-"""Accuracy as COCO defines it."""
+"""Accuracy as COCO defines it, and published figures to compare with."""

@@ -21,8 +21,8 @@ pytest.importorskip("matplotlib")
 from rtdetr_bench.cli import main
 from rtdetr_bench.report.page import SECTIONS, read_results, write_report
 from rtdetr_bench.report.plots import plot_decoder, plot_encoders, plot_spans
-from rtdetr_bench.report.published import published_decoder
 from rtdetr_deploy import OptionError
+from rtdetr_deploy.evaluate.published import published_decoder
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

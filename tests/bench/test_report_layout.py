@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from rtdetr_bench.report.labels import Label, place_labels
 from rtdetr_bench.report.page import combine_results
-from rtdetr_bench.report.published import POINTS
+from rtdetr_deploy.evaluate.published import POINTS
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"

@@ -17,11 +17,11 @@ pytest.importorskip("torch")
 import torch
 
 from rtdetr_bench.cli import main
-from rtdetr_bench.report.published import ENCODERS
 from rtdetr_bench.studies.encoders import build_encoder
 from rtdetr_bench.studies.nms import CONFIDENCES, CURVE, IOUS, study_nms
 from rtdetr_bench.tools.random_models import main as make_random
 from rtdetr_deploy import ArtifactInfo, OptionError, Predictor
+from rtdetr_deploy.evaluate.published import ENCODERS
 from rtdetr_deploy.model import RTDETR, VARIANTS
 from rtdetr_deploy.model.hybrid_encoder import HybridEncoder
 from rtdetr_deploy.model.variants import Variant

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 from checkpoint_states import State, r18_state  # noqa: E402
 from rtdetr_deploy.errors import CheckpointError  # noqa: E402
 from rtdetr_deploy.model import VARIANTS, load_checkpoint  # noqa: E402
+from rtdetr_deploy.model.checkpoints.read import read_content  # noqa: E402
 
 
 def test_safetensors_load_with_their_class_names(tmp_path: Path) -> None:
@@ -25,6 +26,28 @@ def test_safetensors_load_with_their_class_names(tmp_path: Path) -> None:
     names = [f"thing {index}" for index in range(80)]
     save_file(r18_state(), path, metadata={"class_names": json.dumps(names)})
     assert load_checkpoint(path).class_names == tuple(names)
+
+
+METADATA: dict[str, tuple[dict[str, str], Any, tuple[int, int] | None]] = {
+    "names between commas": ({"names": "red,white"}, ["red", "white"], None),
+    "a number of classes": ({"classes": "2"}, None, None),
+    "a map and a size": (
+        {"names": '{"1": "b", "0": "a"}', "input_size": "[320, 480]"},
+        {"1": "b", "0": "a"},
+        (320, 480),
+    ),
+    "something else": ({"format": "pt", "input_size": "large"}, None, None),
+}
+
+
+@pytest.mark.parametrize("case", METADATA)
+def test_metadata_of_safetensors_are_read_as_json_or_text(case: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    metadata, names, size = METADATA[case]
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors", metadata=metadata)
+    content = read_content(tmp_path / "model.safetensors")
+    assert (content.class_names, content.input_size) == (names, size)
 
 
 def test_safetensors_are_known_by_their_content(tmp_path: Path) -> None:

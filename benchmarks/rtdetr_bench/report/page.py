@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rtdetr_bench.machine import machine_text, state_text
-from rtdetr_bench.report.published import NMS, SOURCE, published_decoder
 from rtdetr_deploy import OptionError
+from rtdetr_deploy.evaluate.published import NMS, SOURCE, published_decoder
 from rtdetr_deploy.files import require_file, write_bytes
 from rtdetr_deploy.packages import require
 from rtdetr_deploy.words import plural

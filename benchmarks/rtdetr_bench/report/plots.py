@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from rtdetr_bench.models.contestants import SPANS
 from rtdetr_bench.report.labels import Label, place_labels
-from rtdetr_bench.report.published import ENCODERS, POINTS, published_decoder
+from rtdetr_deploy.evaluate.published import ENCODERS, POINTS, published_decoder
 from rtdetr_deploy.words import plural
 
 INK = "#010203"

@@ -16,11 +16,11 @@ import numpy as np
 from rtdetr_bench.accuracy import evaluate
 from rtdetr_bench.models.contestants import Entry
 from rtdetr_bench.ratios import Ratio, compare_medians
-from rtdetr_bench.report.published import ENCODERS, published_decoder
 from rtdetr_bench.timing import Latency, Plan, measure, open_all
 from rtdetr_deploy import OptionError
 from rtdetr_deploy.artifacts.weights_file import is_exported
 from rtdetr_deploy.evaluate.coco import Accuracy, read_annotations, require_evaluator
+from rtdetr_deploy.evaluate.published import ENCODERS, published_decoder
 from rtdetr_deploy.images.frame import ImageLike
 from rtdetr_deploy.packages import needed_for
 

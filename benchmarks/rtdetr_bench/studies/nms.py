@@ -17,9 +17,9 @@ import numpy as np
 
 from rtdetr_bench.models.contestants import Contestant, Detr, Entry, Yolo, check_applies, open_contestant
 from rtdetr_bench.models.nms import METHODS, NmsOptions
-from rtdetr_bench.report.published import NMS
 from rtdetr_deploy import Detections, OptionError
 from rtdetr_deploy.evaluate.coco import Annotations, read_annotations, require_evaluator, score
+from rtdetr_deploy.evaluate.published import NMS
 from rtdetr_deploy.words import plural, printable
 
 CURVE = (0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

@@ -1,4 +1,4 @@
-"""Figures that others have published, always shown as published and never mixed with what is measured.
+"""Published figures, always shown as published and never mixed with what is measured.
 
 All from arXiv 2304.08069 (RT-DETR) and 2407.17140 (RT-DETRv2): COCO val2017, 640x640, batch 1, TensorRT FP16 on a T4;
 times include NMS where a model needs it and exclude copies.
@@ -39,6 +39,17 @@ POINTS = tuple(
     }.items()
     for name, ap, fps in rows
 )  # fmt: skip
+
+COMPLEXITY = {
+    "r18": (20, 60),
+    "r34": (31, 92),
+    "r50-m": (36, 100),
+    "r50": (42, 136),
+    "r101": (76, 259),
+    "hgnetv2-l": (32, 110),
+    "hgnetv2-x": (67, 234),
+}
+"""Millions of parameters and GFLOPs at 640x640 by variant (arXiv 2304.08069, table 2, and the released model zoo)."""
 
 DECODER_LAYERS = {6: (53.1, 9.3), 5: (53.0, 8.8), 4: (52.7, 8.3), 3: (52.4, 7.9), 2: (51.3, 7.5), 1: (49.1, 7.0)}
 """AP in percent and milliseconds of R50, trained with 6 decoder layers, by the number that is run (Table 5)."""
