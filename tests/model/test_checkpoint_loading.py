@@ -33,7 +33,7 @@ def test_class_names_of_the_file_are_used_and_can_be_replaced(stored: Any, tmp_p
     save_variant(path, "r18", {"class_names": stored}, classes=2)
     assert load_checkpoint(path).class_names == ("a", "b")
     assert load_checkpoint(path, class_names=["x", "y"]).class_names == ("x", "y")
-    with pytest.raises(OptionError, match="names 3 classes, but the model has 2"):
+    with pytest.raises(OptionError, match="`class_names` names 3 classes, but the model has 2"):
         load_checkpoint(path, class_names=["x", "y", "z"])
 
 
@@ -46,7 +46,7 @@ def test_a_stored_number_of_classes_is_not_a_list_of_names(tmp_path: Path) -> No
 def test_class_names_that_are_not_a_list_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "named.pth"
     save_variant(path, "r18", {"names": "a b"}, classes=2)
-    with pytest.raises(CheckpointError, match="class names that are not a list"):
+    with pytest.raises(CheckpointError, match="class names that are not a list: str; give `class_names`"):
         load_checkpoint(path)
 
 
@@ -136,7 +136,7 @@ def test_a_missing_file_is_named_before_torch_is_imported(tmp_path: Path) -> Non
 def test_a_variant_that_the_file_is_not_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     torch.save(r18_state(), path)
-    with pytest.raises(CheckpointError, match="holds r18, not r50"):
+    with pytest.raises(CheckpointError, match="holds r18, not r50; leave `variant` out"):
         load_checkpoint(path, variant="r50")
 
 
@@ -144,5 +144,5 @@ def test_a_variant_that_the_file_is_not_is_refused(tmp_path: Path) -> None:
 def test_impossible_numbers_of_queries_are_refused(queries: int, tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     torch.save(r18_state(), path)
-    with pytest.raises(OptionError, match="choose 1 to 300"):
+    with pytest.raises(OptionError, match=f"`queries` is {queries}, but the model selects 300: choose 1 to 300"):
         load_checkpoint(path, queries=queries)

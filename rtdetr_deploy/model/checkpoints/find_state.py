@@ -25,7 +25,7 @@ Place = tuple[str, ...]
 MAX_DEPTH = 3
 """Levels of keys that are searched."""
 _AVERAGE = re.compile(r"(^|[._])ema([._]|$)")
-_NOT_LEARNED = re.compile(r"(num_batches_tracked|anchors|valid_mask)$")
+_MAY_BE_INTEGER = re.compile(r"(num_batches_tracked|anchors|valid_mask)$")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -94,7 +94,7 @@ def _check_tensor(key: str, value: Tensor, path: Path) -> None:
         problem = "without values (on the meta device)"
     elif value.layout != torch.strided or value.is_quantized or value.is_nested:
         problem = "in a sparse, quantized or nested form"
-    elif value.dtype not in _FLOATS and not _NOT_LEARNED.search(key):
+    elif value.dtype not in _FLOATS and not _MAY_BE_INTEGER.search(key):
         problem = f"as {str(value.dtype).removeprefix('torch.')}"
     elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
         problem = "as an expanded tensor, larger than what is stored"
