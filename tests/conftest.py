@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 if TYPE_CHECKING:
     from rtdetr_export import ExportOptions
+    from rtdetr_train.options import TrainOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -78,3 +81,38 @@ def picture() -> NDArray[np.uint8]:
     image = np.stack([2 * y, 255 - x, (x + y) % 200], axis=-1).astype(np.uint8)
     image[20:60, 30:80] = (20, 200, 240)
     return image
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A COCO json and its folder: five pictures with coloured squares, the last one empty; category ids 3 and 7."""
+    folder = tmp_path_factory.mktemp("squares")
+    rng = np.random.default_rng(0)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number in range(1, 6):
+        pixels = np.full((90, 120, 3), 200, np.uint8)
+        for index in range(number % 5):
+            x, y = rng.integers(0, 90), rng.integers(0, 60)
+            pixels[y : y + 25, x : x + 25] = (220, 40, 40) if index % 2 else (40, 40, 220)
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": number, "category_id": 7 if index % 2 else 3,
+                "bbox": [int(x), int(y), 25, 25], "area": 625, "iscrowd": 0,
+            })  # fmt: skip
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "width": 120, "height": 90})
+    path = folder / "squares.json"
+    categories = [{"id": 7, "name": "red"}, {"id": 3, "name": "blue"}]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path, folder
+
+
+@pytest.fixture
+def train_options(squares: tuple[Path, Path], tmp_path: Path) -> TrainOptions:
+    """Two short epochs of three steps on the squares, evaluated after the second."""
+    from rtdetr_train.options import TrainOptions
+
+    return TrainOptions(
+        annotations=squares[0], images=squares[1], val_annotations=squares[0], output=tmp_path / "run", layers=1,
+        queries=20, size=(96, 96), multiscale_steps=1, epochs=2, batch=2, warmup=2, workers=0, evaluate_every=2,
+    )  # fmt: skip

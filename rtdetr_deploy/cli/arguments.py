@@ -82,6 +82,8 @@ def _add(
     settings: dict[str, Any] = {"dest": name, "help": how.help + (f" (default: {shown})" if shown else "")}
     if switch:
         settings |= {"action": "store_false" if default else "store_true"}
+    elif how.type is bool:
+        settings |= {"action": argparse.BooleanOptionalAction}
     else:
         settings |= {"type": how.type or str, "metavar": how.metavar, "choices": how.choices, "nargs": how.nargs}
         settings |= {"action": "append"} if how.repeated else {}
@@ -103,6 +105,7 @@ def add_old_spelling(parser: argparse.ArgumentParser | argparse._ArgumentGroup, 
         ) -> None:
             warnings.warn(f"{old} is called {new} now", FutureWarning, stacklevel=2)
             known(parser, namespace, values, new)
+            known.required = False  # argparse doesn't see that it is given
 
     parser.add_argument(
         old,

@@ -22,10 +22,11 @@ from rtdetr_deploy.model import RTDETR, VARIANTS, load_checkpoint  # noqa: E402
 from rtdetr_deploy.model.random_weights import fill_randomly  # noqa: E402
 from rtdetr_train import publish as publish_command  # noqa: E402
 from rtdetr_train import selection_study  # noqa: E402
-from rtdetr_train.checkpoint import publish, save_checkpoint  # noqa: E402
+from rtdetr_train.checkpoint import save_checkpoint  # noqa: E402
 from rtdetr_train.data.coco import CocoData, read_coco  # noqa: E402
-from rtdetr_train.ema import Average  # noqa: E402
 from rtdetr_train.memory import keep_freed_memory  # noqa: E402
+from rtdetr_train.optim import make_ema  # noqa: E402
+from rtdetr_train.publish import publish  # noqa: E402
 from rtdetr_train.selection_study import selected_queries, summarize  # noqa: E402
 
 SIZE = 96
@@ -44,8 +45,9 @@ def model() -> RTDETR:
 @pytest.fixture(scope="module")
 def checkpoint(model: RTDETR, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "best.pth"
-    average = Average(model, 0.9, 10.0)
-    save_checkpoint(path, model, average, ("blue", "red"), SIZE, {"epoch": 1, "optimizer": average.module.state_dict()})
+    ema = make_ema(model, 0.9, 10.0)
+    state = {"epoch": 1, "optimizer": ema.module.state_dict()}
+    save_checkpoint(path, model, ema, ("blue", "red"), (SIZE, SIZE), state)
     return path
 
 
@@ -103,9 +105,8 @@ def test_publishing_refuses_what_would_be_lost_or_ignored(
     cases = {
         (str(checkpoint), "--size", "64"): "the file to write would overwrite the input",
         (str(tmp_path / "m.onnx"),): "m.onnx would hold a checkpoint; end its name with .pth or .pt",
-        (str(tmp_path / "m.pth"), "--size", "100"): "size 100x100 doesn't fit; both sides must be multiples of 32",
-        (str(tmp_path / "m.pth"), "--size", "abc"): "size 'abc' is not understood",
-        (str(tmp_path / "m.pth"), "--size", "320000"): "doesn't fit",
+        (str(tmp_path / "m.pth"), "--size", "100"): "--size is 100x100, expected multiples of 32",
+        (str(tmp_path / "m.pth"), "--size", "320000"): "--size is 320000x320000, expected multiples of 32",
         (str(tmp_path),): "would hold a checkpoint",
     }
     for command, message in cases.items():
@@ -113,6 +114,9 @@ def test_publishing_refuses_what_would_be_lost_or_ignored(
         line = capsys.readouterr().err
         assert line.startswith("rtdetr_train.publish: ")
         assert message in line
+    with pytest.raises(SystemExit):
+        publish_command.main([str(checkpoint), str(tmp_path / "m.pth"), "--size", "abc"])
+    assert "size 'abc' is not understood" in capsys.readouterr().err
     assert checkpoint.read_bytes() == before
     assert list(tmp_path.iterdir()) == []
 
@@ -132,14 +136,15 @@ def test_a_full_disk_is_called_so_and_leaves_nothing(checkpoint: Path, tmp_path:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_what_a_killed_save_left_is_gone_after_the_next_one(checkpoint: Path, model: RTDETR, tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys, torch; from pathlib import Path; from rtdetr_train.checkpoint import _write\n"
+        "import os, signal, sys, torch; from pathlib import Path\n"
+        "from rtdetr_train.checkpoint import write_checkpoint\n"
         "torch.save = lambda content, file: (file.write(b'half'), file.flush(), os.kill(os.getpid(), signal.SIGKILL))\n"
-        "_write(Path(sys.argv[1]), {})"
+        "write_checkpoint(Path(sys.argv[1]), {})"
     )
     path = tmp_path / "last.pth"
     subprocess.run([sys.executable, "-c", code, str(path)], check=False)
     assert [found.name == path.name for found in tmp_path.iterdir()] == [False]
-    save_checkpoint(path, model, Average(model, 0.9, 10.0), ("blue", "red"), SIZE, {})
+    save_checkpoint(path, model, make_ema(model, 0.9, 10.0), ("blue", "red"), (SIZE, SIZE), {})
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -149,15 +154,15 @@ def test_a_diverged_run_says_whether_there_is_a_checkpoint(model: RTDETR, tmp_pa
         broken.decoder.enc_score_head.bias[0] = torch.nan
     path = tmp_path / "last.pth"
     for message in ("there is no checkpoint yet", "last.pth is kept as it was"):
-        with pytest.raises(OptionError, match=f"training diverged; .*{message}: start anew with a lower --rate"):
-            save_checkpoint(path, broken, Average(model, 0.9, 10.0), ("blue", "red"), SIZE, {})
+        with pytest.raises(OptionError, match=f"training diverged; .*{message}: start anew with a lower `lr`"):
+            save_checkpoint(path, broken, make_ema(model, 0.9, 10.0), ("blue", "red"), (SIZE, SIZE), {})
         path.touch()
 
 
 def test_the_study_overwrites_no_input(checkpoint: Path, data: CocoData, capsys: pytest.CaptureFixture[str]) -> None:
     folder = data.files[0].parent
     before = (folder / "data.json").read_bytes()
-    command = ["--weights", str(checkpoint), "--data", str(folder / "data.json"), "--images", str(folder)]
+    command = ["--weights", str(checkpoint), "--annotations", str(folder / "data.json"), "--images", str(folder)]
     assert selection_study.main([*command, "--json", str(folder / "data.json")]) == 2
     assert "--json would overwrite the input" in capsys.readouterr().err
     assert (folder / "data.json").read_bytes() == before
@@ -211,7 +216,7 @@ def test_the_study_prints_and_writes_a_row_per_checkpoint(
     checkpoint: Path, data: CocoData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = data.files[0].parent
-    command = ["--weights", str(checkpoint), "--data", str(folder / "data.json"), "--images", str(folder)]
+    command = ["--weights", str(checkpoint), "--annotations", str(folder / "data.json"), "--images", str(folder)]
     assert selection_study.main([*command, "--json", str(tmp_path / "study.json")]) == 0
     rows = json.loads((tmp_path / "study.json").read_text())["checkpoints"]
     assert (

@@ -1,6 +1,6 @@
 """Contrastive denoising: noised copies of the targets as extra queries during training.
 
-Each of R groups holds every target (padded to G, the most objects of an image of the batch) twice: a positive whose
+Each of R groups holds every target (padded to G, the largest number of objects of an image) twice: a positive whose
 corner coordinates move by up to half of the box's size, and a negative that moves by half to a whole of it. Queries of
 one group see only their own group and the matching queries; matching queries see none of them (arXiv 2203.03605,
 section 3.3; the amounts are those of RT-DETR).
@@ -12,14 +12,13 @@ section 3.3; the amounts are those of RT-DETR).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from rtdetr_train.boxes import to_centres, to_corners
-from rtdetr_train.matcher import Matches, Target
+from rtdetr_deploy.model.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from rtdetr_train.matcher import Matches, Targets
 
 QUERIES = 100
 LABEL_NOISE = 0.25
@@ -44,7 +43,7 @@ class Denoising:
 
 
 def make_denoising(
-    targets: Sequence[Target],
+    targets: Targets,
     embedding: nn.Embedding,
     queries: int,
     *,
@@ -53,28 +52,29 @@ def make_denoising(
 ) -> Denoising | None:
     """Return noised queries for a batch, or None where it holds no object. `queries` are the matching ones, Q.
 
-    `embedding` has K + 1 rows; the last one is padding. Random numbers come from `generator` (on the CPU).
+    `embedding` has K + 1 rows; the last one is padding. Random numbers come from `generator`, which lies on the CPU, as
+    `targets` do.
     """
-    most = max(len(target.labels) for target in targets)
-    if most == 0 or amount == 0:
+    max_count = max(targets.counts)
+    if max_count == 0 or amount == 0:
         return None
-    groups = max(1, amount // most)
+    groups = max(1, amount // max_count)
     classes = embedding.num_embeddings - 1
     device = embedding.weight.device
-    labels = torch.full((len(targets), most), classes, dtype=torch.int64)
-    boxes = torch.zeros(len(targets), most, 4)
-    for row, target in enumerate(targets):
-        labels[row, : len(target.labels)] = target.labels.cpu()
-        boxes[row, : len(target.labels)] = target.boxes.cpu()
+    labels = torch.full((len(targets.counts), max_count), classes, dtype=torch.int64)
+    boxes = torch.zeros(len(targets.counts), max_count, 4)
+    for image, (count, rows) in enumerate(zip(targets.counts, targets.rows, strict=True)):
+        labels[image, :count] = targets.labels[rows]
+        boxes[image, :count] = targets.boxes[rows]
     labels, boxes = labels.repeat(1, 2 * groups), boxes.repeat(1, 2 * groups, 1)
-    negative = torch.arange(2 * most * groups) % (2 * most) >= most
+    negative = torch.arange(2 * max_count * groups) % (2 * max_count) >= max_count
     noised_labels = _noise_labels(labels, classes, generator)
     noised_boxes = _noise_boxes(boxes, negative, generator)
-    matches = _own_targets(targets, most, groups)
+    matches = _own_targets(targets, max_count, groups)
     return Denoising(
         content=embedding(noised_labels.to(device)),
         reference=torch.logit(noised_boxes, LOGIT_CLAMP).to(device),
-        mask=_mask(most, groups, queries).to(device),
+        mask=_mask(max_count, groups, queries).to(device),
         matches=Matches(*(part.to(device) for part in (matches.image, matches.query, matches.target))),
         groups=groups,
     )
@@ -90,24 +90,24 @@ def _noise_boxes(boxes: Tensor, negative: Tensor, generator: torch.Generator | N
     half = boxes[..., 2:].repeat(1, 1, 2) * 0.5 * BOX_NOISE
     sign = torch.randint(0, 2, boxes.shape, generator=generator) * 2.0 - 1.0
     part = torch.rand(boxes.shape, generator=generator) + negative[None, :, None].float()
-    return to_centres((to_corners(boxes) + sign * part * half).clamp(0.0, 1.0))
+    return xyxy_to_cxcywh((cxcywh_to_xyxy(boxes) + sign * part * half).clamp(0.0, 1.0))
 
 
-def _own_targets(targets: Sequence[Target], most: int, groups: int) -> Matches:
+def _own_targets(targets: Targets, max_count: int, groups: int) -> Matches:
     """Positives of every group belong to the target they were made from; padding belongs to none."""
     images, queries, chosen = [], [], []
-    for row, target in enumerate(targets):
-        index = torch.arange(len(target.labels))
-        for group in range(groups):
-            images.append(torch.full_like(index, row))
-            queries.append(index + group * 2 * most)
-            chosen.append(index)
+    for image, rows in enumerate(targets.rows):
+        target = torch.arange(rows.start, rows.stop).repeat(groups)
+        group = torch.arange(groups).repeat_interleave(rows.stop - rows.start)
+        images.append(torch.full_like(target, image))
+        queries.append(group * 2 * max_count + target - rows.start)
+        chosen.append(target)
     return Matches(torch.cat(images), torch.cat(queries), torch.cat(chosen))
 
 
-def _mask(most: int, groups: int, queries: int) -> Tensor:
-    group = torch.arange(2 * most * groups + queries) // (2 * most)
-    group[2 * most * groups :] = -1
+def _mask(max_count: int, groups: int, queries: int) -> Tensor:
+    group = torch.arange(2 * max_count * groups + queries) // (2 * max_count)
+    group[2 * max_count * groups :] = -1
     noised = group >= 0
     hidden = noised[None, :] & (group[:, None] != group[None, :])
     return torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))

@@ -1,22 +1,54 @@
-"""Starting values of a model that is trained without weights, and of heads for another number of classes.
+"""The model to train: with starting values, or from a checkpoint, with new heads for another number of classes.
 
-As in the released training code, except for smaller weights of the class heads: these start at a probability of 0.01,
-box heads at "no change", sampling offsets on rings around the reference point, attention weights equal.
+Starting values are as in the released training code, except for smaller weights of the class heads: these start at a
+probability of 0.01, box heads at "no change", sampling offsets on rings around the reference point, attention weights
+equal.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from rtdetr_deploy.model import RTDETR
+from rtdetr_deploy.model import RTDETR, load_checkpoint
 from rtdetr_deploy.model.decoder import Decoder, DecoderLayer, Mlp
 from rtdetr_deploy.model.layers.deformable_attention import DeformableAttention
-from rtdetr_deploy.model.variants import HEADS
+from rtdetr_deploy.model.variants import HEADS, find_variant
+from rtdetr_train.options import DEFAULT_VARIANT, TrainOptions
 
 PRIOR = 0.01
+
+
+def build_model(options: TrainOptions, class_names: tuple[str, ...]) -> RTDETR:
+    """Return the model to train: new, or from `options.weights` with its heads reset for other numbers of classes."""
+    if options.weights is None:
+        variant = find_variant(options.variant or DEFAULT_VARIANT)
+        model = RTDETR(replace(variant, classes=len(class_names), queries=options.queries), options.layers)
+        initialize(model)
+    else:
+        source = load_checkpoint(options.weights, variant=options.variant, layers=options.layers).model
+        model = RTDETR(replace(source.variant, classes=len(class_names), queries=options.queries), source.layers)
+        own, given = model.state_dict(), source.state_dict()
+        fitting = {name: value for name, value in given.items() if value.shape == own[name].shape}
+        model.load_state_dict({**own, **fitting}, strict=True)
+        if source.variant.classes != len(class_names):
+            initialize_class_heads(model.decoder)
+    for module in frozen_modules(model, options):
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+    return model
+
+
+def frozen_modules(model: RTDETR, options: TrainOptions) -> list[nn.Module]:
+    """Return what `options.freeze` keeps as it is: the backbone, or its batch normalization."""
+    if options.freeze == "backbone":
+        return [model.backbone]
+    if options.freeze == "norms":
+        return [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    return []
 
 
 @torch.no_grad()

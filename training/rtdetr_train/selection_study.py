@@ -1,6 +1,6 @@
 """Does the class score of a selected query say how well its box lies? The point of uncertainty-minimal query selection.
 
-    python -m rtdetr_train.selection_study --weights with.pth --weights without.pth --data val.json --images val/
+    python -m rtdetr_train.selection_study --weights with.pth --weights without.pth --annotations val.json --images val/
 
 Compares checkpoints that were trained with and without IoU as the target of the selected encoder predictions
 (`rtdetr-train --no-encoder-iou-targets`); see arXiv 2304.08069, section 4.3 and table 4.
@@ -13,7 +13,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,11 +20,12 @@ from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 
 from rtdetr_deploy.artifacts.weights_file import find_weights
+from rtdetr_deploy.cli.arguments import Parser, add_old_spelling, path_argument
 from rtdetr_deploy.cli.run import run_main
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.files import check_writable, refuse_overwriting, write_bytes
 from rtdetr_deploy.model import RTDETR, load_checkpoint
-from rtdetr_train.boxes import iou_and_giou, to_corners
+from rtdetr_deploy.model.boxes import cxcywh_to_xyxy, pairwise_iou
 from rtdetr_train.data.coco import CocoData, collate, read_coco
 
 SCHEMA = 1
@@ -34,7 +34,7 @@ GOOD = 0.5
 
 
 @dataclass(frozen=True)
-class Selection:
+class SelectionQuality:
     """All queries that the encoder selected on a data set.
 
     `pearson` and `spearman` correlation of class score and IoU with the nearest object of that class; `sure` the number
@@ -57,15 +57,14 @@ def selected_queries(model: RTDETR, data: CocoData, size: tuple[int, int]) -> tu
         images, targets = collate([data.load(index)], *size)
         selection = model.forward_layers(images).selection
         score, label = selection.scores[0].sigmoid().max(dim=-1)
-        boxes = to_corners(selection.reference[0].sigmoid())
-        iou, _ = iou_and_giou(boxes[:, None], to_corners(targets[0].boxes)[None])  # (Q, objects)
-        same = label[:, None] == targets[0].labels[None]
+        overlap = pairwise_iou(cxcywh_to_xyxy(selection.reference[0].sigmoid()), targets.xyxy)  # (Q, objects)
+        same = label[:, None] == targets.labels[None]
         scores.append(score.numpy())
-        overlaps.append((iou * same).amax(dim=1).numpy() if len(targets[0].labels) else np.zeros(len(score)))
+        overlaps.append((overlap * same).amax(dim=1).numpy() if len(targets) else np.zeros(len(score)))
     return np.concatenate(scores).astype(np.float32), np.concatenate(overlaps).astype(np.float32)
 
 
-def summarize(scores: NDArray[np.float32], overlaps: NDArray[np.float32]) -> Selection:
+def summarize(scores: NDArray[np.float32], overlaps: NDArray[np.float32]) -> SelectionQuality:
     """Return the figures of queries with these class scores and IoUs.
 
     Raises `OptionError` when there is nothing to correlate, because no query lies on an object of its class.
@@ -73,7 +72,7 @@ def summarize(scores: NDArray[np.float32], overlaps: NDArray[np.float32]) -> Sel
     if np.ptp(overlaps) == 0 or np.ptp(scores) == 0:
         raise OptionError("no selected query lies on an object of its class: is the model trained?")
     sure = scores > GOOD
-    return Selection(
+    return SelectionQuality(
         queries=len(scores),
         pearson=float(pearsonr(scores, overlaps).statistic),
         spearman=float(spearmanr(scores, overlaps).statistic),
@@ -82,29 +81,37 @@ def summarize(scores: NDArray[np.float32], overlaps: NDArray[np.float32]) -> Sel
     )
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = Parser("rtdetr_train.selection_study", (__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--weights", type=path_argument, action="append", required=True, help="checkpoint; repeat to compare")
+    add("--annotations", type=path_argument, required=True, help="COCO json")
+    add("--images", type=path_argument, required=True, help="folder of its images")
+    add("--json", type=path_argument, help="write the figures")
+    add_old_spelling(parser, "--data", "--annotations")
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="rtdetr_train.selection_study", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--weights", type=Path, action="append", required=True, help="checkpoint; repeat to compare")
-    parser.add_argument("--data", type=Path, required=True, help="COCO json")
-    parser.add_argument("--images", type=Path, required=True, help="folder of its images")
-    parser.add_argument("--json", type=Path, help="write the figures")
-    arguments = parser.parse_args(argv)
-    return run_main("rtdetr_train.selection_study", lambda: _study(arguments), "nothing was measured")
+    return run_main(
+        "rtdetr_train.selection_study", lambda: _study(build_parser().parse_args(argv)), "nothing was measured"
+    )
 
 
 def _study(arguments: argparse.Namespace) -> int:
-    refuse_overwriting({"--json": arguments.json}, [*map(find_weights, arguments.weights), arguments.data])
+    refuse_overwriting({"--json": arguments.json}, [*map(find_weights, arguments.weights), arguments.annotations])
     if arguments.json is not None:
         check_writable(arguments.json)
-    data = read_coco(arguments.data, arguments.images)
+    data = read_coco(arguments.annotations, arguments.images)
     rows = {}
     print(f"{'checkpoint':<32} {'queries':>8} {'Pearson':>8} {'Spearman':>9} {'sure':>6} {'and placed':>11}")
     for path in arguments.weights:
         checkpoint = load_checkpoint(path)
         if checkpoint.class_names != data.class_names:
             raise OptionError(
-                f"{path} and {arguments.data} have different classes; give the json that it was trained on"
+                f"{path} and {arguments.annotations} have different classes; give the json that it was trained on"
             )
         found = summarize(*selected_queries(checkpoint.model, data, checkpoint.input_size or (640, 640)))
         name = f"{path.parent.name}/{path.name}"
@@ -114,7 +121,12 @@ def _study(arguments: argparse.Namespace) -> int:
             f"{found.sure_and_placed:>11}"
         )
     if arguments.json is not None:
-        content = {"schema": SCHEMA, "study": "selection", "annotations": arguments.data.name, "checkpoints": rows}
+        content = {
+            "schema": SCHEMA,
+            "study": "selection",
+            "annotations": arguments.annotations.name,
+            "checkpoints": rows,
+        }
         write_bytes(arguments.json, json.dumps(content, indent=1).encode())
     return 0
 

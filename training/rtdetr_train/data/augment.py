@@ -25,18 +25,18 @@ class Augmentation:
     """
 
     color: float = 0.5
-    expand: float = 0.5
+    zoom_out: float = 0.5
     crop: float = 0.8
     flip: float = 0.5
     any_orientation: bool = False
-    largest_expansion: float = 4.0
+    max_zoom_out: float = 4.0
 
     def __call__(self, sample: Sample, rng: Rng) -> Sample:
         """Return an augmented copy of `sample`."""
         if rng.random() < self.color:
             sample = Sample(jitter_color(sample.image, rng), sample.boxes, sample.labels)
-        if rng.random() < self.expand:
-            sample = expand(sample, rng, self.largest_expansion)
+        if rng.random() < self.zoom_out:
+            sample = zoom_out(sample, rng, self.max_zoom_out)
         if rng.random() < self.crop:
             sample = crop_by_iou(sample, rng)
         if rng.random() < self.flip:
@@ -69,10 +69,10 @@ def jitter_color(image: NDArray[np.uint8], rng: Rng) -> NDArray[np.uint8]:
     return clipped
 
 
-def expand(sample: Sample, rng: Rng, largest: float) -> Sample:
-    """Put the image somewhere on a canvas of its mean colour, up to `largest` times as wide and high."""
+def zoom_out(sample: Sample, rng: Rng, max_ratio: float) -> Sample:
+    """Put the image somewhere on a canvas of its mean colour, up to `max_ratio` times as wide and high."""
     height, width = sample.image.shape[:2]
-    ratio = rng.uniform(1.0, largest)
+    ratio = rng.uniform(1.0, max_ratio)
     tall, wide = int(height * ratio), int(width * ratio)
     top, left = int(rng.uniform(0, tall - height + 1)), int(rng.uniform(0, wide - width + 1))
     canvas = np.empty((tall, wide, 3), np.uint8)

@@ -1,7 +1,7 @@
 """COCO json as training samples.
 
 sample   image uint8 (h, w, 3) RGB, boxes float32 (G, 4) xyxy in pixels, labels int64 (G,)
-batch    images float32 (B, 3, H, W) in [0, 1], one `Target` per image
+batch    images float32 (B, 3, H, W) in [0, 1], and their `Targets`
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.evaluate.coco_json import CocoObject, read_coco_json
 from rtdetr_deploy.images.frame import Frame, load_frame
 from rtdetr_deploy.images.preprocess import prepare_batch
-from rtdetr_train.boxes import to_centres
-from rtdetr_train.matcher import Target
+from rtdetr_deploy.model.boxes import xyxy_to_cxcywh
+from rtdetr_train.matcher import Targets, join_targets
 
-SMALLEST_SIDE = 1.0
+MIN_SIDE = 1.0
 """Boxes with a side below this many pixels are left out: they can't be learned and make losses degenerate."""
 _LOG = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Sample:
         """Clip boxes to the image and drop those that are too small."""
         height, width = self.image.shape[:2]
         boxes = np.clip(self.boxes, 0, np.array([width, height, width, height], np.float32))
-        keep = (boxes[:, 2:] - boxes[:, :2] >= SMALLEST_SIDE).all(axis=1)
+        keep = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(axis=1)
         return Sample(self.image, boxes[keep], self.labels[keep])
 
 
@@ -62,7 +62,7 @@ class CocoData:
 
 
 def read_coco(path: str | Path, images: str | Path) -> CocoData:
-    """Read a COCO json as `read_coco_json` does; crowd regions and boxes below `SMALLEST_SIDE` are left out.
+    """Read a COCO json as `read_coco_json` does; crowd regions and boxes below `MIN_SIDE` are left out.
 
     Raises `OptionError` as it does, and where nothing is left to learn.
     """
@@ -70,9 +70,9 @@ def read_coco(path: str | Path, images: str | Path) -> CocoData:
     labels = {number: label for label, (number, _) in enumerate(truth.categories)}
     found: dict[int, list[CocoObject]] = {number: [] for number, _ in truth.images}
     objects = [thing for thing in truth.objects if not thing.crowd]
-    large = [thing for thing in objects if min(thing.bbox[2:]) >= SMALLEST_SIDE]
+    large = [thing for thing in objects if min(thing.bbox[2:]) >= MIN_SIDE]
     if not large:
-        raise OptionError(f"{path} has no box to learn: all are crowd regions or smaller than {SMALLEST_SIDE:g} pixel")
+        raise OptionError(f"{path} has no box to learn: all are crowd regions or smaller than {MIN_SIDE:g} pixel")
     if len(large) < len(objects):
         _LOG.warning(
             "%s: boxes smaller than 1 pixel are left out (%d of %d)", path, len(objects) - len(large), len(objects)
@@ -94,13 +94,15 @@ def _boxes_and_labels(
     return boxes.astype(np.float32), np.array([labels[thing.category_id] for thing in things], np.int64)
 
 
-def collate(samples: Sequence[Sample], height: int, width: int) -> tuple[Tensor, list[Target]]:
+def collate(samples: Sequence[Sample], height: int, width: int) -> tuple[Tensor, Targets]:
     """Resize samples to `height` x `width` (Pillow's bilinear, as released models are trained) and stack them."""
     frames = [Frame(sample.image, rgb=True) for sample in samples]
     images = torch.from_numpy(prepare_batch(frames, height, width, resizer="pillow"))
-    targets = []
-    for sample in samples:
-        rows, columns = sample.image.shape[:2]
-        scale = torch.tensor([columns, rows, columns, rows], dtype=torch.float32)
-        targets.append(Target(torch.from_numpy(sample.labels), to_centres(torch.from_numpy(sample.boxes) / scale)))
-    return images, targets
+    return images, join_targets([_labels_and_boxes(sample) for sample in samples])
+
+
+def _labels_and_boxes(sample: Sample) -> tuple[Tensor, Tensor]:
+    """Return the labels `(G,)` of an image and its boxes `(G, 4)` as cxcywh in [0, 1]."""
+    height, width = sample.image.shape[:2]
+    scale = torch.tensor([width, height, width, height], dtype=torch.float32)
+    return torch.from_numpy(sample.labels), xyxy_to_cxcywh(torch.from_numpy(sample.boxes) / scale)

@@ -9,12 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from torch import Tensor
 
+from rtdetr_deploy.artifacts.input_size import STRIDE
 from rtdetr_train.data.augment import Augmentation
 from rtdetr_train.data.coco import CocoData, Sample, collate
-from rtdetr_train.matcher import Target
-from rtdetr_train.options import STRIDE, TrainOptions
+from rtdetr_train.matcher import Targets
+from rtdetr_train.options import TrainOptions
 
-Batch = tuple[Tensor, list[Target]]
+Batch = tuple[Tensor, Targets]
 
 
 class EpochBatches:
@@ -30,15 +31,16 @@ class EpochBatches:
         # An incomplete last batch is filled with the epoch's first images: batch norm needs more than one.
         missing = -len(order) % options.batch
         self._order = np.resize(order, len(order) + missing)
-        self._sizes = rng.integers(-options.scales, options.scales + 1, len(self)) * STRIDE + options.size
+        steps = rng.integers(-options.multiscale_steps, options.multiscale_steps + 1, len(self))
+        self._sizes = steps[:, None] * STRIDE + options.size
 
     def __len__(self) -> int:
         return len(self._order) // self._options.batch
 
     def __getitem__(self, index: int) -> Batch:
-        batch, size = self._options.batch, int(self._sizes[index])
+        batch = self._options.batch
         rows = range(index * batch, (index + 1) * batch)
-        return collate([self._sample(row) for row in rows], size, size)
+        return collate([self._sample(row) for row in rows], *self._sizes[index].tolist())
 
     def _sample(self, row: int) -> Sample:
         rng = np.random.default_rng((self._options.seed, self._epoch, row))
@@ -46,16 +48,16 @@ class EpochBatches:
 
 
 def make_augmentation(options: TrainOptions, epoch: int) -> Augmentation:
-    """Return the augmentation of `epoch`: only flips in the last `options.plain_epochs`."""
-    if epoch >= options.epochs - options.plain_epochs:
-        return Augmentation(color=0.0, expand=0.0, crop=0.0, any_orientation=options.any_orientation)
-    return Augmentation(any_orientation=options.any_orientation, largest_expansion=options.expand)
+    """Return the augmentation of `epoch`: only flips in the last `options.no_aug_epochs`."""
+    if epoch >= options.epochs - options.no_aug_epochs:
+        return Augmentation(color=0.0, zoom_out=0.0, crop=0.0, any_orientation=options.any_orientation)
+    return Augmentation(any_orientation=options.any_orientation, max_zoom_out=options.max_zoom_out)
 
 
 def load_epoch(data: CocoData, options: TrainOptions, epoch: int) -> Iterator[Batch]:
     """Yield the batches of `epoch`, prepared ahead by `options.workers` threads (0: none, each when it is asked for).
 
-    Threads, because decoding and resizing let go of Python's lock, and because processes forked beside torch's and
+    Threads, because decoding and resizing release the GIL, and because processes forked beside torch's and
     OpenCV's own threads can hang.
     """
     batches = EpochBatches(data, options, epoch)

@@ -22,7 +22,7 @@ from rtdetr_train.data.coco import Sample
 CLASS_NAMES = ("RBC", "WBC", "Platelets")
 RED, WHITE, PLATELET = range(3)
 SIZE = (480, 640)
-LEAST_VISIBLE = 0.2
+MIN_VISIBLE = 0.2
 """Share of an object that must not be covered by later ones, else it is not labelled."""
 
 Rng = np.random.Generator
@@ -56,7 +56,7 @@ def draw_smear(seed: int, height: int = SIZE[0], width: int = SIZE[1]) -> Sample
             cell = _draw_platelet(image, rng, centre, unit)
         cells.append(cell)
     _disturb(image, rng, unit)
-    kept = [cell for index, cell in enumerate(cells) if _visible(cell, cells[index + 1 :]) >= LEAST_VISIBLE]
+    kept = [cell for index, cell in enumerate(cells) if _visible(cell, cells[index + 1 :]) >= MIN_VISIBLE]
     boxes = np.array([cell.box for cell in kept], np.float32).reshape(-1, 4)
     labels = np.array([cell.label for cell in kept], np.int64)
     return Sample(image.clip(0, 255).astype(np.uint8), boxes, labels).keep_usable()
