@@ -46,7 +46,7 @@ def check(model: Path) -> None:
         Path(name).touch()
     for package, command in (
         ("onnxscript", ["rtdetr-export", "--weights", "r18.pth"]),
-        ("scipy", ["rtdetr-train", "--data", "a.json", "--images", ".", "--output", "run"]),
+        ("scipy", ["rtdetr-train", "--annotations", "a.json", "--images", ".", "--output", "run"]),
     ):
         refused = subprocess.run([commands / command[0], *command[1:]], capture_output=True, text=True, check=False)
         assert refused.returncode == 2

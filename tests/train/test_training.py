@@ -23,9 +23,9 @@ class _Killed(Exception):
     pass
 
 
-def test_a_killed_run_continues_to_the_same_weights(train_options: TrainOptions, tmp_path: Path) -> None:
+def test_a_killed_run_continues_to_the_same_weights(tiny_options: TrainOptions, tmp_path: Path) -> None:
     seen: list[Epoch] = []
-    whole = train(train_options, Watcher(on_epoch=seen.append))
+    whole = train(tiny_options, Watcher(on_epoch=seen.append))
     assert [epoch.epoch for epoch in seen] == [0, 1]
     assert seen[0].accuracy is None
     assert seen[1].accuracy is not None
@@ -34,24 +34,24 @@ def test_a_killed_run_continues_to_the_same_weights(train_options: TrainOptions,
         if step.epoch == 1 and step.step == 1:
             raise _Killed
 
-    broken = replace(train_options, output=tmp_path / "broken")
+    broken = replace(tiny_options, output=tmp_path / "broken")
     with pytest.raises(_Killed):
         train(broken, Watcher(on_step=kill))
     train(broken)
-    expected = torch.load(train_options.output / "last.pth", weights_only=True)
+    expected = torch.load(tiny_options.output / "last.pth", weights_only=True)
     found = torch.load(broken.output / "last.pth", weights_only=True)
     for one, other in ((expected["model"], found["model"]), (expected["ema"]["module"], found["ema"]["module"])):
         for name, value in one.items():
             assert torch.equal(value, other[name]), name
     assert expected["ema"]["updates"] == found["ema"]["updates"] == 6
     assert expected["train"]["optimizer"]["param_groups"] == found["train"]["optimizer"]["param_groups"]
-    assert whole.parent == train_options.output
+    assert whole.parent == tiny_options.output
 
 
 def test_checkpoints_open_as_released_ones_and_can_be_tuned_for_other_classes(
     train_options: TrainOptions, squares: tuple[Path, Path]
 ) -> None:
-    path = train(replace(train_options, epochs=1, evaluate_every=1))
+    path = train(replace(train_options, epochs=1, batch=5, val_annotations=None, evaluate_every=1))
     loaded = load_checkpoint(path)
     assert loaded.class_names == ("blue", "red")
     assert (loaded.variant.name, loaded.variant.classes, loaded.model.layers) == ("r18", 2, 1)
@@ -68,7 +68,7 @@ def _from_weights(path: Path) -> dict[str, Any]:
 
 
 def test_a_frozen_backbone_stays_as_it_is(train_options: TrainOptions, r18_checkpoint: Path) -> None:
-    frozen = replace(train_options, epochs=1, freeze="backbone", **_from_weights(r18_checkpoint))
+    frozen = replace(train_options, epochs=1, batch=5, freeze="backbone", **_from_weights(r18_checkpoint))
     before = build_model(frozen, ("blue", "red")).state_dict()
     after = load_checkpoint(train(frozen)).model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("backbone."))
@@ -78,7 +78,7 @@ def test_a_frozen_backbone_stays_as_it_is(train_options: TrainOptions, r18_check
 def test_frozen_norms_keep_statistics_and_gains_while_convolutions_train(
     train_options: TrainOptions, r18_checkpoint: Path
 ) -> None:
-    frozen = replace(train_options, epochs=1, freeze="norms", **_from_weights(r18_checkpoint))
+    frozen = replace(train_options, epochs=1, batch=5, freeze="norms", **_from_weights(r18_checkpoint))
     before = build_model(frozen, ("blue", "red")).state_dict()
     after = load_checkpoint(train(frozen)).model.state_dict()
     for name in before:
@@ -88,30 +88,30 @@ def test_frozen_norms_keep_statistics_and_gains_while_convolutions_train(
     assert any(not torch.equal(before[name], after[name]) for name in convolutions)
 
 
-def test_an_output_that_cannot_be_written_is_named_before_training(train_options: TrainOptions) -> None:
-    train_options.output.write_text("a file")
+def test_an_output_that_cannot_be_written_is_named_before_training(tiny_options: TrainOptions) -> None:
+    tiny_options.output.write_text("a file")
     with pytest.raises(OutputError, match="can't write"):
-        train(train_options, Watcher(on_step=lambda step: pytest.fail("trained")))
+        train(tiny_options, Watcher(on_step=lambda step: pytest.fail("trained")))
 
 
-def test_another_runs_folder_is_refused(train_options: TrainOptions) -> None:
-    train_options.output.mkdir()
-    (train_options.output / "last.pth").write_bytes(b"no checkpoint")
+def test_another_runs_folder_is_refused(tiny_options: TrainOptions) -> None:
+    tiny_options.output.mkdir()
+    (tiny_options.output / "last.pth").write_bytes(b"no checkpoint")
     with pytest.raises(CheckpointError, match="can't be continued; choose another `output` folder"):
-        train(train_options)
-    torch.save({"class_names": ["x"]}, train_options.output / "last.pth")
+        train(tiny_options)
+    torch.save({"class_names": ["x"]}, tiny_options.output / "last.pth")
     with pytest.raises(CheckpointError, match="trained on other classes"):
-        train(train_options)
+        train(tiny_options)
 
 
-def test_a_run_of_another_version_is_refused(train_options: TrainOptions) -> None:
-    train_options.output.mkdir()
+def test_a_run_of_another_version_is_refused(tiny_options: TrainOptions) -> None:
+    tiny_options.output.mkdir()
     state = {"recipe": {"rate": "0.0001"}}
-    torch.save({"class_names": ["blue", "red"], "train": state}, train_options.output / "last.pth")
+    torch.save({"class_names": ["blue", "red"], "train": state}, tiny_options.output / "last.pth")
     with pytest.raises(
         CheckpointError, match="last.pth is of a run of another version .* start from it with `weights`"
     ):
-        train(train_options)
+        train(tiny_options)
 
 
 def test_a_run_that_diverges_stops_and_keeps_no_broken_weights(train_options: TrainOptions) -> None:
@@ -128,7 +128,7 @@ def test_a_variant_that_the_weights_are_not_is_refused(train_options: TrainOptio
 
 
 def test_boxes_outside_of_every_image_are_not_trained_on_in_silence(
-    squares: tuple[Path, Path], tmp_path: Path, train_options: TrainOptions
+    squares: tuple[Path, Path], tmp_path: Path, tiny_options: TrainOptions
 ) -> None:
     content = json.loads(squares[0].read_text())
     for image in content["images"]:
@@ -138,14 +138,14 @@ def test_boxes_outside_of_every_image_are_not_trained_on_in_silence(
     path = tmp_path / "outside.json"
     path.write_text(json.dumps(content))
     with pytest.raises(OptionError, match="outside.json showed an object in a whole epoch"):
-        train(replace(train_options, annotations=path, val_annotations=None, evaluate_every=1))
-    assert not (train_options.output / "last.pth").exists()
+        train(replace(tiny_options, annotations=path, val_annotations=None, evaluate_every=1))
+    assert not (tiny_options.output / "last.pth").exists()
 
 
-def test_other_options_do_not_continue_a_run(train_options: TrainOptions) -> None:
-    train(replace(train_options, epochs=1, val_annotations=None, evaluate_every=1))
+def test_other_options_do_not_continue_a_run(tiny_options: TrainOptions) -> None:
+    train(replace(tiny_options, epochs=1, val_annotations=None, evaluate_every=1))
     with pytest.raises(CheckpointError, match=r"trained with other options \(`epochs`, `lr`\)"):
-        train(replace(train_options, epochs=3, lr=5e-5, val_annotations=None, evaluate_every=1))
+        train(replace(tiny_options, epochs=3, lr=5e-5, val_annotations=None, evaluate_every=1))
 
 
 def test_validation_data_is_looked_at_before_training(train_options: TrainOptions, tmp_path: Path) -> None:

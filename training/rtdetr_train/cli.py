@@ -57,7 +57,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if options.device == "cpu":
         keep_freed_memory()
     # The time left is that of the mean step so far, evaluation included.
-    with tqdm(unit="step", smoothing=0, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(unit="step", smoothing=0, leave=False, disable=not sys.stderr.isatty()) as bar:
         path = train(options, _watcher(options, bar))
     print(f"checkpoint: {path}")
     return 0

@@ -76,7 +76,8 @@ def objective(
         for layer, (logits, boxes) in enumerate(zip(output.logits, output.boxes, strict=True))
     }
     sets["_enc"] = output.selection.scores, torch.sigmoid(output.selection.reference)
-    found = match(*map(torch.stack, zip(*sets.values(), strict=True)), targets)
+    all_logits, all_boxes = map(torch.stack, zip(*sets.values(), strict=True))
+    found = match(all_logits, all_boxes, targets)
     losses: Losses = {}
     for (suffix, (logits, boxes)), matches in zip(sets.items(), found, strict=True):
         by_iou = iou_targets or suffix != "_enc"
