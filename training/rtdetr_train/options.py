@@ -63,49 +63,65 @@ class TrainOptions:
     Raises `OptionError` for values outside their ranges, and for what would be ignored.
     """
 
-    annotations: Path = option(help="COCO json to train on", type=path_argument, old=("--data",))
-    images: Path = option(help="folder of its images", type=path_argument)
-    output: Path = option(help="folder of last.pth, best.pth; continued if there", type=path_argument)
-    val_annotations: Path | None = option(None, "COCO json to evaluate on", type=path_argument, old=("--val",))
+    annotations: Path = option(help="COCO json to train on", metavar="JSON", type=path_argument, old=("--data",))
+    images: Path = option(help="folder of its images", metavar="DIR", type=path_argument)
+    output: Path = option(help="folder of last.pth, best.pth; continued if there", metavar="DIR", type=path_argument)
+    val_annotations: Path | None = option(
+        None, "COCO json to evaluate on", metavar="JSON", type=path_argument, old=("--val",)
+    )
     val_images: Path | None = option(
-        None, "folder of its images", type=path_argument, default_help="that of the training images"
+        None, "folder of its images", metavar="DIR", type=path_argument, default_help="that of the training images"
     )
     variant: str | None = option(
         None, "model to train", default_help=f"{DEFAULT_VARIANT}, or that of the weights, which must agree"
     )
-    weights: Path | None = option(None, "checkpoint to start from; its variant is used", type=path_argument)
-    layers: int | None = option(None, "decoder layers", type=int, default_help="what the variant runs")
-    queries: int = option(300, "queries", type=int)
+    weights: Path | None = option(
+        None, "checkpoint to start from; its variant is used", metavar="FILE", type=path_argument
+    )
+    layers: int | None = option(None, "decoder layers", metavar="N", type=int, default_help="what the variant runs")
+    queries: int = option(300, "queries", metavar="N", type=int)
     size: tuple[int, int] = option(
-        DEFAULT_INPUT_SIZE, "input size, multiples of 32, e.g. 640 or 480x800 (height x width)",
+        DEFAULT_INPUT_SIZE, "input size: 640, or HEIGHTxWIDTH, both multiples of 32",
         type=size_argument, default_help="640",
     )  # fmt: skip
     multiscale_steps: int = option(
-        2, "vary the size from batch to batch by up to this many steps of 32", type=int, old=("--scales",)
+        2, "vary the size from batch to batch by up to this many steps of 32", metavar="N", type=int, old=("--scales",)
     )
-    epochs: int = option(72, "epochs of the whole run", type=int)
-    batch: int = option(16, "images per step", type=int)
+    epochs: int = option(72, "epochs of the whole run", metavar="N", type=int)
+    batch: int = option(16, "images per step", metavar="N", type=int)
     lr: float = option(1e-4, "learning rate of AdamW", type=float, old=("--rate",))
     backbone_lr_factor: float = option(
-        0.1, "factor on the rate for the backbone; 1 when training from scratch", type=float, old=("--backbone-rate",)
+        0.1,
+        "factor on the rate for the backbone; 1 when training from scratch",
+        metavar="F",
+        type=float,
+        old=("--backbone-rate",),
     )
-    weight_decay: float = option(1e-4, "decay of weights; norms and biases have none", type=float)
-    warmup: int = option(2000, "steps of linear warm-up", type=int)
-    ema_decay: float = option(0.9999, "decay of the moving average of weights", type=float, old=("--average",))
-    clip_max_norm: float = option(0.1, "maximum norm of the gradient", type=float, old=("--clip",))
+    weight_decay: float = option(1e-4, "decay of weights; norms and biases have none", metavar="D", type=float)
+    warmup: int = option(2000, "steps of linear warm-up", metavar="STEPS", type=int)
+    ema_decay: float = option(
+        0.9999, "decay of the moving average of weights", metavar="D", type=float, old=("--average",)
+    )
+    clip_max_norm: float = option(0.1, "maximum norm of the gradient", metavar="NORM", type=float, old=("--clip",))
     any_orientation: bool = option(False, "also flip vertically and transpose")
-    max_zoom_out: float = option(4.0, "maximum zoom out of the augmentation", type=float, old=("--expand",))
+    max_zoom_out: float = option(
+        4.0, "maximum zoom out of the augmentation", metavar="F", type=float, old=("--expand",)
+    )
     no_aug_epochs: int = option(
-        0, "last epochs without colour jitter, zoom and crop, flips only", type=int, old=("--plain-epochs",)
+        0,
+        "last epochs without colour jitter, zoom and crop, flips only",
+        metavar="N",
+        type=int,
+        old=("--plain-epochs",),
     )
     freeze: Literal["backbone", "norms"] | None = option(
         None, "keep the backbone, or its batch norms, as they are", choices=("backbone", "norms")
     )
-    evaluate_every: int = option(1, "epochs between evaluations", type=int)
+    evaluate_every: int = option(1, "epochs between evaluations", metavar="N", type=int)
     device: str = option("cpu", "cpu, cuda or cuda:N")
     bf16: bool | None = option(None, "bfloat16 autocast", type=bool, default_help="on CUDA only")
-    workers: int = option(2, "threads that load images ahead", type=int)
-    seed: int = option(0, "seed of everything random", type=int)
+    workers: int = option(2, "threads that load images ahead", metavar="N", type=int)
+    seed: int = option(0, "seed of everything random", metavar="N", type=int)
     encoder_iou_targets: bool = option(
         True, "ablation: reward selected encoder predictions alike instead of by IoU (see docs/training.md)"
     )
