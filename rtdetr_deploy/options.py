@@ -21,8 +21,7 @@ _KEY = "option"
 class Option:
     """How a field is typed on a command line.
 
-    `type` turns the typed text into the value (None for switches; `bool` for a pair of them, `--x` and `--no-x`, where
-    neither is the default); `flag` is the spelling (default: `--` and the
+    `type` turns the typed text into the value (None for switches); `flag` is the spelling (default: `--` and the
     field's name with dashes, or `--no-...` for a switch that is on by default); `old` are spellings of earlier
     versions, which still work with a warning; `repeated` options may be typed several times and make a tuple;
     `default_help` replaces the default that the help shows.
@@ -30,6 +29,7 @@ class Option:
 
     help: str
     type: Callable[[str], Any] | None = None
+    """`bool` makes a pair of switches, `--x` and `--no-x`, for a field that is None where neither is typed."""
     metavar: str | None = None
     choices: Sequence[Any] | None = None
     flag: str | None = None

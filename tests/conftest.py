@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
 if TYPE_CHECKING:
     from rtdetr_export import ExportOptions
@@ -86,6 +84,10 @@ def picture() -> NDArray[np.uint8]:
 @pytest.fixture(scope="session")
 def squares(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A COCO json and its folder: five pictures with coloured squares, the last one empty; category ids 3 and 7."""
+    import json
+
+    from PIL import Image
+
     folder = tmp_path_factory.mktemp("squares")
     rng = np.random.default_rng(0)
     images: list[dict[str, Any]] = []
