@@ -15,7 +15,7 @@ from rtdetr_deploy import Detections, ImageError, Predictor
 from rtdetr_deploy.cli.arguments import parse_size, path_argument
 from rtdetr_deploy.cli.run import run_main
 from rtdetr_deploy.files import check_writable, require_file
-from rtdetr_export import ExportOptions, export_onnx
+from rtdetr_export import ExportOptions, Step, export
 from rtdetr_export.cli import print_result
 from rtdetr_train.data.smears import draw_smear
 
@@ -65,7 +65,7 @@ def run(weights: Path, image: Path, size: tuple[int, int] | None, output: Path) 
         target = output / f"{weights.stem}-{'one-layer' if layers else 'all-layers'}.onnx"
         options = ExportOptions(weights=weights, output=target, layers=layers, size=size)
         print(f"\n== export, {'1 decoder layer' if layers else 'all decoder layers'}")
-        print_result(export_onnx(options, print_step))
+        print_result(export(options, print_step))
         with Predictor(target, threshold=0.5) as predictor:
             found = predictor.detect(image)
             print(f"\n== detect on {image.name}: {time_detection(predictor, image):.1f} ms per image (median)")
@@ -75,10 +75,10 @@ def run(weights: Path, image: Path, size: tuple[int, int] | None, output: Path) 
     print(f"\nannotated picture: {picture}")
 
 
-def print_step(step: str, seconds: float | None) -> None:
+def print_step(step: Step) -> None:
     """Print a step of the export when it has ended."""
-    if seconds is not None:
-        print(f"  {step:<48} {seconds:6.1f} s")
+    if step.seconds is not None:
+        print(f"  {step.name:<48} {step.seconds:6.1f} s")
 
 
 def time_detection(predictor: Predictor, image: Path) -> float:

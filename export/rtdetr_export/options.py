@@ -2,122 +2,203 @@
 
 from __future__ import annotations
 
+import argparse
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from rtdetr_deploy.artifacts.input_size import DEFAULT_INPUT_SIZE, check_input_size
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo
-from rtdetr_deploy.artifacts.weights_file import find_weights
+from rtdetr_deploy.cli.arguments import path_argument, refuse_options, size_argument
 from rtdetr_deploy.errors import OptionError
-from rtdetr_deploy.files import check_writable, refuse_overwriting
+from rtdetr_deploy.options import option
+from rtdetr_export.trt.options import ENGINE_SUFFIXES, EngineOptions, check_whole_numbers
 
-Batch = int | Literal["dynamic"]
 Sampler = Literal["gather", "grid", "discrete"]
 Precision = Literal["fp32", "fp16", "int8"]
+NonInt8Precision = Literal["fp32", "fp16"]
 
 OPSETS = (17, 18, 19)
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-SAMPLERS: tuple[Sampler, ...] = ("gather", "grid", "discrete")
+
+
+def batch_argument(text: str) -> int | Literal["dynamic"]:
+    """Return the batch that `text` ("dynamic" or a number) stands for, for argparse."""
+    if text == "dynamic":
+        return "dynamic"
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"batch {text!r} is not understood; write a number or dynamic")
+    return int(text)
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Options of `export_onnx`.
+    """Options of `export`.
 
-    `weights` is the checkpoint; `output` the file to write (default: beside the weights, see `default_output`).
+    `weights` is the checkpoint, or an `.onnx` file written here that an engine is built from; `output` the file to
+    write, whose suffix decides what it is: `.onnx`, or `.engine` or `.plan` for TensorRT (default: an ONNX file beside
+    the weights, see `default_output`). `engine` are options of engines.
+
     `layers` decoder layers to keep (default: what the variant runs); `size` (height, width) of the input in pixels,
-    multiples of 32 from 64 up (default: what the checkpoint names, else 640x640); `batch` a number or "dynamic".
-    `queries` selected by the encoder (default: the model's 300); `max_detections` rows returned. `sampler` of
-    deformable attention: "gather" (default; no GridSample), "grid", or "discrete" for models trained that way.
-    `raw_input` takes uint8 NHWC; `raw_output` returns logits and cxcywh boxes. `class_names` replace those of the
-    checkpoint; `variant` says what shapes can't tell. `verify` False skips the parity report.
+    multiples of 32 from 64 up (default: what the checkpoint names, else 640x640); `batch` a number, or None for any
+    number of images ("dynamic" is understood too). `queries` selected by the encoder (default: the model's 300);
+    `max_detections` rows returned. `sampler` of deformable attention: "gather" (default; no GridSample), "grid", or
+    "discrete" for models trained that way. `raw_input` takes uint8 NHWC; `raw_output` returns logits and cxcywh boxes.
+    `class_names` replace those of the checkpoint: names, or the path of a file with one per line; `variant` says what
+    shapes can't tell. `verify` False skips the parity report; engines are always verified.
 
-    `precision` is "fp32", "fp16" (mixed, see `precision`) or "int8" (blocks that bear it, see `sensitivity`), with
-    `non_int8_precision` "fp32" or "fp16" for what is not INT8. `keep_fp32` are patterns of node names that stay in
-    FP32; `calibration` is a folder of images on which lower precisions are measured and compared: needed for
-    "int8", else synthetic ones serve. `opset` None is 17, or 19 where INT8 and FP16 meet.
+    `precision` is "fp32", "fp16" (mixed, see `precision.fp16`) or "int8" (blocks that bear it, see
+    `precision.sensitivity`), with `non_int8_precision` "fp32" or "fp16" for what is not INT8 (default: "fp16" in
+    engines, else "fp32"). `keep_fp32` are patterns of node names that stay in FP32; `calibration` is a folder of images
+    on which lower precisions and engines are measured and compared: needed for "int8", else synthetic ones serve.
+    `opset` None is 17, or 19 where INT8 and FP16 meet.
 
-    Raises `OptionError` for values outside these ranges.
+    Raises `OptionError` for values outside these ranges, and for options that would be ignored.
     """
 
-    weights: Path
-    output: Path | None = None
-    layers: int | None = None
-    size: tuple[int, int] | None = None
-    batch: Batch = 1
-    queries: int | None = None
-    max_detections: int = 300
-    sampler: Sampler | None = None
-    raw_input: bool = False
-    raw_output: bool = False
-    class_names: tuple[str, ...] | None = None
-    variant: str | None = None
-    opset: int | None = None
-    precision: Precision = "fp32"
-    non_int8_precision: Precision = "fp32"
-    keep_fp32: tuple[str, ...] = ()
-    calibration: Path | None = None
-    verify: bool = True
+    weights: Path = option(
+        help="checkpoint: .pth, .pt, .safetensors, or the folder of a Hugging Face model; for engines also .onnx",
+        type=path_argument, metavar="FILE",
+    )  # fmt: skip
+    output: Path | None = option(
+        None, "file to write: .onnx, or .engine for TensorRT", type=path_argument, metavar="FILE",
+        default_help="beside the weights, e.g. r50-l6-640x640-fp32.onnx",
+    )  # fmt: skip
+    layers: int | None = option(
+        None, "decoder layers to keep", type=int, metavar="K", default_help="as many as the variant runs"
+    )
+    size: tuple[int, int] | None = option(
+        None, "640 or HEIGHTxWIDTH, multiples of 32", type=size_argument,
+        default_help="what the checkpoint names, else 640",
+    )  # fmt: skip
+    batch: int | None = option(1, "images at once: a number, or dynamic", type=batch_argument, metavar="N")
+    queries: int | None = option(
+        None, "queries that the encoder selects", type=int, metavar="Q", default_help="the model's, 300"
+    )
+    max_detections: int = option(300, "rows returned per image", type=int, metavar="N")
+    sampler: Sampler | None = option(
+        None,
+        "how deformable attention samples: gather avoids GridSample, grid uses it; discrete is what --variant ...-dsp "
+        "exports",
+        choices=get_args(Sampler), default_help="gather; discrete for -dsp variants",
+    )  # fmt: skip
+    raw_input: bool = option(False, "take uint8 RGB images (B, H, W, 3); scaling is in the graph")
+    raw_output: bool = option(False, "return logits and cxcywh boxes instead of labels, boxes, scores")
+    class_names: tuple[str, ...] | Path | None = option(
+        None, "file with one name per line", type=path_argument, metavar="FILE",
+        default_help="the checkpoint's, COCO's for 80", old=("--classes",),
+    )  # fmt: skip
+    variant: str | None = option(
+        None, "what shapes can't tell: r50-m's 3 layers, discrete sampling (r18-dsp)", metavar="NAME"
+    )
+    opset: int | None = option(
+        None, f"ONNX opset: {', '.join(map(str, OPSETS))}", type=int, metavar="V",
+        default_help=f"{OPSETS[0]}, or {OPSETS[-1]} where INT8 and FP16 meet",
+    )  # fmt: skip
+    precision: Precision = option(
+        "fp32", "precision of the weights and the arithmetic in the file", choices=get_args(Precision)
+    )
+    non_int8_precision: NonInt8Precision | None = option(
+        None, "precision of what is not INT8, with --precision int8", choices=get_args(NonInt8Precision),
+        default_help="fp16 in engines, else fp32", old=("--rest",),
+    )  # fmt: skip
+    keep_fp32: tuple[str, ...] = option(
+        (), "nodes whose name matches this regular expression stay in FP32; may be repeated", metavar="PATTERN",
+        repeated=True,
+    )  # fmt: skip
+    calibration: Path | None = option(
+        None,
+        "images like those to detect on, for lower precisions: ranges are measured and detections compared there",
+        type=path_argument, metavar="DIR", default_help="synthetic ones; needed for int8",
+    )  # fmt: skip
+    verify: bool = option(True, "skip the comparison with torch; the file records that")
+    engine: EngineOptions | None = None
 
     def __post_init__(self) -> None:
-        weights = Path(self.weights)
-        object.__setattr__(self, "weights", weights if weights.name not in ("", "..") else weights.resolve())
-        if self.output is not None:
-            object.__setattr__(self, "output", Path(self.output))
-        self._check_numbers()
-        if self.sampler is not None and self.sampler not in SAMPLERS:
-            raise OptionError(f"unknown sampler {self.sampler!r}; choose from {', '.join(SAMPLERS)}")
+        self._convert()
+        refuse_ignored(self.weights, self.output, self._chosen())
+        suffixes = (".onnx", *ENGINE_SUFFIXES)
+        if self.output is not None and self.output.suffix.lower() not in suffixes:
+            raise OptionError(f"`output` is {self.output.name}, expected a name that ends in {_listed(suffixes)}")
+        if self.from_onnx and self.is_engine:
+            return
+        self._check_values()
         self._check_precision()
         self._check_opset()
-        if self.output is not None and self.output.suffix.lower() != ".onnx":
-            raise OptionError(f"can't write {self.output.name}: the output's name must end in .onnx")
+        if self.engine is not None and self.is_engine:
+            self.engine.check_batch(self.batch, "the model")
 
-    def _check_numbers(self) -> None:
+    def _convert(self) -> None:
+        """Take paths as text too, and the batch "dynamic"."""
+        weights = Path(self.weights)
+        self._set("weights", weights if weights.name not in ("", "..") else weights.resolve())
+        for name in ("output", "calibration"):
+            if getattr(self, name) is not None:
+                self._set(name, Path(getattr(self, name)))
+        batch: object = self.batch
+        if batch == "dynamic":
+            self._set("batch", None)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _chosen(self) -> list[str]:
+        """Return the names of options, those of engines too, that are not at their defaults."""
+        return _differing(self, ("weights", "output", "engine")) + (_differing(self.engine) if self.engine else [])
+
+    def _check_values(self) -> None:
         if self.size is not None:
-            object.__setattr__(self, "size", check_input_size(self.size))
-        if self.batch != "dynamic" and (type(self.batch) is not int or self.batch < 1):
-            raise OptionError(f"batch is {self.batch!r}, expected a number from 1 up or 'dynamic'")
-        for name, value in (
-            ("layers", self.layers),
-            ("queries", self.queries),
-            ("max_detections", self.max_detections),
-        ):
-            if value is not None and (type(value) is not int or value < 1):
-                raise OptionError(f"{name} is {value!r}, expected a whole number from 1 up")
+            self._set("size", check_input_size(self.size))
+        if self.batch is not None and (type(self.batch) is not int or self.batch < 1):
+            raise OptionError(f"`batch` is {self.batch!r}, expected a whole number from 1 up or 'dynamic'")
+        check_whole_numbers(self, "layers", "queries", "max_detections")
+        for name, choices in (("sampler", (None, *get_args(Sampler))), ("precision", get_args(Precision))):
+            if getattr(self, name) not in choices:
+                raise OptionError(f"`{name}` is {getattr(self, name)!r}, expected {_listed(choices)}")
+        for name in ("keep_fp32", "class_names"):
+            if isinstance(getattr(self, name), str):
+                raise OptionError(f"`{name}` is a single text, expected a tuple of texts")
 
     def _check_precision(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise OptionError(f"unknown precision {self.precision!r}; choose from {', '.join(PRECISIONS)}")
         if self.precision == "fp32" and (self.keep_fp32 or self.calibration is not None):
-            raise OptionError("--keep-fp32 and --calibration are for lower precisions; add --precision fp16")
+            raise OptionError('`keep_fp32` and `calibration` are for lower precisions; add `precision="fp16"`')
         if self.precision == "int8" and self.calibration is None:
-            raise OptionError("--precision int8 needs --calibration with a folder of images like those to detect on")
-        if self.non_int8_precision not in ("fp32", "fp16") or (
+            raise OptionError('`precision="int8"` needs `calibration`, a folder of images like those to detect on')
+        if self.non_int8_precision is None:
+            self._set("non_int8_precision", "fp16" if self.precision == "int8" and self.is_engine else "fp32")
+        if self.non_int8_precision not in get_args(NonInt8Precision) or (
             self.non_int8_precision != "fp32" and self.precision != "int8"
         ):
-            raise OptionError("--non-int8-precision is fp32 or fp16, for what is not INT8; add --precision int8")
-        if isinstance(self.keep_fp32, str) or isinstance(self.class_names, str):
-            raise OptionError("keep_fp32 and class_names are lists of texts, not a single one")
+            raise OptionError('`non_int8_precision` is fp32 or fp16, for what is not INT8; add `precision="int8"`')
         for pattern in self.keep_fp32:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise OptionError(f"--keep-fp32 {pattern!r} is not a regular expression: {error}") from error
+                raise OptionError(f"`keep_fp32` {pattern!r} is not a regular expression: {error}") from error
 
     def _check_opset(self) -> None:
         choices = ", ".join(map(str, OPSETS))
         opset = self.graph_opset
         if self.non_int8_precision == "fp16" and opset < OPSETS[-1]:
-            raise OptionError(f"INT8 with FP16 needs opset {OPSETS[-1]}; leave --opset out")
+            raise OptionError(f"INT8 with FP16 needs opset {OPSETS[-1]}; leave `opset` out")
         if opset >= 20:
             raise OptionError(
-                f"opset {opset} is refused: from 20 on GridSample's mode has another name, which TensorRT reads "
+                f"`opset` {opset} is refused: from 20 on GridSample's mode has another name, which TensorRT reads "
                 f"as nearest, and nothing here needs it; choose from {choices}"
             )
         if opset not in OPSETS:
-            raise OptionError(f"opset {opset} has no LayerNormalization; choose from {choices}")
+            raise OptionError(f"`opset` {opset} has no LayerNormalization; choose from {choices}")
+
+    @property
+    def is_engine(self) -> bool:
+        """Whether the output is a TensorRT engine."""
+        return is_engine(self.output)
+
+    @property
+    def from_onnx(self) -> bool:
+        """Whether the weights are an ONNX file, which has decided everything but what engines are built with."""
+        return _is_onnx(self.weights)
 
     @property
     def graph_opset(self) -> int:
@@ -127,6 +208,11 @@ class ExportOptions:
     def fitted_to(self, input_size: tuple[int, int] | None) -> ExportOptions:
         """Return a copy for a checkpoint that was trained at `input_size` (height, width), if that is known."""
         return replace(self, size=self.size or input_size)
+
+    def for_onnx(self) -> ExportOptions:
+        """Return the options of the ONNX file that an engine is built from: it lies beside, as NAME.engine.onnx."""
+        assert self.output is not None
+        return replace(self, output=self.output.with_name(self.output.name + ".onnx"), engine=None)
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -151,25 +237,35 @@ class ExportOptions:
         return self.weights.with_name("-".join([stem, *(name for name, given in extras.items() if given)]) + ".onnx")
 
 
-def check_files(options: ExportOptions) -> None:
-    """Look at the files that `options` name before any work is done; imports no torch.
+def is_engine(output: Path | None) -> bool:
+    """Tell whether `output` is called like a TensorRT engine."""
+    return output is not None and output.suffix.lower() in ENGINE_SUFFIXES
 
-    Raises `CheckpointError` for missing weights, `ImageError` for a calibration folder without images, `OutputError`
-    for an output that can't be written or is one of the inputs.
+
+def refuse_ignored(weights: Path, output: Path | None, chosen: Collection[str]) -> None:
+    """Raise `OptionError` for the first of the `chosen` options that would be ignored with these files.
+
+    An ONNX file that is made an engine has decided most; options of engines are for engines.
     """
-    from rtdetr_deploy.images.frame import find_images
+    of_engines = {field.name for field in fields(EngineOptions)}
+    if is_engine(output) and _is_onnx(weights):
+        allowed = {"weights", "output", "calibration", *of_engines}
+        refuse_options(chosen, allowed, f"is decided in {weights.name} already; export it again")
+    if not is_engine(output):
+        allowed = {name for name in chosen if name not in of_engines}
+        refuse_options(chosen, allowed, 'is for engines; add `output="NAME.engine"`')
 
-    weights = find_weights(options.weights)
-    if options.calibration is not None:
-        find_images([options.calibration])
-    refuse_overwriting({"--output": options.output}, [weights])
-    check_writable(options.output or options.weights.with_suffix(".onnx"))
+
+def _is_onnx(weights: Path) -> bool:
+    return weights.suffix.lower() == ".onnx"
 
 
-def parse_batch(text: str) -> Batch:
-    """Return the batch that `text` ("dynamic" or a number) stands for. Raises `OptionError`."""
-    if text == "dynamic":
-        return "dynamic"
-    if not (text.isascii() and text.isdigit()):
-        raise OptionError(f"batch {text!r} is not understood; write a number or dynamic")
-    return int(text)
+def _differing(options: Any, apart_from: Collection[str] = ()) -> list[str]:
+    """Return the names of fields that don't have their default value."""
+    every = [field for field in fields(options) if field.name not in apart_from]
+    return [field.name for field in every if getattr(options, field.name) != field.default]
+
+
+def _listed(choices: Collection[str | None]) -> str:
+    *others, last = (str(choice) for choice in choices)
+    return f"{', '.join(others)} or {last}"

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,33 +26,19 @@ from rtdetr_deploy.files import atomic_write
 from rtdetr_deploy.images.frame import ImageLike
 from rtdetr_deploy.model import RTDETR, Checkpoint, load_checkpoint, reparameterize
 from rtdetr_deploy.words import plural
+from rtdetr_export.checks import check_files
 from rtdetr_export.graph import DetectionGraph, ScaleBytes, TopDetections
-from rtdetr_export.options import ExportOptions, check_files
-from rtdetr_export.precision.fp16 import Fp16Report, compile_pattern
+from rtdetr_export.options import ExportOptions
+from rtdetr_export.precision.fp16 import compile_pattern
 from rtdetr_export.precision.reduce import choose_images, reduce_to_fp16, reduce_to_int8
-from rtdetr_export.precision.sensitivity import Choice
+from rtdetr_export.progress import Progress, Steps
+from rtdetr_export.result import ExportResult
 from rtdetr_export.simplify import serialize, simplify
-from rtdetr_export.verify.parity import ParityReport, verify_file
-from rtdetr_export.verify.reduced_precision import ReducedPrecisionReport, verify_reduced_precision
+from rtdetr_export.verify.parity import verify_file
+from rtdetr_export.verify.reduced_precision import verify_reduced_precision
+from rtdetr_export.verify.report import Report
 
 OUTPUTS = {False: ("labels", "boxes", "scores"), True: ("logits", "boxes")}
-
-Progress = Callable[[str, float | None], None]
-"""Called with the description of a step: seconds None when it begins or goes on, else what it took."""
-
-
-@dataclass(frozen=True)
-class ExportResult:
-    """`path` of the written file, its `info`, and the parity `report` (None where it was skipped).
-
-    `half` says which nodes are computed in FP16 and `choice` which blocks in INT8, for files that have some.
-    """
-
-    path: Path
-    info: ArtifactInfo
-    report: ParityReport | ReducedPrecisionReport | None
-    half: Fp16Report | None = None
-    choice: Choice | None = None
 
 
 def export_onnx(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
@@ -63,15 +47,19 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
     Raises `CheckpointError` and `OptionError` for bad input, `ExportError` when the file disagrees with the torch
     model (no file is left then), `OutputError` when it can't be written.
     """
-    check_files(options)
-    step = _Steps(progress)
+    if options.is_engine:
+        raise OptionError(f"`output` is {options.output}, an engine; rtdetr_export.export builds those too")
+    options = check_files(options)
+    step = Steps(progress)
+    names = options.class_names
+    assert not isinstance(names, Path), "it was read above"
     with step("load " + options.weights.name):
         checkpoint = load_checkpoint(
             options.weights,
             variant=options.variant,
             layers=options.layers,
             queries=options.queries,
-            class_names=options.class_names,
+            class_names=names,
         )
         sampler = decide_sampler(checkpoint, options.sampler)
     options = options.fitted_to(checkpoint.input_size)
@@ -85,19 +73,19 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
         graph = simplify(traced)
         for pattern in options.keep_fp32:
             compile_pattern(pattern, list(graph.graph))
-    half, choice = None, None
+    fp16, quantization = None, None
     images: list[ImageLike] = []
     if options.precision != "fp32":
         images = choose_images(options.calibration, *options.input_size)
     if options.precision == "int8":
         with step(f"choose INT8 blocks on {plural(len(images), 'image')}"), _enough_memory(options):
-            choice = reduce_to_int8(graph, info, images, options.keep_fp32, step.say)
+            quantization = reduce_to_int8(graph, info, images, options.keep_fp32, step.say)
     if "fp16" in (options.precision, options.non_int8_precision):
         with step(f"measure values on {plural(len(images), 'image')}, place FP16"), _enough_memory(options):
-            half = reduce_to_fp16(graph, info, images, options.keep_fp32)
+            fp16 = reduce_to_fp16(graph, info, images, options.keep_fp32)
     content = serialize(graph, {METADATA_KEY: info.to_json()}, __version__)
     path = options.output or options.default_output(info)
-    report: ParityReport | ReducedPrecisionReport | None = None
+    report: Report | None = None
     with atomic_write(path) as beside:
         with step(f"write {len(content) / 1e6:.0f} MB"):
             beside.write_bytes(content)
@@ -108,7 +96,7 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
                 else:
                     report = verify_reduced_precision(beside, checkpoint.model, info, images)
                 report.require(path.name)
-    return ExportResult(path, info, report, half, choice)
+    return ExportResult(path, info, report, fp16, quantization)
 
 
 def decide_sampler(checkpoint: Checkpoint, asked: str | None) -> str:
@@ -118,11 +106,11 @@ def decide_sampler(checkpoint: Checkpoint, asked: str | None) -> str:
     """
     variant = checkpoint.variant
     if variant.sampling == "discrete" and asked not in (None, "discrete"):
-        raise OptionError(f"{variant.name} was trained with discrete sampling; leave --sampler {asked} out")
+        raise OptionError(f"{variant.name} was trained with discrete sampling; leave `sampler` out")
     if variant.sampling != "discrete" and asked == "discrete":
         raise OptionError(
-            f"--sampler discrete changes what {variant.name} detects: it is for models that were trained with discrete "
-            f"sampling. If this one was, say so: --variant {variant.name}-dsp"
+            f'`sampler="discrete"` changes what {variant.name} detects: it is for models that were trained with '
+            f'discrete sampling. If this one was, say so: `variant="{variant.name}-dsp"`'
         )
     return asked or ("discrete" if variant.sampling == "discrete" else "gather")
 
@@ -143,7 +131,7 @@ def describe_export(checkpoint: Checkpoint, options: ExportOptions, sampler: str
         class_names=checkpoint.class_names,
         height=height,
         width=width,
-        batch=None if options.batch == "dynamic" else options.batch,
+        batch=options.batch,
         variant=checkpoint.variant.name,
         layers=checkpoint.model.layers,
         queries=queries,
@@ -162,13 +150,13 @@ def describe_export(checkpoint: Checkpoint, options: ExportOptions, sampler: str
 
 def trace(graph: DetectionGraph, options: ExportOptions) -> bytes:
     """Return `graph` as a serialized ONNX model with the batch, size and opset of `options`."""
-    batch = 1 if options.batch == "dynamic" else options.batch
+    batch = options.batch or 1
     if options.raw_input:
         images = torch.zeros(batch, *options.input_size, 3, dtype=torch.uint8)
     else:
         images = torch.zeros(batch, 3, *options.input_size)
     outputs = OUTPUTS[options.raw_output]
-    dynamic = {name: {0: "batch"} for name in ("images", *outputs)} if options.batch == "dynamic" else None
+    dynamic = {name: {0: "batch"} for name in ("images", *outputs)} if options.batch is None else None
     with TemporaryDirectory() as folder, _quiet():
         path = Path(folder, "traced.onnx")
         torch.onnx.export(
@@ -192,8 +180,8 @@ def _enough_memory(options: ExportOptions) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not re.search("alloc|overflow", str(error).lower()):
             raise
         raise ExportError(
-            f"not enough memory for batch {options.batch} of {'x'.join(map(str, options.input_size))} images; choose a "
-            "smaller batch or size"
+            f"not enough memory for batch {options.batch or 1} of {'x'.join(map(str, options.input_size))} images; "
+            "choose a smaller batch or size"
         ) from error
 
 
@@ -209,25 +197,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-class _Steps:
-    """Times named steps and tells `progress` about each when it begins and when it has ended."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-        self._name = ""
-
-    def say(self, detail: str = "") -> None:
-        """Tell how far the step that runs has come."""
-        if self._progress is not None:
-            self._progress(f"{self._name}: {detail}" if detail else self._name, None)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        self._name = name
-        self.say()
-        yield
-        if self._progress is not None:
-            self._progress(name, time.perf_counter() - start)

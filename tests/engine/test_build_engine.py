@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,10 @@ from fake_tensorrt import BuilderFlag, HardwareCompatibilityLevel, MemoryPoolTyp
 from rtdetr_deploy import ExportError, MissingPackageError, OptionError, Predictor
 from rtdetr_deploy.runtimes.trt.layer_precision import count_precisions
 from rtdetr_deploy.runtimes.trt.sidecar import sidecar_path
-from rtdetr_export import export_onnx
+from rtdetr_export import EngineOptions, ExportOptions, Step, build_engine, export, export_onnx
 from rtdetr_export.cli import main
 from rtdetr_export.precision.int8 import Layer
-from rtdetr_export.precision.reduce import choose_images
 from rtdetr_export.precision.sensitivity import Choice, Point
-from rtdetr_export.trt.build import EngineOptions, build_engine
 from rtdetr_export.verify.agreement import Agreement
 from rtdetr_export.verify.engine import EngineReport
 from rtdetr_export.verify.synthetic_images import structured_image
@@ -39,29 +38,25 @@ def half_onnx(small_options: Any) -> Path:
     return export_onnx(small_options("engine-half.onnx", precision="fp16", batch="dynamic")).path
 
 
-def _images() -> list[Any]:
-    return choose_images(None, 128, 160)
-
-
 def test_a_built_engine_is_verified_and_detects(
     world: World, half_onnx: Path, tmp_path: Path, picture: NDArray[np.uint8]
 ) -> None:
-    phases: list[tuple[str, int, int]] = []
+    steps: list[Step] = []
     target = tmp_path / "cells.engine"
-    options = EngineOptions(half_onnx, target, opt_batch=2, max_batch=3)
-    result = build_engine(options, _images(), lambda *phase: phases.append(phase))
-    assert result.facts.profile == (1, 2, 3)
-    assert result.facts.info.precision == "fp16"
-    assert {batch: agreement.share() for batch, agreement in result.report.agreements.items()} == {
-        1: 1.0,
-        2: 1.0,
-        3: 1.0,
-    }
-    assert {agreement.share() for agreement in result.report.replays.values()} == {1.0}
-    assert result.report.rows is not None
-    assert result.report.rows.share() == 1.0
-    assert result.report.layers["fp16"] > result.report.layers["fp32"]
-    assert phases == [("Building Engine", done, 2) for done in range(3)]
+    result = build_engine(half_onnx, target, EngineOptions(opt_batch=2, max_batch=3), progress=steps.append)
+    assert result.engine_info is not None
+    assert result.engine_info.profile == (1, 2, 3)
+    assert result.info.precision == "fp16"
+    report = result.report
+    assert isinstance(report, EngineReport)
+    assert report.passed
+    assert {batch: found.match_rate() for batch, found in report.agreements.items()} == {1: 1.0, 2: 1.0, 3: 1.0}
+    assert {found.match_rate() for found in report.replays.values()} == {1.0}
+    assert report.rows is not None
+    assert report.rows.match_rate() == 1.0
+    assert report.engine_layers["fp16"] > report.engine_layers["fp32"]
+    details = [step.detail for step in steps if step.name == "build the engine" and step.detail]
+    assert details == [f"Building Engine {done} of 2" for done in range(3)]
     (config,) = world.builds
     assert BuilderFlag.TF32 not in config.flags
     assert config.profiling_verbosity == ProfilingVerbosity.DETAILED
@@ -83,10 +78,10 @@ def test_options_reach_the_builder(world: World, small_onnx: Path, tmp_path: Pat
         "hardware_compatible": True,
     }
     for expected in (b"+", b"++"):
-        result = build_engine(EngineOptions(small_onnx, tmp_path / "a.plan", **options), _images())
+        result = build_engine(small_onnx, tmp_path / "a.plan", EngineOptions(**options))
         assert cache.read_bytes() == expected
     cache.write_bytes(b"other machine")
-    build_engine(EngineOptions(small_onnx, tmp_path / "a.plan", **options), _images())
+    build_engine(small_onnx, tmp_path / "a.plan", EngineOptions(**options))
     assert cache.read_bytes() == b"+"
     config = world.builds[0]
     assert config.pools == {MemoryPoolType.WORKSPACE: 2**29}
@@ -100,7 +95,7 @@ def test_options_reach_the_builder(world: World, small_onnx: Path, tmp_path: Pat
 def _refused(world: World, onnx: Path, folder: Path, message: str) -> None:
     target = folder / "wrong.engine"
     with pytest.raises(ExportError, match=message):
-        build_engine(EngineOptions(onnx, target), _images())
+        build_engine(onnx, target)
     assert [path.name for path in folder.iterdir()] == []
 
 
@@ -109,7 +104,7 @@ def test_an_engine_that_samples_nearest_is_caught(
 ) -> None:
     monkeypatch.setattr("rtdetr_export.pipeline.decide_sampler", lambda *_: "discrete")  # refused for this model
     world.instead = export_onnx(small_options("nearest.onnx", sampler="discrete", verify=False)).path.read_bytes()
-    _refused(world, small_onnx, tmp_path, r"boxes and scores, batch 1: only 0\.\d+ of .*try --sampler gather")
+    _refused(world, small_onnx, tmp_path, r"boxes and scores, batch 1: only 0\.\d+ of .*try `sampler=\"gather\"`")
 
 
 def test_an_fp32_engine_called_fp16_is_caught(world: World, half_onnx: Path, tmp_path: Path) -> None:
@@ -133,9 +128,10 @@ def test_engines_of_int8_files_have_the_share_of_the_graph(
     options = {"precision": "int8", "non_int8_precision": rest, "calibration": tmp_path, "verify": False}
     onnx = export_onnx(small_options(f"engine-int8-{rest}.onnx", **options)).path
     (tmp_path / "0.png").unlink()
-    result = build_engine(EngineOptions(onnx, tmp_path / "good" / "int8.engine"), _images())
-    assert result.facts.info.precision == "int8"
-    assert result.report.layers["int8"] > result.report.layers[rest] > 0
+    result = build_engine(onnx, tmp_path / "good" / "int8.engine")
+    assert result.info.precision == "int8"
+    assert isinstance(result.report, EngineReport)
+    assert result.report.engine_layers["int8"] > result.report.engine_layers[rest] > 0
     world.claims = {"fp32": "Float", "fp16": "Half"}[rest]
     wrong = tmp_path / "wrong"
     wrong.mkdir()
@@ -199,30 +195,29 @@ def test_ctrl_c_ends_the_build(world: World, small_onnx: Path, tmp_path: Path, m
 
     monkeypatch.setattr(to_tensorrt, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        build_engine(EngineOptions(small_onnx, tmp_path / "x.engine"), _images())
+        build_engine(small_onnx, tmp_path / "x.engine")
     assert calls == [0.2, None]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_hardware_compatible_engines_are_not_for_a_t4(world: World, small_onnx: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"for GPUs from Ampere on; this is Tesla T4 \(7.5\)"):
-        build_engine(EngineOptions(small_onnx, tmp_path / "x.engine", hardware_compatible=True), _images())
-    with pytest.raises(OptionError, match="none were given"):
-        build_engine(EngineOptions(small_onnx, tmp_path / "x.engine"), [])
+        build_engine(small_onnx, tmp_path / "x.engine", EngineOptions(hardware_compatible=True))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"output": Path("x.onnx")}, "must end in .engine or .plan"),
-        ({"opt_batch": 9}, "the batch to tune for is 9; choose 1 to the largest batch, 8"),
-        ({"opt_batch": 0}, "choose 1 to"),
-        ({"workspace": 0.0}, "expected GiB above 0"),
+        ({"opt_batch": 9}, "`opt_batch` is 9, expected 1 to `max_batch`, 8"),
+        ({"opt_batch": 4, "max_batch": 3}, "`opt_batch` is 4, expected 1 to `max_batch`, 3"),
+        ({"opt_batch": 0}, "`opt_batch` is 0, expected a whole number from 1 up"),
+        ({"max_batch": 1.5}, "`max_batch` is 1.5, expected a whole number from 1 up"),
+        ({"workspace": 0.0}, "`workspace` is 0.0, expected GiB above 0"),
     ],
 )
 def test_values_outside_their_range_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        EngineOptions(**{"onnx": Path("x.onnx"), "output": Path("x.engine"), **changes})
+        EngineOptions(**changes)
 
 
 def test_the_command_builds_from_a_checkpoint_and_from_a_file(
@@ -242,16 +237,89 @@ def test_the_command_builds_from_a_checkpoint_and_from_a_file(
     assert main([*wrong, "--precision", "fp16"]) == 2
     assert "--precision is decided in small.onnx already" in capsys.readouterr().err
     assert main([*wrong, "--max-batch", "4"]) == 2
-    assert "small.onnx takes batch 1 alone" in capsys.readouterr().err
+    assert "--max-batch: small.onnx takes batch 1 alone; export it with --batch dynamic" in capsys.readouterr().err
     assert main([*wrong, "--workspace", "0"]) == 2
     assert "expected GiB above 0" in capsys.readouterr().err
     assert main(["--weights", str(small_onnx), "--output", str(tmp_path / "x.onnx"), "--max-batch", "2"]) == 2
     assert "--max-batch is for engines; add --output NAME.engine" in capsys.readouterr().err
 
 
+def test_one_call_does_what_the_command_does(world: World, r18_checkpoint: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "command.engine", tmp_path / "call.engine"]
+    command = ["--weights", str(r18_checkpoint), "--layers", "1", "--size", "64x96", "--precision", "fp16"]
+    assert main([*command, "--batch", "dynamic", "--opt-batch", "2", "--output", str(files[0])]) == 0
+    steps: list[Step] = []
+    result = export(
+        ExportOptions(
+            r18_checkpoint, files[1], layers=1, size=(64, 96), precision="fp16", batch=None,
+            engine=EngineOptions(opt_batch=2),
+        ),
+        steps.append,
+    )  # fmt: skip
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert sidecar_path(files[0]).read_text() == sidecar_path(files[1]).read_text()
+    assert result.onnx is not None
+    assert result.onnx.path == tmp_path / "call.engine.onnx"
+    assert result.onnx.path.read_bytes() == (tmp_path / "command.engine.onnx").read_bytes()
+    assert result.engine_info is not None
+    assert result.engine_info.profile == (1, 2, 8)
+    assert all(report is not None and report.passed for report in (result.report, result.onnx.report))
+    ended = [step.name for step in steps if step.seconds is not None]
+    assert ended.index("verify against torch") < ended.index("build the engine") < ended.index("write 0 MB")
+
+
+def test_an_engine_of_an_onnx_file_needs_no_torch(
+    world: World, small_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("torch", "rtdetr_export.pipeline"):
+        monkeypatch.setitem(sys.modules, module, None)
+    result = export(ExportOptions(small_onnx, tmp_path / "small.engine"))
+    assert (result.path, result.onnx) == (tmp_path / "small.engine", None)
+    assert result.report is not None
+    assert result.report.passed
+
+
+def test_what_an_engine_would_ignore_is_refused(world: World, r18_checkpoint: Path, tmp_path: Path) -> None:
+    target = tmp_path / "x.engine"
+    with pytest.raises(OptionError, match="`layers` is decided in small.onnx already; export it again"):
+        ExportOptions(Path("small.onnx"), target, layers=2)
+    with pytest.raises(
+        OptionError, match='`max_batch`: the model takes batch 1 alone; export it with `batch="dynamic"`'
+    ):
+        ExportOptions(r18_checkpoint, target, engine=EngineOptions(max_batch=2))
+    with pytest.raises(OptionError, match='`workspace` is for engines; add `output="NAME.engine"`'):
+        ExportOptions(r18_checkpoint, engine=EngineOptions(workspace=1.0))
+    with pytest.raises(OptionError, match="`output` is .*x.engine, an engine; rtdetr_export.export builds those too"):
+        export_onnx(ExportOptions(r18_checkpoint, target))
+    with pytest.raises(OptionError, match="`output` is x.onnx, expected a name that ends in .engine or .plan"):
+        build_engine(tmp_path / "small.onnx", Path("x.onnx"))
+    with pytest.raises(ExportError, match="none.onnx does not exist"):
+        export(ExportOptions(tmp_path / "none.onnx", target))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_profile_that_tensorrt_refuses_is_named(
+    world: World, dynamic_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_tensorrt.IBuilderConfig, "add_optimization_profile", lambda *_: -1)
+    with pytest.raises(ExportError, match=r"refuses an optimization profile with batches \(1, 1, 8\)"):
+        build_engine(dynamic_onnx, tmp_path / "x.engine")
+
+
+def test_the_rest_of_int8_is_fp16_in_engines_and_fp32_in_onnx_files(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"precision": "int8", "calibration": tmp_path}
+    engine = ExportOptions(Path("r50.pth"), tmp_path / "r50.engine", **given)
+    assert engine.non_int8_precision == "fp16"
+    assert engine.for_onnx().non_int8_precision == "fp16"
+    assert engine.for_onnx().output == tmp_path / "r50.engine.onnx"
+    assert ExportOptions(Path("r50.pth"), tmp_path / "r50.onnx", **given).non_int8_precision == "fp32"
+    other = ExportOptions(Path("r50.pth"), tmp_path / "r50.PLAN", **given, non_int8_precision="fp32")
+    assert other.for_onnx().non_int8_precision == "fp32"
+
+
 def test_building_without_tensorrt_says_what_to_install(small_onnx: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingPackageError, match=r"building engines needs tensorrt, .*: pip install .*'tensorrt>="):
-        build_engine(EngineOptions(small_onnx, tmp_path / "x.engine"), [])
+        build_engine(small_onnx, tmp_path / "x.engine")
 
 
 def test_precisions_are_counted_by_what_layers_read() -> None:
@@ -277,7 +345,8 @@ def test_precisions_are_counted_by_what_layers_read() -> None:
 
 
 def test_a_good_report_has_no_problems(world: World, half_onnx: Path, tmp_path: Path) -> None:
-    report: EngineReport = build_engine(EngineOptions(half_onnx, tmp_path / "a.engine"), _images()).report
+    report = build_engine(half_onnx, tmp_path / "a.engine").report
+    assert isinstance(report, EngineReport)
     assert report.problems() == []
     assert "layers of the engine: " in str(report)
 

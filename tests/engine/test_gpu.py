@@ -67,13 +67,12 @@ def test_too_much_memory_is_one_clear_line(cuda: Cuda) -> None:
 def test_a_real_engine_is_built_verified_and_detects(
     precision: str, tensorrt: Any, small_options: Any, tmp_path: Path, picture: NDArray[np.uint8]
 ) -> None:
-    from rtdetr_export import export_onnx
-    from rtdetr_export.precision.reduce import choose_images
-    from rtdetr_export.trt.build import EngineOptions, build_engine
+    from rtdetr_export import EngineOptions, build_engine, export_onnx
 
     onnx = export_onnx(small_options(f"gpu-{precision}.onnx", precision=precision, batch="dynamic")).path
     target = tmp_path / "real.engine"
-    result = build_engine(EngineOptions(onnx, target, opt_batch=2, max_batch=3), choose_images(None, 128, 160))
+    result = build_engine(onnx, target, EngineOptions(opt_batch=2, max_batch=3))
+    assert result.report is not None
     assert result.report.problems() == []
     with Predictor(target, 0.0) as predictor, Predictor(onnx, 0.0) as reference:
         for batch in (1, 3, 2, 1, 3):

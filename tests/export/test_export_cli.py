@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+from rtdetr_deploy.cli.arguments import parse_given
+from rtdetr_export import ExportOptions, Step, export
 from rtdetr_export.cli import build_parser, main
 
 
@@ -40,10 +42,8 @@ def test_variants_are_printed_beside_the_published_figures(capsys: pytest.Captur
         (["--weights", "none.pth"], "none.pth does not exist"),
         (["--weights", "{weights}", "--layers", "9"], "9 decoder layers asked for, but r18 has 3: choose 1 to 3"),
         (["--weights", "{weights}", "--size", "600"], "--size is 600x600, expected multiples of 32"),
-        (["--weights", "{weights}", "--size", "abc"], "size 'abc' is not understood"),
-        (["--weights", "{weights}", "--batch", "many"], "batch 'many' is not understood"),
         (["--weights", "{weights}", "--variant", "r20"], "unknown variant 'r20'"),
-        (["--weights", "{weights}", "--classes", "{weights}.txt"], "can't read class names"),
+        (["--weights", "{weights}", "--class-names", "{weights}.txt"], "can't read class names"),
         (["--weights", "{weights}", "--queries", "400"], "choose 1 to 300"),
         (["--weights", "{weights}", "--opset", "20"], "opset 20 is refused"),
         (["--weights", "{weights}", "--sampler", "discrete"], "--sampler discrete changes what r18 detects"),
@@ -56,7 +56,10 @@ def test_variants_are_printed_beside_the_published_figures(capsys: pytest.Captur
             ["--weights", "x.onnx", "--non-int8-precision", "fp16", "--output", "x.engine"],
             "--non-int8-precision is decided in x.onnx already",
         ),
-        (["--weights", "{weights}", "--size", ""], "size '' is not understood"),
+        (["--weights", "{weights}", "--max-batch", "8"], "--max-batch is for engines; add --output NAME.engine"),
+        (["--weights", "x.onnx", "--no-verify", "--output", "x.plan"], "--no-verify is decided in x.onnx already"),
+        (["--weights", "x.onnx", "--batch", "1", "--output", "x.engine"], "--batch is decided in x.onnx already"),
+        (["--weights", "x.onnx"], "x.onnx does not exist"),
     ],
 )
 def test_wrong_input_gives_one_line_and_status_2(
@@ -92,7 +95,7 @@ def test_what_is_wrong_with_a_file_is_said_before_torch_is_loaded(
     weights = tmp_path / "cells.pth"
     shutil.copy(r18_checkpoint, weights)
     (tmp_path / "model.onnx").symlink_to(weights)
-    monkeypatch.setattr("rtdetr_export.cli._require_packages", lambda: pytest.fail("torch would be loaded"))
+    monkeypatch.setattr("rtdetr_export.targets.require", lambda *_: pytest.fail("torch would be loaded"))
     before = weights.read_bytes()
     assert main([item.format(weights=weights, folder=tmp_path) for item in arguments]) == 2
     assert message.format(weights=weights) in capsys.readouterr().err
@@ -113,6 +116,62 @@ def test_a_terminal_sees_the_running_step_and_the_trials_of_int8(
     assert "load cells.pth" in text
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--size", "abc", "size 'abc' is not understood; write 640 or HEIGHTxWIDTH"),
+        ("--size", "", "size '' is not understood"),
+        ("--batch", "many", "batch 'many' is not understood; write a number or dynamic"),
+        ("--sampler", "nearest", "invalid choice: 'nearest'"),
+    ],
+)
+def test_values_that_cannot_be_parsed_give_one_line_and_status_2(
+    option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--weights", "w.pth", option, value])
+    error = capsys.readouterr().err
+    assert error.startswith(f"rtdetr-export: argument {option}: {message}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name", "value"),
+    [
+        ("--classes", "--class-names", "class_names", "n.txt"),
+        ("--rest", "--non-int8-precision", "non_int8_precision", "fp16"),
+        ("--largest-batch", "--max-batch", "max_batch", "4"),
+        ("--best-batch", "--opt-batch", "opt_batch", "2"),
+    ],
+)
+def test_spellings_of_0_1_work_with_one_line_of_warning(old: str, new: str, name: str, value: str) -> None:
+    with pytest.warns(FutureWarning, match=f"{old} is called {new} now") as warned:
+        arguments, given = parse_given(build_parser(), ["--weights", "w.pth", old, value])
+    assert len(warned) == 1
+    assert str(getattr(arguments, name)) == value
+    assert name in given
+
+
+def test_one_call_does_what_the_command_does(
+    r18_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names, one, other = tmp_path / "names.txt", tmp_path / "one.onnx", tmp_path / "other.onnx"
+    names.write_text("a\nb\nc\n")
+    command = ["--weights", str(r18_checkpoint), "--class-names", str(names), "--output", str(one), "--size", "64"]
+    assert main([*command, "--layers", "1", "--batch", "dynamic"]) == 0
+    steps: list[Step] = []
+    options = ExportOptions(r18_checkpoint, other, class_names=names, size=(64, 64), layers=1, batch=None)
+    result = export(options, steps.append)
+    assert one.read_bytes() == other.read_bytes()
+    assert result.info.class_names == ("a", "b", "c")
+    assert result.report is not None
+    assert result.report.passed
+    assert str(result.report) in capsys.readouterr().out
+    assert [step.name for step in steps if step.seconds is not None][:3] == [
+        "load cells.pth", "fold batch normalization and RepVGG branches", "trace",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("option", ["--weights", "--output", "--calibration"])
 def test_an_empty_name_does_not_mean_the_current_folder(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
@@ -127,7 +186,7 @@ def test_class_names_from_a_file_go_into_the_model(
 
     names, output = tmp_path / "names.txt", tmp_path / "m.onnx"
     names.write_text("a\nb\nc\n")
-    command = ["--weights", str(r18_checkpoint), "--classes", str(names), "--output", str(output), "--size", "64"]
+    command = ["--weights", str(r18_checkpoint), "--class-names", str(names), "--output", str(output), "--size", "64"]
     assert main([*command, "--no-verify"]) == 0
     assert Predictor(output).class_names == ("a", "b", "c")
     assert "not verified (--no-verify)" in capsys.readouterr().out
@@ -158,6 +217,6 @@ def test_what_is_read_is_not_overwritten(
     weights = tmp_path / "cells.pth"
     weights.write_bytes(r18_checkpoint.read_bytes())
     (tmp_path / "link.engine").symlink_to(weights)
-    assert main(["--weights", str(weights), option, str(tmp_path / name)]) == 2
+    assert main(["--weights", str(weights), "--output", str(tmp_path / "x.engine"), option, str(tmp_path / name)]) == 2
     assert f"{option} would overwrite the input {weights}; choose another file" in capsys.readouterr().err
     assert weights.read_bytes() == r18_checkpoint.read_bytes()

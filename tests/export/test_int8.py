@@ -20,7 +20,8 @@ from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
 from rtdetr_export.precision.int8 import LEVELS, block_of, choose_scale, quantize_weight  # noqa: E402
 from rtdetr_export.precision.sensitivity import Choice, Point, count_taken, damage_of  # noqa: E402
 from rtdetr_export.trt.lint import lint_file  # noqa: E402
-from rtdetr_export.verify.agreement import TOLERANCES, Agreement  # noqa: E402
+from rtdetr_export.verify.agreement import Agreement  # noqa: E402
+from rtdetr_export.verify.tolerances import TOLERANCES  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def exported(small_options: Any, photos: Path) -> dict[str, Any]:
     }
     first = export_onnx(options["fp32"])
     with pytest.MonkeyPatch.context() as patch:  # the same blocks again: measuring them takes the most time
-        patch.setattr("rtdetr_export.precision.reduce.choose_blocks", lambda *_: first.choice)
+        patch.setattr("rtdetr_export.precision.reduce.choose_blocks", lambda *_: first.quantization)
         return {"fp32": first, "fp16": export_onnx(options["fp16"])}
 
 
@@ -54,8 +55,8 @@ def test_quantized_files_run_and_satisfy_the_rules(
 ) -> None:
     result = exported[rest]
     assert result.info.precision == "int8"
-    assert result.choice is not None
-    assert result.choice.blocks
+    assert result.quantization is not None
+    assert result.quantization.blocks
     assert lint_file(result.path) == []
     with Predictor(result.path, 0.0) as predictor:
         assert len(predictor.detect(picture)) == 300
@@ -76,7 +77,7 @@ def test_quantized_files_run_and_satisfy_the_rules(
 
 
 def test_the_file_says_what_was_chosen(exported: dict[str, Any]) -> None:
-    choice = exported["fp32"].choice
+    choice = exported["fp32"].quantization
     names = [point.blocks[-1] for point in choice.curve]
     assert sorted(names) == sorted(choice.curve[-1].blocks)
     assert len(set(names)) == len(names)

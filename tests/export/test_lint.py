@@ -45,7 +45,7 @@ BROKEN = {
         "(double[1,4,8,8] x, double[1,6,6,2] p) => (double[1,4,6,6] y) { y = GridSample(x, p) }",
         17,
     ),
-    "gridsample": ("--sampler gather", f"({MAP} x, {PAIRS} p) => (float[1,4,6,6] y) {{ y = GridSample(x, p) }}", 17),
+    "gridsample": ('`sampler="gather"`', f"({MAP} x, {PAIRS} p) => (float[1,4,6,6] y) {{ y = GridSample(x, p) }}", 17),
     "topk": (
         "K is 4000",
         "(float[5000] x) => (float[4000] y, int64[4000] i) <int64[1] k = {4000}> { y, i = TopK(x, k) }",

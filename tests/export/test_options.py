@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 pytest.importorskip("torch")
 
 from rtdetr_deploy import ArtifactInfo
-from rtdetr_deploy.cli.arguments import parse_classes, parse_size
+from rtdetr_deploy.cli.arguments import in_words_of_the_command, parse_classes, parse_size
 from rtdetr_deploy.errors import OptionError
 from rtdetr_export import ExportOptions
-from rtdetr_export.options import parse_batch
+from rtdetr_export.cli import SPELLINGS
+from rtdetr_export.options import batch_argument
 
 WEIGHTS = Path("models/r50.pth")
 
@@ -24,7 +26,7 @@ WEIGHTS = Path("models/r50.pth")
         ({}, "r50-l4-640x640-fp32.onnx"),
         ({"size": (480, 800)}, "r50-l4-480x800-fp32.onnx"),
         ({"batch": 8}, "r50-l4-640x640-fp32-b8.onnx"),
-        ({"batch": "dynamic", "raw_input": True}, "r50-l4-640x640-fp32-bn-uint8.onnx"),
+        ({"batch": None, "raw_input": True}, "r50-l4-640x640-fp32-bn-uint8.onnx"),
         ({"variant": "r50-dsp"}, "r50-l4-640x640-fp32-discrete.onnx"),
         (
             {"max_detections": 50, "opset": 18, "verify": False},
@@ -39,7 +41,7 @@ def test_default_name_says_what_is_inside(changes: dict[str, Any], name: str) ->
         class_names=("a",),
         height=options.input_size[0],
         width=options.input_size[1],
-        batch=None if options.batch == "dynamic" else options.batch,
+        batch=options.batch,
         variant="r50",
         layers=4,
         queries=options.queries or 300,
@@ -63,24 +65,42 @@ def test_default_name_says_what_is_inside(changes: dict[str, Any], name: str) ->
         ({"size": (650, 640)}, "`size` is 650x640, .*multiples of 32 from 64 to 8192; try 640x640"),
         ({"size": (64, 32)}, "`size` is 64x32, expected multiples of 32 from 64 to 8192; try 64x64"),
         ({"size": (64, 99999999999999968)}, "`size` is 64x99999999999999968, .*; try 64x8192"),
-        ({"precision": "fp16", "keep_fp32": ("a(",)}, r"--keep-fp32 'a\(' is not a regular expression"),
-        ({"batch": True}, "batch is True, expected a number from 1 up or 'dynamic'"),
+        ({"precision": "fp16", "keep_fp32": ("a(",)}, r"`keep_fp32` 'a\(' is not a regular expression"),
+        ({"batch": True}, "`batch` is True, expected a whole number from 1 up or 'dynamic'"),
         ({"size": ("64", 64)}, "`size` is .*multiples of 32"),
-        ({"layers": 1.5}, "layers is 1.5, expected a whole number from 1 up"),
-        ({"class_names": "abc"}, "keep_fp32 and class_names are lists of texts"),
-        ({"batch": 0}, "batch is 0, expected a number from 1 up or 'dynamic'"),
-        ({"layers": 0}, "layers is 0"),
-        ({"queries": -1}, "queries is -1"),
-        ({"max_detections": 0}, "max_detections is 0"),
-        ({"sampler": "nearest"}, "unknown sampler 'nearest'; choose from gather, grid, discrete"),
-        ({"opset": 16}, "opset 16 has no LayerNormalization; choose from 17, 18, 19"),
-        ({"opset": 20}, "opset 20 is refused: .*TensorRT reads as nearest"),
-        ({"output": Path("model.engine")}, "can't write model.engine: the output's name must end in .onnx"),
+        ({"layers": 1.5}, "`layers` is 1.5, expected a whole number from 1 up"),
+        ({"class_names": "abc"}, "`class_names` is a single text, expected a tuple of texts"),
+        ({"batch": 0}, "`batch` is 0, expected a whole number from 1 up or 'dynamic'"),
+        ({"layers": 0}, "`layers` is 0"),
+        ({"queries": -1}, "`queries` is -1"),
+        ({"max_detections": 0}, "`max_detections` is 0"),
+        ({"sampler": "nearest"}, "`sampler` is 'nearest', expected None, gather, grid or discrete"),
+        ({"opset": 16}, "`opset` 16 has no LayerNormalization; choose from 17, 18, 19"),
+        ({"opset": 20}, "`opset` 20 is refused: .*TensorRT reads as nearest"),
+        ({"precision": "fp8"}, "`precision` is 'fp8', expected fp32, fp16 or int8"),
+        ({"precision": "int8"}, '`precision="int8"` needs `calibration`, a folder of images'),
+        (
+            {"calibration": Path("photos")},
+            '`keep_fp32` and `calibration` are for lower precisions; add `precision="fp16"`',
+        ),
+        ({"keep_fp32": "a"}, "`keep_fp32` is a single text"),
+        ({"output": Path("model.pt")}, "`output` is model.pt, expected a name that ends in .onnx, .engine or .plan"),
     ],
 )
 def test_values_outside_their_range_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         ExportOptions(WEIGHTS, **changes)
+
+
+def test_a_dynamic_batch_is_none() -> None:
+    assert ExportOptions(WEIGHTS, batch="dynamic") == ExportOptions(WEIGHTS, batch=None)  # type: ignore[arg-type]
+
+
+def test_errors_are_shown_in_the_words_of_the_command() -> None:
+    with pytest.raises(OptionError) as caught:
+        ExportOptions(WEIGHTS, precision="int8")
+    assert in_words_of_the_command(str(caught.value), SPELLINGS).startswith("--precision int8 needs --calibration, a")
+    assert in_words_of_the_command("`verify=False` or `verify`", SPELLINGS) == "--no-verify or --no-verify"
 
 
 def test_paths_may_be_text() -> None:
@@ -97,8 +117,8 @@ def test_sizes_are_height_by_width() -> None:
 
 
 def test_batches_and_classes_are_parsed() -> None:
-    assert parse_batch("dynamic") == "dynamic"
-    assert parse_batch("4") == 4
-    with pytest.raises(OptionError, match="batch 'auto' is not understood"):
-        parse_batch("auto")
+    assert batch_argument("dynamic") == "dynamic"
+    assert batch_argument("4") == 4
+    with pytest.raises(ArgumentTypeError, match="batch 'auto' is not understood"):
+        batch_argument("auto")
     assert parse_classes("traffic light, 3") == ["traffic light", 3]

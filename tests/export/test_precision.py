@@ -24,7 +24,8 @@ from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
 from rtdetr_export.cli import main  # noqa: E402
 from rtdetr_export.precision.fp16 import LARGEST_HALF, to_fp16  # noqa: E402
 from rtdetr_export.precision.magnitudes import measure_magnitudes  # noqa: E402
-from rtdetr_export.verify.agreement import Agreement, Tolerance, compare  # noqa: E402
+from rtdetr_export.verify.agreement import Agreement, compare  # noqa: E402
+from rtdetr_export.verify.tolerances import Tolerance  # noqa: E402
 
 ENCODER = r"^/model/(backbone|encoder)/"
 
@@ -97,9 +98,9 @@ def test_all_kinds_of_files_run_in_half(
     reference = export_onnx(small_options(f"single-{name}.onnx", **changes))
     pictures = [picture, picture[::-1].copy(), picture[:, ::-1].copy()]
     with Predictor(result.path, 0.0) as one, Predictor(reference.path, 0.0) as other:
-        found = compare(other.detect_batch(pictures), one.detect_batch(pictures), least=20)
-    assert found.wanted >= 60
-    assert found.share(-1) > 0.95
+        found = compare(other.detect_batch(pictures), one.detect_batch(pictures), at_least=20)
+    assert found.expected >= 60
+    assert found.match_rate(-1) > 0.95
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(half: Path, small_options: Any) -> None:
@@ -109,8 +110,8 @@ def test_the_same_checkpoint_gives_the_same_bytes(half: Path, small_options: Any
 
 def test_patterns_keep_more_in_fp32(small_options: Any) -> None:
     more = export_onnx(small_options("kept.onnx", precision="fp16", keep_fp32=(ENCODER,), verify=False))
-    assert more.half is not None
-    assert all(name.startswith("/model/decoder/") for name in more.half.half if not name.startswith("node_"))
+    assert more.fp16 is not None
+    assert all(name.startswith("/model/decoder/") for name in more.fp16.half if not name.startswith("node_"))
     with pytest.raises(ExportError, match="no node's name matches 'nothing'"):
         export_onnx(small_options("x.onnx", precision="fp16", keep_fp32=("nothing",)))
 
@@ -190,7 +191,7 @@ def _detections(*rows: tuple[float, float, int]) -> Detections:
 
 
 def _compare(one: Detections, other: Detections, least: int = 0) -> Agreement:
-    return compare([one], [other], (Tolerance(0.5, 0.01), Tolerance(2.0, 0.05)), least=least)
+    return compare([one], [other], (Tolerance(0.5, 0.01), Tolerance(2.0, 0.05)), at_least=least)
 
 
 def test_detections_match_once_by_class_box_and_score() -> None:
@@ -202,17 +203,17 @@ def test_detections_match_once_by_class_box_and_score() -> None:
     assert moved.boxes.tolist() == pytest.approx([1.0, 0.0])
     assert moved.scores.tolist() == pytest.approx([0.0, 0.03], abs=1e-6)
     other_class = _compare(reference, _detections((0, 0.9, 1), (50, 0.8, 1)))
-    assert (other_class.matched, other_class.unasked) == ((1, 1), 1)
+    assert (other_class.matched, other_class.spurious) == ((1, 1), 1)
     twice = _compare(_detections((0, 0.9, 0), (0.1, 0.9, 0)), _detections((0, 0.9, 0)))
     assert twice.matched == (1, 1)
-    assert twice.share() == 0.5
+    assert twice.match_rate() == 0.5
 
 
 def test_nothing_agrees_with_nothing() -> None:
     agreement = _compare(_detections(), _detections())
-    assert agreement.share() == 1.0
-    assert agreement.unasked == 0
-    assert _compare(_detections(), _detections((0, 0.9, 0))).unasked == 1
+    assert agreement.match_rate() == 1.0
+    assert agreement.spurious == 0
+    assert _compare(_detections(), _detections((0, 0.9, 0))).spurious == 1
 
 
 @pytest.mark.parametrize("name", ["v1_r50", "v2_hgnetv2_l", "v2_hgnetv2_x"])

@@ -23,8 +23,9 @@ from rtdetr_export.precision.fp16 import ISLANDS, to_fp16  # noqa: E402
 from rtdetr_export.precision.int8 import Layer  # noqa: E402
 from rtdetr_export.precision.sensitivity import Choice, Point  # noqa: E402
 from rtdetr_export.trt.lint import lint_file  # noqa: E402
-from rtdetr_export.verify.agreement import TOLERANCES, Agreement, compare  # noqa: E402
+from rtdetr_export.verify.agreement import Agreement, compare  # noqa: E402
 from rtdetr_export.verify.reduced_precision import ReducedPrecisionReport  # noqa: E402
+from rtdetr_export.verify.tolerances import TOLERANCES  # noqa: E402
 from rtdetr_train.data.smears import write_smears  # noqa: E402
 
 CELLS = ROOT / "demo" / "blood-cells-r18.pth"
@@ -55,9 +56,9 @@ def test_half_keeps_every_detection(batch: Any, reference: Found, tmp_path: Path
     path = export_onnx(ExportOptions(CELLS, tmp_path / "half.onnx", precision="fp16", batch=batch)).path
     found, ap = _detect(path)
     agreement = compare(reference[0], found)
-    assert agreement.wanted > 800
-    assert agreement.share() >= 0.999
-    assert agreement.unasked <= 1
+    assert agreement.expected > 800
+    assert agreement.match_rate() >= 0.999
+    assert agreement.spurious <= 1
     assert ap >= reference[1] - 0.001
 
 
@@ -66,7 +67,7 @@ def test_half_everywhere_loses_detections(reference: Found, tmp_path: Path) -> N
     naive = onnx_ir.load(export_onnx(ExportOptions(CELLS, tmp_path / "single.onnx", verify=False)).path)
     to_fp16(naive, islands=[island for island in ISLANDS if island.pattern == "^/behind/"])
     onnx_ir.save(naive, tmp_path / "naive.onnx")
-    assert compare(reference[0], _detect(tmp_path / "naive.onnx")[0]).share() < 0.999
+    assert compare(reference[0], _detect(tmp_path / "naive.onnx")[0]).match_rate() < 0.999
 
 
 def test_int8_keeps_detections(reference: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,10 +78,10 @@ def test_int8_keeps_detections(reference: Found, tmp_path: Path, monkeypatch: py
     result = export_onnx(options)
     found, ap = _detect(result.path)
     agreement = compare(reference[0], found)
-    assert agreement.share(-1) >= 0.95
+    assert agreement.match_rate(-1) >= 0.95
     assert ap >= reference[1] - 0.003
-    assert result.choice is not None
-    assert result.choice.work > 0.8
+    assert result.quantization is not None
+    assert result.quantization.work > 0.8
     assert lint_file(result.path) == []
     assert result.path.stat().st_size < 0.4 * 79.8e6
 
@@ -100,7 +101,7 @@ def test_int8_with_an_fp16_rest_passes_its_own_verification(tmp_path: Path, monk
     )
     result = export_onnx(options)
     assert isinstance(result.report, ReducedPrecisionReport)
-    assert result.report.agreement.share(-1) >= 0.9
+    assert result.report.agreement.match_rate(-1) >= 0.9
     assert read_graph(result.path).dequantizes_to_half()
 
 

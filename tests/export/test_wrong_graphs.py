@@ -29,7 +29,8 @@ from rtdetr_export import graph as graph_module  # noqa: E402
 from rtdetr_export.pipeline import build_graph, decide_sampler, describe_export, trace  # noqa: E402
 from rtdetr_export.simplify import serialize, simplify  # noqa: E402
 from rtdetr_export.verify import parity as verify  # noqa: E402
-from rtdetr_export.verify.parity import BOX_TOLERANCE, ParityReport, verify_file  # noqa: E402
+from rtdetr_export.verify.parity import ParityReport, verify_file  # noqa: E402
+from rtdetr_export.verify.tolerances import FIXED  # noqa: E402
 
 Mutate = Callable[[Any, pytest.MonkeyPatch], None]
 HEIGHT, WIDTH = 128, 160
@@ -264,7 +265,7 @@ def test_the_faithful_graph_passes(name: str, subjects: dict[str, Subject], tmp_
 def test_a_faithful_graph_beyond_the_fixed_tolerance_passes_by_own_rounding(
     name: str, subjects: dict[str, Subject], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny = np.array([BOX_TOLERANCE, 1e-6, 1e-6, 1e-6], np.float32)
+    tiny = np.array([FIXED.pixels, 1e-6, 1e-6, 1e-6], np.float32)
     monkeypatch.setattr(verify, "FIXED", verify.Allowed(tiny, tiny, 0))
     report = _verify(subjects[name], None, tmp_path / "right.onnx")
     assert all("by the model's own rounding" in batch.explain() for batch in report.batches)

@@ -35,7 +35,8 @@ from rtdetr_export.precision.fp16 import ISLANDS, to_fp16
 from rtdetr_export.precision.int8 import quantize
 from rtdetr_export.precision.reduce import choose_images, measure_layers
 from rtdetr_export.precision.sensitivity import choose_blocks
-from rtdetr_export.verify.agreement import TOLERANCES, Agreement, compare
+from rtdetr_export.verify.agreement import Agreement, compare
+from rtdetr_export.verify.tolerances import TOLERANCES
 
 SCHEMA = 1
 PIXELS = r"conv1/conv1_1|stem/stem1"
@@ -150,19 +151,19 @@ def _study(arguments: argparse.Namespace) -> int:
         check_writable(arguments.json)
     require_evaluator()
     head = "".join(f"{tolerance!s:>14}" for tolerance in TOLERANCES)
-    print(f"{'file':<50}{'INT8':>7}{'AP':>8}{'MB':>7}{head}{'unasked':>9}")
+    print(f"{'file':<50}{'INT8':>7}{'AP':>8}{'MB':>7}{head}{'extra':>9}")
 
     def show(row: Row) -> None:
-        shares = "".join(f"{row.agreement.share(index):>14.4f}" for index in range(len(TOLERANCES)))
+        shares = "".join(f"{row.agreement.match_rate(index):>14.4f}" for index in range(len(TOLERANCES)))
         print(
-            f"{row.name:<50}{row.int8:>7.3f}{row.ap:>8.4f}{row.megabytes:>7.1f}{shares}{row.agreement.unasked:>9}",
+            f"{row.name:<50}{row.int8:>7.3f}{row.ap:>8.4f}{row.megabytes:>7.1f}{shares}{row.agreement.spurious:>9}",
             flush=True,
         )
 
     rows = study(arguments.weights, arguments.accuracy, arguments.images, arguments.calibration, show)
     if arguments.calibration is not None:
         print("* what rtdetr-export chooses")
-    print(f"{rows[0].agreement.wanted} detections of the torch model with score >= 0.3")
+    print(f"{rows[0].agreement.expected} detections of the torch model with score >= 0.3")
     if arguments.json is not None:
         write_bytes(arguments.json, json.dumps(_content(arguments, rows), indent=1).encode())
     return 0
@@ -176,15 +177,15 @@ def _content(arguments: argparse.Namespace, rows: Sequence[Row]) -> dict[str, ob
         "weights": arguments.weights.name,
         "annotations": arguments.accuracy.name,
         "machine": describe_machine(),
-        "wanted": rows[0].agreement.wanted,
+        "wanted": rows[0].agreement.expected,
         "rows": [
             {
                 "file": row.name,
                 "int8": round(row.int8, 4),
                 "AP": row.ap,
                 "megabytes": round(row.megabytes, 1),
-                "matched": {str(t): row.agreement.share(index) for index, t in enumerate(TOLERANCES)},
-                "unasked": row.agreement.unasked,
+                "matched": {str(t): row.agreement.match_rate(index) for index, t in enumerate(TOLERANCES)},
+                "unasked": row.agreement.spurious,
             }
             for row in rows
         ],

@@ -17,7 +17,7 @@ from rtdetr_export.precision.int8 import Layer, find_layers, measure_scales, qua
 from rtdetr_export.precision.magnitudes import measure_magnitudes
 from rtdetr_export.precision.sensitivity import Choice, Done, choose_blocks
 from rtdetr_export.simplify import serialize
-from rtdetr_export.verify.synthetic_images import probe_frames
+from rtdetr_export.verify.synthetic_images import synthetic_images
 
 MOST_IMAGES = 128
 """Calibration images that are used, evenly chosen from more."""
@@ -29,7 +29,7 @@ def choose_images(folder: Path | None, height: int, width: int) -> list[ImageLik
     Raises `OptionError` when the folder holds no image.
     """
     if folder is None:
-        return probe_frames(height, width)
+        return synthetic_images(height, width)
     paths = find_images([str(folder)])
     step = max(1, len(paths) / MOST_IMAGES)
     return [paths[int(index * step)] for index in range(min(len(paths), MOST_IMAGES))]

@@ -76,7 +76,7 @@ class Choice:
         ]
         for index, point in enumerate(self.curve, start=1):
             mark = "  <- chosen" if index == self.taken else ""
-            shares = f"{point.agreement.share(-1):>12.4f} {point.agreement.share(0):>14.4f}"
+            shares = f"{point.agreement.match_rate(-1):>12.4f} {point.agreement.match_rate(0):>14.4f}"
             lines.append(f"{point.work:>10.3f} {shares}  {point.blocks[-1]}{mark}")
         return "\n".join(lines)
 
@@ -113,7 +113,7 @@ def choose_blocks(
         total = sum(work.values())
         for name in names:
             members = tuple(layer for layer in layers if layer.block == name)
-            agreement = compare(reference, detect(name, members), least=LEAST)
+            agreement = compare(reference, detect(name, members), at_least=LEAST)
             share = sum(work[layer.node] for layer in members) / total
             blocks.append(Block(name, members, share, damage_of(agreement)))
         blocks.sort(key=lambda block: block.damage / max(block.work, 1e-9))
@@ -121,9 +121,9 @@ def choose_blocks(
         for count in range(1, len(blocks) + 1):
             taken = blocks[:count]
             chosen = [layer for block in taken for layer in block.layers]
-            agreement = compare(reference, detect(f"{count} of {len(blocks)} blocks", chosen), least=LEAST)
+            agreement = compare(reference, detect(f"{count} of {len(blocks)} blocks", chosen), at_least=LEAST)
             curve.append(Point(tuple(block.name for block in taken), sum(block.work for block in taken), agreement))
-    return Choice(tuple(curve), count_taken([point.agreement.share(-1) for point in curve]))
+    return Choice(tuple(curve), count_taken([point.agreement.match_rate(-1) for point in curve]))
 
 
 def count_taken(shares: Sequence[float]) -> int:
@@ -133,12 +133,12 @@ def count_taken(shares: Sequence[float]) -> int:
 
 def damage_of(agreement: Agreement) -> float:
     """Return the mean distance of the wanted detections, in widest tolerances; what is not matched counts 1."""
-    if not agreement.wanted:
+    if not agreement.expected:
         return 0.0
     widest = agreement.tolerances[-1]
     distance = np.maximum(agreement.boxes / widest.pixels, agreement.scores / widest.score)
-    lost = agreement.wanted - len(distance)
-    return float((distance.sum() + lost) / agreement.wanted)
+    lost = agreement.expected - len(distance)
+    return float((distance.sum() + lost) / agreement.expected)
 
 
 def work_of(model: ir.Model, layers: Sequence[Layer]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from rtdetr_deploy.files import require_file
 
 Severity = Literal["error", "warning"]
 
-MOST_TOP_K = 3840
+MAX_TOP_K = 3840
 OPSETS = range(9, 25)
 OPERATORS = "onnx-tensorrt docs/operators.md"
 STRONG = "TensorRT documentation, strongly typed networks"
@@ -75,11 +75,11 @@ class Rule:
     name: str
     severity: Severity
     source: str
-    check: Callable[[Graph], Iterator[tuple[str, str]]]
+    check: Callable[[LintedGraph], Iterator[tuple[str, str]]]
 
 
-class Graph:
-    """A model with what the rules ask for: types and ranks by value name, constants, attributes."""
+class LintedGraph:
+    """A graph with what the rules ask for: types and ranks by value name, constants, attributes."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         inferred = onnx.shape_inference.infer_shapes(model)
@@ -127,19 +127,23 @@ def name_of(node: onnx.NodeProto) -> str:
 
 def lint_file(path: str | Path) -> list[Finding]:
     """Return what TensorRT would refuse or get wrong in an ONNX file. Raises `ArtifactError` when it isn't one."""
-    path = Path(path)
+    return lint(load_model(Path(path)))
+
+
+def load_model(path: Path) -> onnx.ModelProto:
+    """Return the content of an ONNX file. Raises `ArtifactError` when it isn't a valid one."""
     require_file(path, ArtifactError)
     try:
         model = onnx.load(str(path))
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf, onnx and the checker each have their own
         raise ArtifactError(f"{path} is not a valid ONNX model: {str(error).splitlines()[0]}") from error
-    return lint(model)
+    return model
 
 
 def lint(model: onnx.ModelProto) -> list[Finding]:
     """Return the findings of every rule, in the order of the rules."""
-    graph = Graph(model)
+    graph = LintedGraph(model)
     return [
         Finding(rule.name, rule.severity, where, message, rule.source)
         for rule in RULES
@@ -147,36 +151,36 @@ def lint(model: onnx.ModelProto) -> list[Finding]:
     ]
 
 
-def _opset(graph: Graph) -> Iterator[tuple[str, str]]:
+def _opset(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     if graph.opset not in OPSETS:
         yield "opset", f"{graph.opset}; the parser knows {OPSETS[0]} to {OPSETS[-1]}"
 
 
-def _operators(graph: Graph) -> Iterator[tuple[str, str]]:
+def _operators(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for node in graph.of(*_UNSUPPORTED):
         yield name_of(node), f"{node.op_type} is not supported"
 
 
-def _domains(graph: Graph) -> Iterator[tuple[str, str]]:
+def _domains(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for node in graph.nodes:
         if node.domain not in ("", "ai.onnx"):
             yield name_of(node), f"{node.domain}::{node.op_type} needs a plugin of that name on the machine that builds"
 
 
-def _types(graph: Graph) -> Iterator[tuple[str, str]]:
+def _types(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for name, kind in graph.types.items():
         if kind not in _TYPES and kind != TensorProto.UNDEFINED:
             yield name, f"type {TensorProto.DataType.Name(kind)} is not supported"
 
 
-def _bytes(graph: Graph) -> Iterator[tuple[str, str]]:
+def _bytes(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for node in graph.nodes:
         inner = [name for name in node.output if graph.types.get(name) == TensorProto.UINT8 and name not in graph.ends]
         if inner:
             yield name_of(node), "UINT8 is for inputs and outputs of the network only; cast first"
 
 
-def _finite(graph: Graph) -> Iterator[tuple[str, str]]:
+def _finite(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for name, constant in graph.constants.items():
         if constant.data_type == TensorProto.FLOAT and TensorProto.FLOAT16 not in graph.types.values():
             continue  # infinite masks are harmless where everything is FP32
@@ -185,7 +189,7 @@ def _finite(graph: Graph) -> Iterator[tuple[str, str]]:
             yield name, "constant with infinity or NaN, which FP16 kernels turn into NaN outputs"
 
 
-def _one_float_type(graph: Graph) -> Iterator[tuple[str, str]]:
+def _one_float_type(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for node in graph.of(*_SAME_TYPE):
         kinds = {graph.types[name] for name in node.input if graph.types.get(name) in _FLOATS}
         if len(kinds) > 1:
@@ -193,75 +197,75 @@ def _one_float_type(graph: Graph) -> Iterator[tuple[str, str]]:
             yield name_of(node), f"{node.op_type} of {names}; a strongly typed network inserts no cast"
 
 
-def _dynamic_axes(graph: Graph) -> Iterator[tuple[str, str]]:
+def _dynamic_axes(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for value in graph.inputs:
         open_axes = [axis for axis, dim in enumerate(value.type.tensor_type.shape.dim) if not dim.HasField("dim_value")]
         if open_axes not in ([], [0]):
             yield value.name, f"axes {open_axes} are dynamic; the optimization profile made here covers the batch alone"
 
 
-def _grid_mode(graph: Graph) -> Iterator[tuple[str, str]]:
+def _grid_mode(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for node in graph.of("GridSample"):
         if graph.opset >= 20 and attribute(node, "mode", "linear") != "nearest":
             yield name_of(node), "from opset 20 on the mode has another name, and the parser samples nearest"
 
 
-def _grid_shape(graph: Graph) -> Iterator[tuple[str, str]]:
+def _grid_shape(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for node in graph.of("GridSample"):
         if graph.ranks.get(node.input[0], 4) != 4:
             yield name_of(node), f"GridSample of {graph.ranks[node.input[0]]} axes; 4 are supported"
 
 
-def _half_or_single(graph: Graph) -> Iterator[tuple[str, str]]:
+def _half_or_single(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for node in graph.of("GridSample", "NonMaxSuppression"):
         kind = graph.types.get(node.input[0], TensorProto.FLOAT)
         if kind not in (TensorProto.FLOAT, TensorProto.FLOAT16):
             yield name_of(node), f"{node.op_type} of {TensorProto.DataType.Name(kind)}; FP32 and FP16 are supported"
 
 
-def _grid_at_all(graph: Graph) -> Iterator[tuple[str, str]]:
+def _grid_at_all(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for node in graph.of("GridSample"):
         yield (
             name_of(node),
-            "10.14 and 11.1 computed deformable attention with GridSample wrongly; use --sampler gather",
+            '10.14 and 11.1 computed deformable attention with GridSample wrongly; export with `sampler="gather"`',
         )
 
 
-def _top_k(graph: Graph) -> Iterator[tuple[str, str]]:
+def _top_k(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for node in graph.of("TopK"):
         count = graph.number(node.input[1]) if len(node.input) > 1 else np.asarray(attribute(node, "k", 0))
-        if count is not None and count.max() > MOST_TOP_K:
-            yield name_of(node), f"K is {int(count.max())}; at most {MOST_TOP_K} are supported"
+        if count is not None and count.max() > MAX_TOP_K:
+            yield name_of(node), f"K is {int(count.max())}; at most {MAX_TOP_K} are supported"
         if attribute(node, "sorted", 1) != 1:
             yield name_of(node), "unsorted results are not supported"
 
 
-def _norm_outputs(graph: Graph) -> Iterator[tuple[str, str]]:
+def _norm_outputs(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for node in graph.of("LayerNormalization"):
         if any(node.output[1:]):
             yield name_of(node), "only the first output Y is supported"
 
 
-def _pool_indices(graph: Graph) -> Iterator[tuple[str, str]]:
+def _pool_indices(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for node in graph.of("MaxPool"):
         if any(node.output[1:]):
             yield name_of(node), "the output Indices is not supported"
 
 
-def _scatter(graph: Graph) -> Iterator[tuple[str, str]]:
+def _scatter(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for node in graph.of("ScatterND"):
         if attribute(node, "reduction", "none") != "none":
             yield name_of(node), "reductions are not supported"
 
 
-def _axes(graph: Graph) -> Iterator[tuple[str, str]]:
+def _axes(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for node in graph.nodes:
         reduces = node.op_type.startswith("Reduce") or node.op_type == "CumSum"
         if reduces and len(node.input) > 1 and node.input[1] and node.input[1] not in graph.constants:
             yield name_of(node), "axes must be a constant"
 
 
-def _resize(graph: Graph) -> Iterator[tuple[str, str]]:
+def _resize(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for node in graph.of("Resize"):
         for name, known in _RESIZE.items():
             value = attribute(node, name, None)
@@ -271,7 +275,7 @@ def _resize(graph: Graph) -> Iterator[tuple[str, str]]:
             yield name_of(node), "antialias is not supported"
 
 
-def _zero_points(graph: Graph) -> Iterator[tuple[str, str]]:
+def _zero_points(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for node in graph.of("QuantizeLinear", "DequantizeLinear"):
         if len(node.input) > 2 and node.input[2]:
             zero = graph.number(node.input[2])
@@ -279,7 +283,7 @@ def _zero_points(graph: Graph) -> Iterator[tuple[str, str]]:
                 yield name_of(node), "the zero point must be 0"
 
 
-def _per_channel(graph: Graph) -> Iterator[tuple[str, str]]:
+def _per_channel(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     made = {name: node for node in graph.nodes for name in node.output}
     for node in graph.of("QuantizeLinear", "DequantizeLinear"):
         scale = graph.number(node.input[1])

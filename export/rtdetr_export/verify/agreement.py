@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtdetr_deploy import Detections
+from rtdetr_deploy.words import plural
+from rtdetr_export.verify.tolerances import TOLERANCES, Limits, Tolerance
 
 Floats = NDArray[np.float32]
 
@@ -21,41 +23,33 @@ CONFIDENT = 0.3
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """Largest difference of any of the four box coordinates, in pixels of the original image, and of the score."""
-
-    pixels: float
-    score: float
-
-    def __str__(self) -> str:
-        return f"{self.pixels:g} px, {self.score:g}"
-
-
-TOLERANCES = (Tolerance(0.5, 0.01), Tolerance(1.0, 0.02), Tolerance(2.0, 0.05))
-
-
-@dataclass(frozen=True)
 class Agreement:
-    """`wanted` detections of the reference, the number `matched` at each of `tolerances`, and `unasked`.
+    """`expected` detections of the reference, the number `matched` at each of `tolerances`, and `spurious` ones.
 
-    `unasked` counts confident detections that no reference detection matches at the widest tolerance, whatever its
+    `spurious` counts confident detections that no reference detection matches at the widest tolerance, whatever its
     score. `boxes` and `scores` are differences of those matched at the widest tolerance.
     """
 
     tolerances: tuple[Tolerance, ...]
-    wanted: int
+    expected: int
     matched: tuple[int, ...]
-    unasked: int
+    spurious: int
     boxes: Floats
     scores: Floats
 
-    def share(self, index: int = 0) -> float:
-        """Share of reference detections that are matched at tolerance `index`; 1 when there are none."""
-        return self.matched[index] / self.wanted if self.wanted else 1.0
+    def match_rate(self, index: int = 0) -> float:
+        """Share of the expected detections that are matched at tolerance `index`; 1 when there are none."""
+        return self.matched[index] / self.expected if self.expected else 1.0
+
+    def keeps_to(self, limits: Limits) -> bool:
+        """Whether enough are matched within the widest tolerance and few enough are spurious."""
+        few = limits.max_spurious is None or self.spurious <= limits.max_spurious * self.expected
+        return self.match_rate(-1) >= limits.min_match_rate and few
 
     def __str__(self) -> str:
-        parts = [f"{self.share(i):.4f} within {tolerance}" for i, tolerance in enumerate(self.tolerances)]
-        return f"{self.wanted} detections with score >= {CONFIDENT}: {'; '.join(parts)}; {self.unasked} extra"
+        parts = [f"{self.match_rate(i):.4f} within {tolerance}" for i, tolerance in enumerate(self.tolerances)]
+        found = f"{'; '.join(parts)}; {plural(self.spurious, 'extra detection')}"
+        return f"{plural(self.expected, 'detection')} with score >= {CONFIDENT}: {found}"
 
 
 def compare(
@@ -63,28 +57,28 @@ def compare(
     found: Iterable[Detections],
     tolerances: Sequence[Tolerance] = TOLERANCES,
     *,
-    least: int = 0,
+    at_least: int = 0,
 ) -> Agreement:
     """Compare detections image by image; both sides hold all their detections (threshold 0), best first.
 
-    `tolerances` go from narrow to wide. The best `least` detections of an image are looked for even where they are not
-    confident. Raises `ValueError` when the numbers of images differ.
+    `tolerances` go from narrow to wide. The best `at_least` detections of an image are looked for even where they are
+    not confident. Raises `ValueError` when the numbers of images differ.
     """
-    wanted, unasked = 0, 0
+    count, spurious = 0, 0
     matched = [0] * len(tolerances)
     boxes: list[Floats] = []
     scores: list[Floats] = []
     for expected, other in zip(reference, found, strict=True):
-        sure = (expected.scores >= CONFIDENT) | (np.arange(len(expected)) < least)
-        wanted += int(sure.sum())
+        sure = (expected.scores >= CONFIDENT) | (np.arange(len(expected)) < at_least)
+        count += int(sure.sum())
         for index, tolerance in enumerate(tolerances):
             pairs = _pairs(expected, other, tolerance, np.flatnonzero(sure))
             matched[index] += len(pairs)
         boxes.append(np.array([np.abs(expected.boxes[i] - other.boxes[j]).max() for i, j in pairs], np.float32))
         scores.append(np.array([abs(expected.scores[i] - other.scores[j]) for i, j in pairs], np.float32))
         also = np.flatnonzero(other.scores >= CONFIDENT)
-        unasked += len(also) - len(_pairs(other, expected, tolerances[-1], also))
-    return Agreement(tuple(tolerances), wanted, tuple(matched), unasked, np.concatenate(boxes), np.concatenate(scores))
+        spurious += len(also) - len(_pairs(other, expected, tolerances[-1], also))
+    return Agreement(tuple(tolerances), count, tuple(matched), spurious, np.concatenate(boxes), np.concatenate(scores))
 
 
 def _pairs(one: Detections, other: Detections, tolerance: Tolerance, rows: NDArray[np.intp]) -> list[tuple[int, int]]:

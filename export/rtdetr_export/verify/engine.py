@@ -6,128 +6,131 @@ Compared with ONNX Runtime running the same file. TensorRT has miscompiled defor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx
 
 from rtdetr_deploy import Detections, Predictor
-from rtdetr_deploy.errors import ExportError
 from rtdetr_deploy.images.frame import ImageLike
 from rtdetr_deploy.runtimes import Runtime
 from rtdetr_deploy.runtimes.trt.layer_precision import count_precisions
 from rtdetr_deploy.runtimes.trt.runtime import TensorRtRuntime
 from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo
 from rtdetr_deploy.words import plural
-from rtdetr_export.verify.agreement import Agreement, Tolerance, compare
+from rtdetr_export.verify.agreement import Agreement, compare
+from rtdetr_export.verify.report import Report
+from rtdetr_export.verify.tolerances import LIMITS
 
-TOLERANCES = (Tolerance(0.5, 0.01), Tolerance(2.0, 0.05))
-REQUIRED = 0.98
-"""Share of detections within the widest tolerance. FP16 kernels sum in another order than ONNX Runtime."""
-LEAST = 20
-SAME = (Tolerance(0.1, 1e-3),)
-"""What rows of a batch that were given the same image may differ by, and a recorded call from a plain one."""
-MOST_UNASKED = 0.02
-"""Share of confident detections that ONNX Runtime doesn't make."""
-LOW_SHARE = 0.8
-"""Least part of the graph's layers of a precision that the engine must have in that precision: kernels are fused."""
+MIN_COMPARED = 20
+"""Detections per image that are compared even where fewer are confident."""
+MIN_PRECISION_SHARE = 0.8
+"""Part of the graph's nodes of a precision that the engine must have in that precision at least: kernels are fused."""
 
 
 @dataclass(frozen=True)
-class EngineReport:
-    """What an engine does and is.
+class EngineReport(Report):
+    """What an engine of some `precision` does and is.
 
-    `agreements` with ONNX Runtime by batch; `replays` says how calls from a recorded graph agree with plain ones, by
-    batch; `rows` how rows of one batch agree that were given the same image (None where there is one row). `layers` of
-    the engine by precision, `graph` those of the ONNX file.
+    `agreements` with ONNX Runtime on `images` images, by batch; `replays` says how calls replayed from a CUDA graph
+    agree with plain ones, by batch; `rows` how rows of one batch agree that were given the same image (None where there
+    is one row). `engine_layers` counts the engine's layers by precision, `graph_nodes` the ONNX file's nodes that
+    become such layers.
     """
 
-    runtime: str
+    verdict = "was built, but is wrong"
+
     precision: str
     images: int
     agreements: dict[int, Agreement]
     replays: dict[int, Agreement]
     rows: Agreement | None
-    layers: dict[str, int]
-    graph: dict[str, int]
+    engine_layers: dict[str, int]
+    graph_nodes: dict[str, int]
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the engine, in words; empty when it may be handed over."""
-        found = []
+        """See `Report`."""
+        return [*self._wrong_detections(), *self._wrong_repetitions(), *self._wrong_precision()]
+
+    def _wrong_detections(self) -> Iterator[str]:
         for batch, agreement in self.agreements.items():
-            if agreement.share(-1) < REQUIRED or agreement.unasked > MOST_UNASKED * agreement.wanted:
-                found.append(
-                    f"boxes and scores, batch {batch}: only {agreement.share(-1):.3f} of {agreement.wanted} detections "
-                    f"are within {agreement.tolerances[-1]} of ONNX Runtime's, {agreement.unasked} are new; try "
-                    "--sampler gather, or keep more in FP32 with --keep-fp32 '/decoder/'"
+            if not agreement.keeps_to(LIMITS["engine"]):
+                yield (
+                    f"boxes and scores, batch {batch}: only {agreement.match_rate(-1):.3f} of {agreement.expected} "
+                    f"detections are within {agreement.tolerances[-1]} of ONNX Runtime's, {agreement.spurious} extra; "
+                    'try `sampler="gather"`, or keep more in FP32 with `keep_fp32="/decoder/"`'
                 )
+
+    def _wrong_repetitions(self) -> Iterator[str]:
         for batch, agreement in self.replays.items():
-            if agreement.share() < REQUIRED:
-                found.append(f"batch {batch}: a recorded call gives other detections than a plain one (a stale graph?)")
-        if self.rows is not None and self.rows.share() < REQUIRED:
-            found.append(
-                f"equal images in one batch give other detections ({self.rows.share():.3f} within "
-                f"{self.rows.tolerances[0]}); TensorRT has miscompiled the graph: try --sampler gather, --batch 1, or "
-                "another TensorRT version"
+            if not agreement.keeps_to(LIMITS["repeated"]):
+                yield f"batch {batch}: a call replayed from its CUDA graph gives other detections than a plain one"
+        if self.rows is not None and not self.rows.keeps_to(LIMITS["repeated"]):
+            yield (
+                f"equal images in one batch give other detections ({self.rows.match_rate():.3f} within "
+                f'{self.rows.tolerances[0]}); TensorRT has miscompiled the graph: try `sampler="gather"`, `batch=1`, '
+                "or another TensorRT version"
             )
-        return found + self._precision_problems()
 
-    def _precision_problems(self) -> list[str]:
-        counted = ", ".join(f"{count} {name}" for name, count in sorted(self.layers.items()))
-        if not self.layers:
-            return ["the inspector names no precision, so it can't be confirmed; is this a stripped engine?"]
-        total, in_graph = sum(self.layers.values()), max(1, sum(self.graph.values()))
+    def _wrong_precision(self) -> Iterator[str]:
+        if not self.engine_layers:
+            yield "the inspector names no precision, so it can't be confirmed; is this a stripped engine?"
+            return
+        layers, nodes = sum(self.engine_layers.values()), max(1, sum(self.graph_nodes.values()))
         for name in ("int8", "fp16"):
-            wanted = self.graph.get(name, 0) / in_graph
-            if self.layers.get(name, 0) / total < LOW_SHARE * wanted:
-                return [f"{wanted:.0%} of the graph's layers are {name}, and the engine's layers are {counted}"]
-        return []
-
-    def require(self, name: str) -> None:
-        """Raise `ExportError` when anything is wrong."""
-        found = self.problems()
-        if found:
-            raise ExportError(f"{name} was built and is wrong, so it was not written: " + "; ".join(found))
+            expected = self.graph_nodes.get(name, 0) / nodes
+            if self.engine_layers.get(name, 0) / layers < MIN_PRECISION_SHARE * expected:
+                counted = _listed(self.engine_layers)
+                yield f"{expected:.0%} of the graph's layers are {name}, and the engine's layers are {counted}"
+                return
 
     def __str__(self) -> str:
         lines = [f"{self.runtime} against ONNX Runtime on {plural(self.images, 'image')}:"]
         for batch, agreement in self.agreements.items():
+            count = plural(agreement.expected, "detection")
             lines += [
-                f"  batch {batch}: {agreement.share(index):.4f} of {agreement.wanted} detections within {tolerance}"
+                f"  batch {batch}: {agreement.match_rate(index):.4f} of {count} within {tolerance}"
                 for index, tolerance in enumerate(agreement.tolerances)
             ]
-        rows = "one image at a time" if self.rows is None else f"equal rows agree: {self.rows.share():.4f}"
-        layers = ", ".join(f"{count} {name}" for name, count in sorted(self.layers.items()))
-        return "\n".join([*lines, f"  recorded and plain calls agree; {rows}; layers of the engine: {layers}"])
+        rows = "one image at a time" if self.rows is None else f"equal rows agree: {self.rows.match_rate():.4f}"
+        layers = _listed(self.engine_layers)
+        return "\n".join([*lines, f"  replayed and plain calls agree; {rows}; layers of the engine: {layers}"])
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
 
 
 def verify_engine(
     engine: TensorRtRuntime,
     reference: Runtime,
-    facts: EngineInfo,
+    engine_info: EngineInfo,
     images: Sequence[ImageLike],
-    graph: dict[str, int],
+    graph_nodes: dict[str, int],
 ) -> EngineReport:
-    """Run `images` through both, at the smallest, best and largest batch, and look into the engine; both stay open."""
+    """Run `images` through both, at the min, opt and max batch, and look into the engine; both stay open."""
     one, other = Predictor(engine, threshold=0.0), Predictor(reference, threshold=0.0)
     expected = other.detect_batch(images)
-    batches = sorted(set(facts.profile))
+    batches = sorted(set(engine_info.profile))
     agreements, replays = {}, {}
     for batch in batches:
-        plain, recorded = (_detect(one, images, batch) for _ in range(2))
-        agreements[batch] = compare(expected, plain, TOLERANCES, least=LEAST)
-        replays[batch] = compare(plain, recorded, SAME, least=LEAST)
+        plain, replayed = (_detect(one, images, batch) for _ in range(2))
+        agreements[batch] = compare(expected, plain, LIMITS["engine"].tolerances, at_least=MIN_COMPARED)
+        replays[batch] = _compare_repeated(plain, replayed)
     return EngineReport(
         runtime=engine.name,
-        precision=facts.info.precision,
+        precision=engine_info.info.precision,
         images=len(images),
         agreements=agreements,
         replays=replays,
         rows=_compare_rows(one, images, batches[-1]) if batches[-1] > 1 else None,
-        layers=count_precisions(engine.layers()),
-        graph=graph,
+        engine_layers=count_precisions(engine.layers()),
+        graph_nodes=graph_nodes,
     )
+
+
+def _compare_repeated(first: Sequence[Detections], again: Sequence[Detections]) -> Agreement:
+    return compare(first, again, LIMITS["repeated"].tolerances, at_least=MIN_COMPARED)
 
 
 def _detect(predictor: Predictor, images: Sequence[ImageLike], batch: int) -> list[Detections]:
@@ -152,13 +155,12 @@ def _compare_rows(predictor: Predictor, images: Sequence[ImageLike], batch: int)
         rows = _run(predictor, [image] * batch)
         first += rows[:1] * (batch - 1)
         others += rows[1:]
-    return compare(first, others, SAME, least=LEAST)
+    return _compare_repeated(first, others)
 
 
-def count_in_graph(path: Path) -> dict[str, int]:
-    """Return how many convolutions and matrix products of an ONNX file have each precision."""
-    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
-    graph = model.graph
+def count_graph_nodes(model: onnx.ModelProto) -> dict[str, int]:
+    """Return how many convolutions and matrix products of a model have each precision."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
     restored = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     counts: dict[str, int] = {}

@@ -4,7 +4,7 @@ Some models multiply rounding errors: discrete sampling jumps to the neighbourin
 close calls in the query selection do likewise. Any faithful file of such a model differs from it, and by how much
 can be measured without the file: the model in float32 against itself in float64.
 
-One float32 run is one throw of the dice, so several are made: the encoder's maps are disturbed by noise of about the
+One float32 run is a single sample, so several are made: the encoder's maps are disturbed by noise of about the
 size of their own rounding error, and the decoder, where small differences grow, runs again on each.
 """
 
@@ -33,7 +33,7 @@ class OwnRounding:
     rounded: tuple[RawOutput, ...]
 
 
-class RoundingProbe:
+class Float64Reference:
     """Runs a model in float64 and, several times, in float32; holds the float64 copy."""
 
     def __init__(self, model: RTDETR) -> None:

@@ -3,7 +3,8 @@
 A difference is allowed up to a fixed tolerance. Where a file misses that, the model's own rounding is measured on the
 same images (see `own_rounding`), and a few times that is allowed, quantile by quantile: rounding makes few differences
 large. What half of the detections may differ by is bounded whatever the model does, and nearly all must be found, so
-that a wrong graph, which moves everything, is refused also where rounding makes a model move a lot.
+that a wrong graph, which moves everything, is refused also where rounding makes a model move a lot. All limits are in
+`tolerances`.
 """
 
 from __future__ import annotations
@@ -18,42 +19,35 @@ import torch
 from numpy.typing import NDArray
 
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo
-from rtdetr_deploy.errors import ExportError
 from rtdetr_deploy.model import RTDETR
 from rtdetr_deploy.model.query_selection import score_tokens
 from rtdetr_deploy.runtimes import Array, Runtime, open_runtime
 from rtdetr_export.verify.differences import Differences, Floats, RawOutput, as_file_outputs, compare_outputs
-from rtdetr_export.verify.own_rounding import RoundingProbe
+from rtdetr_export.verify.own_rounding import Float64Reference
+from rtdetr_export.verify.report import Report
 from rtdetr_export.verify.synthetic_images import noisy_image, structured_image
+from rtdetr_export.verify.tolerances import FIXED, MAX_MEDIAN_BOX, MAX_MEDIAN_SCORE, MAX_MISSING, OWN_ROUNDING_FACTOR
 
-BOX_TOLERANCE = 0.1
-"""Allowed difference of a box coordinate in pixels of the model's input."""
-SCORE_TOLERANCE = 1e-3
-OWN_ROUNDING_FACTOR = 3.0
-"""How many times the model's own rounding a file may differ where that is more than the tolerances above."""
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 """Shares of the detections for which differences are compared with what is allowed."""
-MAX_MEDIAN_BOX, MAX_MEDIAN_SCORE = 0.005, 0.01
-"""What half of the detections may differ by, however much rounding moves them; boxes in shares of the longer side."""
-MAX_MISSING = 0.02
-"""Share of the detections that may be missing, however many the model itself loses by rounding."""
 MIN_GAP = 1e-4
 """Selection gap (logits) below which rounding alone may swap the last query for the first rejected one."""
-SEED_TRIES = 6
+MAX_SEEDS = 6
+"""Images that are tried until the gap is wide enough."""
 
 REMEDY = (
     "Something between the model and its file is wrong: try another version of ONNX Runtime or another opset, and "
     "please report it"
 )
-UNSTABLE = "No file of such a model can be told from a wrong one; --no-verify (verify=False) writes it unverified"
+UNSTABLE = "No file of such a model can be told from a wrong one; `verify=False` writes it unverified"
 
-ProbeMaker = Callable[[int, int, int], NDArray[np.uint8]]
+ImageMaker = Callable[[int, int, int], NDArray[np.uint8]]
 """`(height, width, seed) -> uint8 (height, width, 3)`."""
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """Largest allowed difference of boxes (pixels) and scores at each of `QUANTILES`, and of missing detections.
+    """Maximum difference of boxes (pixels) and scores at each of `QUANTILES`, and of missing detections.
 
     `unstable` is how far rounding alone moves half of the boxes (pixels), where that is too far to judge a file.
     """
@@ -69,9 +63,10 @@ class Allowed:
         return bool(boxes.all() and scores.all() and found.missing <= self.missing)
 
 
-FIXED = Allowed(
-    np.full(len(QUANTILES), BOX_TOLERANCE, np.float32), np.full(len(QUANTILES), SCORE_TOLERANCE, np.float32), 0
+FIXED_ALLOWED = Allowed(
+    np.full(len(QUANTILES), FIXED.pixels, np.float32), np.full(len(QUANTILES), FIXED.score, np.float32), 0
 )
+"""What a file may differ by where rounding moves its model little."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ class Parity:
 
     title: str
     found: Differences
-    allowed: Allowed = FIXED
+    allowed: Allowed = FIXED_ALLOWED
 
     @property
     def passed(self) -> bool:
@@ -88,7 +83,7 @@ class Parity:
         return self.allowed.admits(self.found)
 
     def __str__(self) -> str:
-        box, score = _largest(self.found.boxes), _largest(self.found.scores)
+        box, score = _max(self.found.boxes), _max(self.found.scores)
         return (
             f"{self.title:<22} {len(self.found.boxes):5d} detections   box {box:.1e} px   score {score:.1e}   "
             f"missing {self.found.missing}"
@@ -97,7 +92,7 @@ class Parity:
     def explain(self) -> str:
         """Return what was allowed, beside what was found in the middle of the detections."""
         box, score = _quantiles(self.found.boxes)[0], _quantiles(self.found.scores)[0]
-        source = "fixed tolerance" if self.allowed is FIXED else "by the model's own rounding"
+        source = "fixed tolerance" if self.allowed is FIXED_ALLOWED else "by the model's own rounding"
         text = (
             f"allowed, {source}: box {self.allowed.boxes[-1]:.2g} px, score {self.allowed.scores[-1]:.2g}, "
             f"{self.allowed.missing} missing; median {self.allowed.boxes[0]:.2g} px, {self.allowed.scores[0]:.2g} "
@@ -109,48 +104,42 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class ParityReport:
-    """Comparison of all batches; `runtime` ran the file. Pixels are those of the model's input."""
+class ParityReport(Report):
+    """Comparison of all batches with torch. Pixels are those of the model's input."""
 
-    runtime: str
+    verdict = "disagrees with the torch model"
+
     batches: tuple[Parity, ...]
 
     @property
-    def largest_box(self) -> float:
-        """Largest box difference in pixels of the model's input."""
-        return max(_largest(batch.found.boxes) for batch in self.batches)
+    def max_box(self) -> float:
+        """Maximum box difference in pixels of the model's input."""
+        return max(_max(batch.found.boxes) for batch in self.batches)
 
     @property
-    def largest_score(self) -> float:
-        """Largest score difference."""
-        return max(_largest(batch.found.scores) for batch in self.batches)
+    def max_score(self) -> float:
+        """Maximum score difference."""
+        return max(_max(batch.found.scores) for batch in self.batches)
 
     @property
     def missing(self) -> int:
         """Detections of the model that the file did not return."""
         return sum(batch.found.missing for batch in self.batches)
 
-    @property
-    def passed(self) -> bool:
-        """Whether every batch lies within what is allowed for it."""
-        return all(batch.passed for batch in self.batches)
-
-    def require(self, name: str) -> None:
-        """Raise `ExportError` unless the report passed."""
-        if not self.passed:
-            wrong = next(batch for batch in self.batches if not batch.passed)
-            raise ExportError(
-                f"{name} disagrees with the torch model and was not written: {' '.join(str(wrong).split())}; "
-                f"{wrong.explain()}. {REMEDY if wrong.allowed.unstable is None else UNSTABLE}"
-            )
+    def problems(self) -> list[str]:
+        """Return what is wrong in the first batch that differs by more than is allowed, and what may help."""
+        for batch in self.batches:
+            if not batch.passed:
+                remedy = REMEDY if batch.allowed.unstable is None else UNSTABLE
+                return [" ".join(str(batch).split()), f"{batch.explain()}. {remedy}"]
+        return []
 
     def __str__(self) -> str:
         lines = [f"parity with torch, run by {self.runtime}:"]
         for batch in self.batches:
-            lines += [f"  {batch}"] if batch.allowed is FIXED else [f"  {batch}", f"    {batch.explain()}"]
+            lines += [f"  {batch}"] if batch.allowed is FIXED_ALLOWED else [f"  {batch}", f"    {batch.explain()}"]
         lines.append(
-            f"  largest difference: box {self.largest_box:.1e} px, score {self.largest_score:.1e} (fixed tolerance: "
-            f"{BOX_TOLERANCE} px, {SCORE_TOLERANCE})"
+            f"  maximum difference: box {self.max_box:.1e} px, score {self.max_score:.1e} (fixed tolerance: {FIXED})"
         )
         return "\n".join(lines)
 
@@ -162,7 +151,7 @@ def verify_file(path: Path, reference: RTDETR, info: ArtifactInfo) -> ParityRepo
     """
     runtime = open_runtime(path)
     try:
-        plans: list[tuple[str, list[ProbeMaker]]] = [("structured", [structured_image]), ("noisy", [noisy_image])]
+        plans: list[tuple[str, list[ImageMaker]]] = [("structured", [structured_image]), ("noisy", [noisy_image])]
         if info.batch is None:
             plans.append(("mixed", [structured_image, noisy_image, structured_image]))
         comparison = _Comparison(runtime, reference, info)
@@ -181,7 +170,7 @@ class _Comparison:
     def __init__(self, runtime: Runtime, reference: RTDETR, info: ArtifactInfo) -> None:
         self._runtime, self._reference, self._info = runtime, reference, info
 
-    def compare(self, title: str, makers: Sequence[ProbeMaker]) -> Parity:
+    def compare(self, title: str, makers: Sequence[ImageMaker]) -> Parity:
         """Compare on one image of each of `makers`: with float32 first, by own rounding where that isn't enough."""
         chosen = [_choose(maker, self._reference, self._info, seed=100 * index) for index, maker in enumerate(makers)]
         images = np.stack([image for image, _ in chosen])
@@ -194,7 +183,7 @@ class _Comparison:
     def _compare_by_own_rounding(
         self, title: str, images: NDArray[np.uint8], rows: Sequence[dict[str, Array]]
     ) -> Parity:
-        measured = [self._probe.measure(torch.from_numpy(to_input(image[None]))) for image in images]
+        measured = [self._float64.measure(torch.from_numpy(to_input(image[None]))) for image in images]
         exact = [own.exact for own in measured]
         rounded = [
             self._differences([as_file_outputs(output, self._info) for output in outputs], exact)
@@ -204,8 +193,8 @@ class _Comparison:
         return Parity(title, self._differences(rows, exact), allow(rounded, longer_side))
 
     @cached_property
-    def _probe(self) -> RoundingProbe:
-        return RoundingProbe(self._reference)
+    def _float64(self) -> Float64Reference:
+        return Float64Reference(self._reference)
 
     def _differences(self, rows: Iterable[dict[str, Array]], expected: Iterable[RawOutput]) -> Differences:
         return Differences.pooled(compare_outputs(*pair, self._info) for pair in zip(rows, expected, strict=True))
@@ -218,9 +207,9 @@ def allow(rounded: Sequence[Differences], longer_side: int) -> Allowed:
     """
     own_boxes = np.max([_quantiles(run.boxes) for run in rounded], axis=0)
     own_scores = np.max([_quantiles(run.scores) for run in rounded], axis=0)
-    boxes = np.maximum(FIXED.boxes, OWN_ROUNDING_FACTOR * own_boxes)
-    scores = np.maximum(FIXED.scores, OWN_ROUNDING_FACTOR * own_scores)
-    bound = max(MAX_MEDIAN_BOX * longer_side, BOX_TOLERANCE)
+    boxes = np.maximum(FIXED_ALLOWED.boxes, OWN_ROUNDING_FACTOR * own_boxes)
+    scores = np.maximum(FIXED_ALLOWED.scores, OWN_ROUNDING_FACTOR * own_scores)
+    bound = max(MAX_MEDIAN_BOX * longer_side, FIXED.pixels)
     boxes[0], scores[0] = min(boxes[0], bound), min(scores[0], MAX_MEDIAN_SCORE)
     missing = min(
         OWN_ROUNDING_FACTOR * max(run.missing for run in rounded), MAX_MISSING * max(len(run.boxes) for run in rounded)
@@ -232,7 +221,7 @@ def _quantiles(values: Floats) -> Floats:
     return np.quantile(values, QUANTILES).astype(np.float32) if len(values) else np.zeros(len(QUANTILES), np.float32)
 
 
-def _largest(values: Floats) -> float:
+def _max(values: Floats) -> float:
     return float(values.max(initial=0.0))
 
 
@@ -243,10 +232,10 @@ def to_input(images: NDArray[np.uint8]) -> Floats:
 
 
 @torch.no_grad()
-def _choose(maker: ProbeMaker, reference: RTDETR, info: ArtifactInfo, seed: int) -> tuple[NDArray[np.uint8], RawOutput]:
+def _choose(maker: ImageMaker, reference: RTDETR, info: ArtifactInfo, seed: int) -> tuple[NDArray[np.uint8], RawOutput]:
     """Return an image whose selected queries are separated from the rejected by more than rounding, and the output."""
     best: tuple[float, NDArray[np.uint8], RawOutput] | None = None
-    for attempt in range(SEED_TRIES):
+    for attempt in range(MAX_SEEDS):
         image = maker(info.height, info.width, seed + attempt)
         maps = reference.encoder(reference.backbone(torch.from_numpy(to_input(image[None]))))
         gap = selection_gap(reference, maps)

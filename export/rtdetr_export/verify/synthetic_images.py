@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from rtdetr_deploy.images.frame import ImageLike
 
 SHAPES = 12
-PROBES = 4
+IMAGES = 4
 
 
 def structured_image(height: int, width: int, seed: int) -> NDArray[np.uint8]:
@@ -33,7 +33,7 @@ def noisy_image(height: int, width: int, seed: int) -> NDArray[np.uint8]:
     return (structured_image(height, width, seed) + noise).clip(0, 255).astype(np.uint8)
 
 
-def probe_frames(height: int, width: int) -> list[ImageLike]:
+def synthetic_images(height: int, width: int) -> list[ImageLike]:
     """Return the synthetic pictures (BGR) that are compared where no others are given."""
     makers = (structured_image, noisy_image)
-    return [np.ascontiguousarray(makers[seed % 2](height, width, seed)[..., ::-1]) for seed in range(PROBES)]
+    return [np.ascontiguousarray(makers[seed % 2](height, width, seed)[..., ::-1]) for seed in range(IMAGES)]

@@ -1,0 +1,42 @@
+"""What can be told of an export from the files that it names, before torch is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from rtdetr_deploy.artifacts.class_names import read_class_names
+from rtdetr_deploy.artifacts.weights_file import find_weights
+from rtdetr_deploy.errors import ExportError
+from rtdetr_deploy.files import check_writable, refuse_overwriting, require_file
+from rtdetr_deploy.images.frame import find_images
+from rtdetr_export.options import ExportOptions
+
+
+def check_files(options: ExportOptions) -> ExportOptions:
+    """Look at the files that `options` name, and return the options with class names read from their file.
+
+    Raises `CheckpointError` for missing weights, `ExportError` for a missing ONNX file, `ImageError` for a calibration
+    folder without images, `OptionError` for class names that can't be read, `OutputError` for an output that can't be
+    written or is one of the inputs.
+    """
+    names = options.class_names
+    read = [_find_weights(options), *([names] if isinstance(names, Path) else [])]
+    if options.calibration is not None:
+        find_images([options.calibration])
+    written = {"`output`": options.output}
+    if options.engine is not None:
+        written["`timing_cache`"] = options.engine.timing_cache
+    if options.is_engine and not options.from_onnx:
+        written["the ONNX file beside `output`"] = options.for_onnx().output
+    refuse_overwriting(written, read)
+    check_writable(options.output or options.weights.with_suffix(".onnx"))
+    return replace(options, class_names=read_class_names(names)) if isinstance(names, Path) else options
+
+
+def _find_weights(options: ExportOptions) -> Path:
+    """Return the file that is read; an ONNX file is one for engines alone."""
+    if options.from_onnx and options.is_engine:
+        require_file(options.weights, ExportError)
+        return options.weights
+    return find_weights(options.weights)

@@ -1,0 +1,32 @@
+"""What an export returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rtdetr_deploy.artifacts.metadata import ArtifactInfo
+
+if TYPE_CHECKING:
+    from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo
+    from rtdetr_export.precision.fp16 import Fp16Report
+    from rtdetr_export.precision.sensitivity import Choice
+    from rtdetr_export.verify.report import Report
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """`path` of the written file, its `info`, and the `report` of its verification (None where it was skipped).
+
+    `fp16` says which nodes are computed in FP16 and `quantization` which blocks in INT8, for ONNX files that have some.
+    Engines have `engine_info`, and `onnx` where the ONNX file beside them was exported by the same call.
+    """
+
+    path: Path
+    info: ArtifactInfo
+    report: Report | None
+    fp16: Fp16Report | None = None
+    quantization: Choice | None = None
+    engine_info: EngineInfo | None = None
+    onnx: ExportResult | None = None

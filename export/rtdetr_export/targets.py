@@ -1,0 +1,48 @@
+"""From weights to the file that is asked for: the output's suffix decides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rtdetr_deploy.packages import require
+from rtdetr_export.checks import check_files
+from rtdetr_export.options import ExportOptions
+from rtdetr_export.progress import Progress
+from rtdetr_export.result import ExportResult
+
+
+def export(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
+    """Export a checkpoint as `options` say, or build an engine of an ONNX file, verify the file and write it.
+
+    An engine is built from an ONNX file that is written beside it (NAME.engine.onnx), unless the weights are one. What
+    is wrong with options, files and the GPU is told before any work is done.
+
+    Raises `CheckpointError`, `OptionError`, `ImageError` and `ArtifactError` for bad input, `MissingPackageError` and
+    `DeviceError` for what this machine lacks, `ExportError` when the file disagrees with what it came from (it is not
+    written then), `OutputError` when it can't be written.
+    """
+    options = check_files(options)
+    return _export_engine(options, progress) if options.is_engine else _export_onnx(options, progress)
+
+
+def _export_onnx(options: ExportOptions, progress: Progress | None) -> ExportResult:
+    for module in ("onnx_ir", "onnxscript", "torch"):
+        require(module, "exporting", "export")
+    from rtdetr_export.pipeline import export_onnx
+
+    return export_onnx(options, progress)
+
+
+def _export_engine(options: ExportOptions, progress: Progress | None) -> ExportResult:
+    for module in ("onnx", "onnx_ir", "onnxruntime"):
+        require(module, "building engines", "export")
+    from rtdetr_export.trt.build import build_engine, require_gpu
+    from rtdetr_export.trt.options import EngineOptions
+
+    assert options.output is not None
+    engine = options.engine or EngineOptions()
+    gpu = require_gpu(engine)
+    exported = None if options.from_onnx else _export_onnx(options.for_onnx(), progress)
+    onnx = options.weights if exported is None else exported.path
+    built = build_engine(onnx, options.output, engine, calibration=options.calibration, progress=progress, gpu=gpu)
+    return replace(built, onnx=exported)

@@ -1,0 +1,54 @@
+"""What may differ, and by how much: the tolerances of all reports, in one table.
+
+Pixels are those of the original image, in parity reports those of the model's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Maximum difference of any of the four box coordinates, in pixels, and of the score."""
+
+    pixels: float
+    score: float
+
+    def __str__(self) -> str:
+        return f"{self.pixels:g} px, {self.score:g}"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What detections must keep to.
+
+    They are compared at `tolerances`, narrow to wide; at least `min_match_rate` of the expected ones must be within
+    the widest, and there may be `max_spurious` extra ones, as a share of the expected (None: any number).
+    """
+
+    tolerances: tuple[Tolerance, ...]
+    min_match_rate: float
+    max_spurious: float | None = None
+
+
+FIXED = Tolerance(0.1, 1e-3)
+"""Where only the order of sums differs: an FP32 file and its model, a replayed and a plain call, rows of a batch."""
+TOLERANCES = (Tolerance(0.5, 0.01), Tolerance(1.0, 0.02), Tolerance(2.0, 0.05))
+"""Where precisions differ."""
+LIMITS: Mapping[str, Limits] = {
+    "fp32": Limits((FIXED,), 1.0),  # or what the model's own rounding explains, see below
+    "fp16": Limits(TOLERANCES, 0.98),
+    "int8": Limits(TOLERANCES, 0.9),
+    "engine": Limits((TOLERANCES[0], TOLERANCES[-1]), 0.98, max_spurious=0.02),  # FP16 kernels sum in another order
+    "repeated": Limits((FIXED,), 0.98),
+}
+"""By precision of an ONNX file against torch; of an engine against its file; of an engine against itself."""
+
+OWN_ROUNDING_FACTOR = 3.0
+"""How many times the model's own rounding an FP32 file may differ where that is more than the fixed tolerance."""
+MAX_MEDIAN_BOX, MAX_MEDIAN_SCORE = 0.005, 0.01
+"""What half of the detections may differ by, however much rounding moves them; boxes in shares of the longer side."""
+MAX_MISSING = 0.02
+"""Share of the detections that may be missing, however many the model itself loses by rounding."""
