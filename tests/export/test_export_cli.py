@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+import rtdetr_deploy
+import rtdetr_export
 from rtdetr_deploy.cli.arguments import parse_given
 from rtdetr_export import ExportOptions, Step, export
 from rtdetr_export.cli import build_parser, main
@@ -202,6 +204,18 @@ def test_missing_torch_is_named(
     error = capsys.readouterr().err
     assert "exporting needs onnxscript, which is not installed: pip install '" in error
     assert "'rtdetr" not in error
+
+
+def test_what_the_command_does_is_offered_to_python() -> None:
+    assert all(getattr(rtdetr_export, name) is not None for name in rtdetr_export.__all__)
+    with pytest.raises(AttributeError, match="module 'rtdetr_export' has no attribute 'exports'"):
+        rtdetr_export.exports  # noqa: B018
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"rtdetr-export {rtdetr_deploy.__version__}\n"
 
 
 def test_help_shows_defaults() -> None:

@@ -13,9 +13,11 @@ torch = pytest.importorskip("torch")
 
 from rtdetr_deploy import ExportError, Predictor  # noqa: E402
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo  # noqa: E402
+from rtdetr_export.verify.agreement import Agreement  # noqa: E402
 from rtdetr_export.verify.differences import Differences, RawOutput, compare_detections, compare_raw  # noqa: E402
 from rtdetr_export.verify.parity import FIXED_ALLOWED, Parity, ParityReport, allow  # noqa: E402
-from rtdetr_export.verify.tolerances import OWN_ROUNDING_FACTOR  # noqa: E402
+from rtdetr_export.verify.reduced_precision import ReducedPrecisionReport  # noqa: E402
+from rtdetr_export.verify.tolerances import LIMITS, OWN_ROUNDING_FACTOR  # noqa: E402
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 2, (20, 3)).astype(np.float32)
@@ -116,3 +118,34 @@ def test_a_report_says_which_limits_were_applied() -> None:
 
 def _differences(boxes: list[float], missing: int = 0) -> Differences:
     return Differences(np.array(boxes, np.float32), np.zeros(len(boxes), np.float32), missing)
+
+
+def _agreement(precision: str, matched: int, spurious: int = 0) -> Agreement:
+    """Of 100 expected detections."""
+    tolerances, nothing = LIMITS[precision].tolerances, np.empty(0, np.float32)
+    return Agreement(tolerances, 100, (0,) * (len(tolerances) - 1) + (matched,), spurious, nothing, nothing)
+
+
+@pytest.mark.parametrize(("precision", "enough"), [("fp16", 98), ("int8", 90), ("engine", 98), ("repeated", 98)])
+def test_enough_detections_must_be_matched_within_the_widest_tolerance(precision: str, enough: int) -> None:
+    assert _agreement(precision, enough).keeps_to(LIMITS[precision])
+    assert not _agreement(precision, enough - 1).keeps_to(LIMITS[precision])
+
+
+def test_engines_may_have_few_extra_detections_and_files_any_number() -> None:
+    assert _agreement("engine", 100, spurious=2).keeps_to(LIMITS["engine"])
+    assert not _agreement("engine", 100, spurious=3).keeps_to(LIMITS["engine"])
+    assert _agreement("fp16", 100, spurious=50).keeps_to(LIMITS["fp16"])
+
+
+def test_a_file_of_lower_precision_that_loses_detections_is_refused() -> None:
+    good = ReducedPrecisionReport("test", "int8", 4, _agreement("int8", 90, spurious=1))
+    assert good.passed
+    assert str(good).endswith("0.9000 of 100 detections within 2 px, 0.05\n  1 extra detection")
+    bad = ReducedPrecisionReport("test", "fp16", 4, _agreement("fp16", 97))
+    assert not bad.passed
+    expected = (
+        r"x.onnx loses detections .* and was not written: only 0.970 .*at least 0.98.* `keep_fp32`.*`calibration`"
+    )
+    with pytest.raises(ExportError, match=expected):
+        bad.require("x.onnx")

@@ -20,6 +20,7 @@ from onnx import ModelProto
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo, read_metadata
 from rtdetr_deploy.errors import ExportError, OptionError, OutputError
 from rtdetr_deploy.files import atomic_write, write_bytes
+from rtdetr_deploy.images.frame import ImageLike
 from rtdetr_deploy.packages import require
 from rtdetr_deploy.runtimes import open_runtime
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, Gpu, import_cuda
@@ -33,7 +34,7 @@ from rtdetr_export.progress import Progress, Steps
 from rtdetr_export.result import ExportResult
 from rtdetr_export.trt.lint import Finding, lint, load_model
 from rtdetr_export.trt.options import ENGINE_SUFFIXES, EngineOptions
-from rtdetr_export.verify.engine import count_graph_nodes, verify_engine
+from rtdetr_export.verify.engine import EngineReport, count_graph_nodes, verify_engine
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -75,22 +76,28 @@ def build_engine(
         refuse_findings(lint(model), onnx.name)
         images = choose_images(calibration, info.height, info.width)
     with step("build the engine"):
-        content = _build_interruptibly(
-            onnx, options, info, lambda name, done, steps: step.say(f"{name} {done} of {steps}")
-        )
+        content = _build_interruptibly(onnx, options, info, lambda *phase: step.say("{} {} of {}".format(*phase)))
     engine_info = _describe(onnx, options, info, device, content)
-    with step(f"verify the engine on {plural(len(images), 'image')}"), ExitStack() as stack:
-        reference = open_runtime(onnx)
-        stack.callback(reference.close)
+    with step(f"verify the engine on {plural(len(images), 'image')}"):
         host_code = options.version_compatible
         engine = TensorRtRuntime(content, output.name, engine_info, cuda, device, host_code=host_code)
-        stack.callback(engine.close)
-        report = verify_engine(engine, reference, engine_info, images, count_graph_nodes(model))
+        report = _verify(engine, onnx, engine_info, images, count_graph_nodes(model))
         report.require(output.name)
-    with step(f"write {len(content) / 1e6:.0f} MB"), atomic_write(output) as beside:
+    with step(f"write {output.name}"), atomic_write(output) as beside:
         beside.write_bytes(content)
         write_bytes(sidecar_path(output), engine_info.to_json().encode())
     return ExportResult(output, info, report, engine_info=engine_info)
+
+
+def _verify(
+    engine: TensorRtRuntime, onnx: Path, engine_info: EngineInfo, images: Sequence[ImageLike], nodes: dict[str, int]
+) -> EngineReport:
+    """Compare the engine, which is closed then, with the ONNX file that it was built from."""
+    with ExitStack() as stack:
+        stack.callback(engine.close)
+        reference = open_runtime(onnx)
+        stack.callback(reference.close)
+        return verify_engine(engine, reference, engine_info, images, nodes)
 
 
 def _describe(onnx: Path, options: EngineOptions, info: ArtifactInfo, gpu: Gpu, content: bytes) -> EngineInfo:
