@@ -220,17 +220,38 @@ def test_values_outside_their_range_are_refused(changes: dict[str, Any], message
         EngineOptions(**changes)
 
 
-def test_the_command_builds_from_a_checkpoint_and_from_a_file(
-    world: World, r18_checkpoint: Path, small_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_one_call_does_what_the_command_does(
+    world: World, r18_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target = tmp_path / "cells.engine"
     command = ["--weights", str(r18_checkpoint), "--layers", "1", "--size", "64x96", "--precision", "fp16"]
-    assert main([*command, "--batch", "dynamic", "--max-batch", "2", "--output", str(target)]) == 0
-    text = capsys.readouterr().out
-    assert "batch 1 to 2, fp16, for TensorRT 10.13.3.9 on Tesla T4" in text
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "cells.engine", "cells.engine.json", "cells.engine.onnx",
+    command += ["--batch", "dynamic", "--max-batch", "2", "--output", str(tmp_path / "command.engine")]
+    assert main(command) == 0
+    assert "batch 1 to 2, fp16, for TensorRT 10.13.3.9 on Tesla T4" in capsys.readouterr().out
+    options = ExportOptions(
+        r18_checkpoint, tmp_path / "call.engine", layers=1, size=(64, 96), precision="fp16", batch=None,
+        engine=EngineOptions(max_batch=2),
+    )  # fmt: skip
+    steps: list[Step] = []
+    result = export(options, steps.append)
+    assert {path.name for path in tmp_path.glob("command*")} == {
+        "command.engine", "command.engine.json", "command.engine.onnx",
     }  # fmt: skip
+    for suffix in ("", ".json", ".onnx"):
+        one, other = (tmp_path / f"{name}.engine{suffix}" for name in ("command", "call"))
+        assert one.read_bytes() == other.read_bytes()
+    assert result.engine_info is not None
+    assert result.engine_info.profile == (1, 1, 2)
+    assert result.onnx is not None
+    assert result.onnx.path == tmp_path / "call.engine.onnx"
+    assert all(report is not None and report.passed for report in (result.report, result.onnx.report))
+    ended = [step.name for step in steps if step.seconds is not None]
+    assert ended.index("verify against torch") < ended.index("build the engine")
+    assert ended[-1] == "write call.engine"
+
+
+def test_the_command_builds_from_a_file(
+    world: World, small_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--weights", str(small_onnx), "--output", str(tmp_path / "small.engine")]) == 0
     assert "128x160, batch 1, fp32" in capsys.readouterr().out
     wrong = ["--weights", str(small_onnx), "--output", str(tmp_path / "x.engine")]
@@ -242,31 +263,6 @@ def test_the_command_builds_from_a_checkpoint_and_from_a_file(
     assert "expected GiB above 0" in capsys.readouterr().err
     assert main(["--weights", str(small_onnx), "--output", str(tmp_path / "x.onnx"), "--max-batch", "2"]) == 2
     assert "--max-batch is for engines; add --output NAME.engine" in capsys.readouterr().err
-
-
-def test_one_call_does_what_the_command_does(world: World, r18_checkpoint: Path, tmp_path: Path) -> None:
-    files = [tmp_path / "command.engine", tmp_path / "call.engine"]
-    command = ["--weights", str(r18_checkpoint), "--layers", "1", "--size", "64x96", "--precision", "fp16"]
-    assert main([*command, "--batch", "dynamic", "--max-batch", "2", "--output", str(files[0])]) == 0
-    steps: list[Step] = []
-    result = export(
-        ExportOptions(
-            r18_checkpoint, files[1], layers=1, size=(64, 96), precision="fp16", batch=None,
-            engine=EngineOptions(max_batch=2),
-        ),
-        steps.append,
-    )  # fmt: skip
-    assert files[0].read_bytes() == files[1].read_bytes()
-    assert sidecar_path(files[0]).read_text() == sidecar_path(files[1]).read_text()
-    assert result.onnx is not None
-    assert result.onnx.path == tmp_path / "call.engine.onnx"
-    assert result.onnx.path.read_bytes() == (tmp_path / "command.engine.onnx").read_bytes()
-    assert result.engine_info is not None
-    assert result.engine_info.profile == (1, 1, 2)
-    assert all(report is not None and report.passed for report in (result.report, result.onnx.report))
-    ended = [step.name for step in steps if step.seconds is not None]
-    assert ended.index("verify against torch") < ended.index("build the engine")
-    assert ended[-1] == "write call.engine"
 
 
 def test_an_engine_of_an_onnx_file_needs_no_torch(
