@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (see `EXAMPLES`)."""
     return run_main(
-        "rtdetr-export", lambda: _run(*parse_given(build_parser(), argv)), "nothing was written", spellings=SPELLINGS
+        "rtdetr-export", lambda: _run(*parse_given(build_parser(), argv)), "the output was not written", spellings=SPELLINGS
     )
 
 
