@@ -78,9 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (see `EXAMPLES`)."""
-    return run_main(
-        "rtdetr-export", lambda: _run(*parse_given(build_parser(), argv)), "the output was not written", spellings=SPELLINGS
-    )
+    interrupted = "the output was not written"
+    return run_main("rtdetr-export", lambda: _run(*parse_given(build_parser(), argv)), interrupted, spellings=SPELLINGS)
 
 
 def _run(arguments: argparse.Namespace, given: Collection[str]) -> int:

@@ -161,11 +161,11 @@ def test_as_many_blocks_are_taken_as_keep_detections() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"precision": "int8"}, "needs --calibration"),
-        ({"precision": "fp16", "non_int8_precision": "fp16"}, "add --precision int8"),
+        ({"precision": "int8"}, "needs `calibration`"),
+        ({"precision": "fp16", "non_int8_precision": "fp16"}, 'add `precision="int8"`'),
         (
             {"precision": "int8", "calibration": Path("x"), "non_int8_precision": "int8"},
-            "--non-int8-precision is fp32 or fp16",
+            "`non_int8_precision` is fp32 or fp16",
         ),
         ({"precision": "int8", "calibration": Path("x"), "non_int8_precision": "fp16", "opset": 17}, "needs opset 19"),
     ],

@@ -119,9 +119,9 @@ def test_patterns_keep_more_in_fp32(small_options: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"precision": "fp8"}, "unknown precision 'fp8'"),
-        ({"keep_fp32": ("a",)}, "add --precision fp16"),
-        ({"calibration": Path("x")}, "add --precision fp16"),
+        ({"precision": "fp8"}, "`precision` is 'fp8', expected fp32, fp16 or int8"),
+        ({"keep_fp32": ("a",)}, 'add `precision="fp16"`'),
+        ({"calibration": Path("x")}, 'add `precision="fp16"`'),
     ],
 )
 def test_options_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -222,8 +222,7 @@ def test_the_decoder_alone_in_half_keeps_every_query(name: str, tmp_path: Path) 
     spec, _, image = read_golden(name)
     options = {
         "weights": write_weights(name, tmp_path),
-        "height": spec["height"],
-        "width": spec["width"],
+        "size": (spec["height"], spec["width"]),
         "variant": VARIANTS[name],
         "raw_output": True,
         "verify": False,
