@@ -108,7 +108,7 @@ def test_same_input_gives_the_same_bytes(small_options: Any, small_onnx: Path) -
         {"sampler": "grid", "batch": "dynamic"},
         {"opset": 18, "queries": 50, "max_detections": 20, "layers": 1},
         {"opset": 19, "raw_output": True, "batch": 3},
-        {"raw_input": True, "layers": 3, "width": 64},
+        {"raw_input": True, "layers": 3, "size": (128, 64)},
         {"size": (64, 64), "batch": "dynamic"},
         {"variant": "r18-dsp"},
     ],
@@ -183,7 +183,7 @@ def test_images_too_large_for_the_memory_are_named(small_options: Any) -> None:
 
 
 def test_discrete_models_refuse_a_bilinear_sampler(small_options: Any) -> None:
-    with pytest.raises(OptionError, match="r18-dsp was trained with discrete sampling; leave --sampler grid out"):
+    with pytest.raises(OptionError, match="r18-dsp was trained with discrete sampling; leave `sampler` out"):
         export_onnx(small_options("no.onnx", variant="r18-dsp", sampler="grid"))
 
 
