@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rtdetr_deploy.artifacts.class_names import read_class_names
 from rtdetr_deploy.artifacts.weights_file import find_weights
 from rtdetr_deploy.errors import ExportError
 from rtdetr_deploy.files import check_writable, refuse_overwriting, require_file
-from rtdetr_deploy.images.frame import find_images
 from rtdetr_export.options import ExportOptions
 
 
@@ -20,6 +18,9 @@ def check_files(options: ExportOptions) -> ExportOptions:
     folder without images, `OptionError` for class names that can't be read, `OutputError` for an output that can't be
     written or is one of the inputs.
     """
+    from rtdetr_deploy.artifacts.class_names import read_class_names  # numpy: loaded where an interrupt is handled
+    from rtdetr_deploy.images.frame import find_images
+
     names = options.class_names
     read = [_find_weights(options), *([names] if isinstance(names, Path) else [])]
     if options.calibration is not None:
