@@ -220,7 +220,7 @@ def test_nothing_agrees_with_nothing() -> None:
 def test_the_decoder_alone_in_half_keeps_every_query(name: str, tmp_path: Path) -> None:
     """With the encoder's maps in FP32: at most one top class changes, boxes move by less than 0.1 px at the median."""
     spec, _, image = read_golden(name)
-    options = {
+    options: dict[str, Any] = {
         "weights": write_weights(name, tmp_path),
         "size": (spec["height"], spec["width"]),
         "variant": VARIANTS[name],
