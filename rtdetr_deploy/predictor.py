@@ -29,7 +29,16 @@ from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.images.frame import MAX_PIXELS, Color, Frame, ImageLike, check_max_pixels, load_frame
 from rtdetr_deploy.images.preprocess import RESIZERS, Resizer, prepare_batch
 from rtdetr_deploy.postprocess import check_finite, decode_raw, to_pixels
-from rtdetr_deploy.runtimes import Array, Device, FrameRuntime, Runtime, open_runtime
+from rtdetr_deploy.runtimes import (
+    Array,
+    DeviceBatch,
+    Feed,
+    PreprocessingRuntime,
+    Preprocessor,
+    Runtime,
+    RuntimeOptions,
+    open_runtime,
+)
 from rtdetr_deploy.signature import check_outputs, infer_signature
 
 MAX_DETECTIONS = 300
@@ -38,8 +47,8 @@ MAX_DETECTIONS = 300
 MAX_BATCH = 8
 """Images that go through a model of dynamic batch at once."""
 
-Prepared = Array | tuple[Frame, ...]
-"""The model's input, or the frames that the GPU will make it of."""
+Prepared = Array | DeviceBatch
+"""The model's input, or what the runtime will make it of."""
 
 
 class Predictor:
@@ -64,7 +73,7 @@ class Predictor:
         class_names: Sequence[str] | str | Path | None = None,
         resizer: Resizer = "opencv",
         threads: int | None = None,
-        device: Device | None = None,
+        device: str | None = None,
         size: tuple[int, int] | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -76,16 +85,15 @@ class Predictor:
         if class_names is not None and not isinstance(class_names, (str, Path, Sequence, np.ndarray)):
             raise OptionError(f"class_names is {class_names!r}, expected a list of names or a file with one per line")
         if isinstance(engine, (str, Path)):
-            self._runtime = open_runtime(engine, threads=threads, device=device)
+            self._runtime = open_runtime(engine, options=RuntimeOptions(device=device, threads=threads))
         elif isinstance(engine, Runtime):
             self._runtime = engine
         else:
             raise OptionError(f"engine is {engine!r}, expected a model file or what open_runtime returns")
         self._name = self._runtime.file
         try:
-            if resizer == "cuda" and not isinstance(self._runtime, FrameRuntime):
-                raise OptionError(f'resizer="cuda" is for TensorRT engines; {self._name} is run by {self.runtime}')
             self._contract = infer_signature(self._runtime, self._name, size)
+            self._preprocessor = self._find_preprocessor()
             self._names, self._names_source = self._decide_names(class_names)
         except BaseException:
             if isinstance(engine, (str, Path)):  # what was opened here; a GPU's memory isn't freed by itself
@@ -169,8 +177,8 @@ class Predictor:
         With the resizer "cuda" the frames are returned as they are: `infer` does the work.
         """
         contract = self._contract
-        if self._resizer == "cuda":
-            return tuple(frames)
+        if self._preprocessor is not None:
+            return self._preprocessor(frames, contract.batch or len(frames))
         batch = prepare_batch(frames, contract.height, contract.width, resizer=self._resizer, raw=contract.raw_input)
         missing = (contract.batch or 0) - len(frames)
         if missing > 0:
@@ -180,14 +188,10 @@ class Predictor:
     def infer(self, batch: Prepared) -> dict[str, Array]:
         """Run the model on a prepared batch (step 3 of 4) and return its outputs by role, e.g. "boxes"."""
         contract = self._contract
-        feed: dict[str, Array] = {}
+        feed: Feed = {contract.images.name: batch}
         if contract.sizes is not None:
-            feed[contract.sizes.name] = np.ones((contract.batch or len(batch), 2), contract.sizes.dtype)
-        if isinstance(batch, tuple):
-            assert isinstance(self._runtime, FrameRuntime)
-            outputs = self._runtime.run_frames(contract.images.name, batch, feed)
-        else:
-            outputs = self._runtime.run({contract.images.name: batch, **feed})
+            feed = {**feed, contract.sizes.name: np.ones((len(batch), 2), contract.sizes.dtype)}
+        outputs = self._runtime.run(feed)
         found = {role: outputs[name] for role, name in contract.roles.items()}
         check_outputs(contract.kind, {role: array.shape for role, array in found.items()}, self._name)
         return found
@@ -252,6 +256,14 @@ class Predictor:
             names=tuple(self._name_of(int(label)) for label in chosen),
             class_names=self._names,
         )
+
+    def _find_preprocessor(self) -> Preprocessor | None:
+        """Return the runtime's own preprocessor where the resizer is one of its; None for those of the host."""
+        if self._resizer != "cuda":
+            return None
+        if not isinstance(self._runtime, PreprocessingRuntime) or self._resizer not in self._runtime.resizers:
+            raise OptionError(f'`resizer="cuda"` is for TensorRT engines; {self._name} is run by {self.runtime}')
+        return self._runtime.preprocessor(self._contract.images.name, self._resizer, None)
 
     def _name_of(self, label: int) -> str:
         return self._names[label] if 0 <= label < len(self._names) else f"class {label}"

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rtdetr_deploy.artifacts.metadata import ArtifactInfo, OutputKind, read_metadata
+from rtdetr_deploy.artifacts.metadata import ArtifactInfo, OutputKind
 from rtdetr_deploy.errors import ArtifactError, OptionError
-from rtdetr_deploy.runtimes import Runtime, TensorSpec
+from rtdetr_deploy.runtimes.protocol import Runtime, TensorSpec
 from rtdetr_deploy.words import plural
 
 EXPECTED = "expected images -> labels, boxes, scores (or logits, boxes), optionally with orig_target_sizes"
@@ -43,13 +43,13 @@ class IOSignature:
 
 
 def infer_signature(runtime: Runtime, name: str, size: tuple[int, int] | None = None) -> IOSignature:
-    """Return the contract of a loaded model; `size` (height, width) is needed where the file leaves it open.
+    """Return the signature of a loaded model; `size` (height, width) is needed where the file leaves it open.
 
     Raises `ArtifactError` when the inputs or outputs are not a detector's.
     """
     if size is not None and not _is_size(size):
         raise OptionError(f"size is {size!r}, expected (height, width) in pixels")
-    info = read_metadata(runtime.metadata, name)
+    info = runtime.info
     images, sizes = _find_inputs(runtime.inputs, name)
     kind, roles = _find_outputs(runtime.outputs, name)
     raw_input = images.dtype == np.uint8
@@ -113,7 +113,7 @@ def _find_inputs(specs: Sequence[TensorSpec], name: str) -> tuple[TensorSpec, Te
     images = [spec for spec in specs if len(spec.shape) == 4 and spec.dtype.kind in "fu" and _is_image(spec)]
     sizes = [spec for spec in specs if len(spec.shape) == 2 and spec.dtype.kind in "if" and spec.shape[1] in (2, None)]
     if len(images) != 1 or len(images) + len(sizes) != len(specs) or len(sizes) > 1:
-        found = ", ".join(f"{spec.name} {_shape(spec)}" for spec in specs) or "none"
+        found = ", ".join(map(str, specs)) or "none"
         raise ArtifactError(f"{name} is not an RT-DETR detector: its inputs are {found}; {EXPECTED}")
     return images[0], sizes[0] if sizes else None
 
@@ -141,9 +141,5 @@ def _find_outputs(specs: Sequence[TensorSpec], name: str) -> tuple[OutputKind, d
         chosen = {role: output for role in needed if (output := roles[role]) is not None}
         if len(chosen) == len(needed):
             return kind, chosen
-    found = ", ".join(f"{spec.name} {_shape(spec)}" for spec in specs)
+    found = ", ".join(map(str, specs))
     raise ArtifactError(f"{name} is not an RT-DETR detector: its outputs are {found}; {EXPECTED}")
-
-
-def _shape(spec: TensorSpec) -> str:
-    return f"{spec.dtype}[{', '.join('?' if axis is None else str(axis) for axis in spec.shape)}]"

@@ -59,9 +59,13 @@ class ArtifactInfo:
         if min(self.height, self.width) < 1 or (self.batch is not None and self.batch < 1):
             raise ArtifactError(f"input {self.height}x{self.width}, batch {self.batch} is not a size")
 
+    def to_stored(self) -> dict[str, Any]:
+        """Return what is stored, as a map that JSON can hold; see `read_stored`."""
+        return {"format": FORMAT, **asdict(self)}
+
     def to_json(self) -> str:
         """Return the JSON text that is stored, with sorted keys."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True, ensure_ascii=False)
+        return json.dumps(self.to_stored(), sort_keys=True, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,16 @@ def read_metadata(metadata: Mapping[str, str], name: str) -> ArtifactInfo | None
         return None
     try:
         stored = json.loads(text)
-        written = int(stored.pop("format"))
-    except (ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{name} has a damaged {METADATA_KEY} metadata entry; export it again") from error
+    return read_stored(stored, name)
+
+
+def read_stored(stored: Any, name: str) -> ArtifactInfo:
+    """Return the facts that `ArtifactInfo.to_stored` made a map of. Raises `ArtifactError` as `read_metadata` does."""
+    try:
+        written = int(stored["format"])
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ArtifactError(f"{name} has a damaged {METADATA_KEY} metadata entry; export it again") from error
     if not 1 <= written <= FORMAT:
         raise ArtifactError(

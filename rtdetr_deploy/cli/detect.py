@@ -32,7 +32,6 @@ def build_parser() -> argparse.ArgumentParser:
     from rtdetr_deploy.cli.arguments import path_argument
     from rtdetr_deploy.images.frame import MAX_PIXELS
     from rtdetr_deploy.images.preprocess import RESIZERS
-    from rtdetr_deploy.runtimes import DEVICES
 
     parser = argparse.ArgumentParser(
         prog="rtdetr-detect",
@@ -60,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--resizer", choices=RESIZERS, default=RESIZERS[0], help="library that resizes (default: %(default)s)")
     add("--threads", type=int, metavar="N", help="threads of the engine (default: the engine decides)")
-    add("--device", choices=DEVICES, help="where the model runs (default: engines on the GPU, all else on the CPU)")
+    add("--device", metavar="DEVICE", help="where the model runs (default: engines on the GPU, all else on the CPU)")
     add("--size", metavar="SIZE", help="640 or HEIGHTxWIDTH, for third-party models that leave it open")
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="largest image decoded (default: %(default)s)")
     add(

@@ -172,20 +172,25 @@ def test_missing_onnx_runtime_is_named(small_onnx: Path, monkeypatch: pytest.Mon
 def test_a_device_that_is_not_there_is_never_replaced(small_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
-    with pytest.raises(OptionError, match="unknown device 'npu'; choose one of cpu, cuda"):
-        Predictor(small_onnx, device=cast("Any", "npu"))
+    with pytest.raises(OptionError, match="`device` is 'npu', but ONNX Runtime runs on cpu, cuda or cuda:1"):
+        Predictor(small_onnx, device="npu")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(MissingPackageError, match=r"no CUDAExecutionProvider; .*pip install 'onnxruntime-gpu>="):
         Predictor(small_onnx, device="cuda")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     original = onnxruntime.InferenceSession
 
-    def falls_back(path: str, options: Any, providers: list[str]) -> Any:
+    asked: list[Any] = []
+
+    def falls_back(path: str, options: Any, providers: list[Any]) -> Any:
+        asked.extend(providers)
         return original(path, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)
-    with pytest.raises(ArtifactError, match="CUDAExecutionProvider could not be started"):
-        Predictor(small_onnx, device="cuda")
+    for device in ("cuda", "CUDA:1"):
+        with pytest.raises(ArtifactError, match="CUDAExecutionProvider could not be started"):
+            Predictor(small_onnx, device=device)
+    assert asked == ["CUDAExecutionProvider", ("CUDAExecutionProvider", {"device_id": 1})]
 
 
 def test_facts_of_the_wrong_kind_are_named(small_onnx: Path) -> None:

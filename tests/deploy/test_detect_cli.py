@@ -362,7 +362,7 @@ def test_empty_names_are_refused(
     [
         ([""], "the name of an image is empty"),
         (["{folder}", "--max-pixels", "0"], "max_pixels is 0, expected a whole number from 1"),
-        (["{folder}", "--threads", "100000"], "threads is 100000, expected a whole number from 1 to"),
+        (["{folder}", "--threads", "100000"], "--threads is 100000, expected a whole number from 1 to"),
         (["{folder}", "--size", ""], "size '' is not understood"),
         (["{folder}", "--font", "{folder}/b.png"], "can't read the font"),
         (["{folder}", "--output", "{folder}/loop"], "loop is not a folder"),

@@ -190,7 +190,7 @@ def test_a_closed_predictor_says_so(small_onnx: Path, picture: NDArray[np.uint8]
 
 def test_threads_must_be_positive(small_onnx: Path) -> None:
     for threads in (0, 10**11, 4 * (os.cpu_count() or 1) + 1, 2.5, "2", True):
-        with pytest.raises(OptionError, match=f"threads is {threads!r}, expected a whole number from 1 to"):
+        with pytest.raises(OptionError, match=f"`threads` is {threads!r}, expected a whole number from 1 to"):
             Predictor(small_onnx, threads=cast("Any", threads))
     with Predictor(small_onnx, threads=1) as single:
         single.warmup(1)

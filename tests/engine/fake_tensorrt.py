@@ -11,13 +11,13 @@ import ctypes
 import enum
 import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import onnx
 
 from fake_cuda import FakeCuda
+from rtdetr_deploy.runtimes.options import RuntimeOptions
 from rtdetr_deploy.runtimes.ort import open_model
 
 __version__ = "10.13.3.9"
@@ -107,12 +107,8 @@ class Runtime:
 
 
 def _open_session(content: bytes) -> Any:
-    """Open the bytes as ONNX Runtime's own runtime opens a file: INT8 that meets FP16 is not optimized wrongly."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "engine.onnx")
-        path.write_bytes(content)
-        runtime = open_model(path, None, None)
-    return runtime._session
+    """Open the bytes as ONNX Runtime's own runtime does: INT8 that meets FP16 is not optimized wrongly."""
+    return open_model(content, RuntimeOptions())._session
 
 
 class ICudaEngine:

@@ -28,7 +28,7 @@ from rtdetr_deploy import (
     ThirdPartyInfo,
     open_runtime,
 )
-from rtdetr_deploy.artifacts.metadata import read_metadata
+from rtdetr_deploy.runtimes import RuntimeOptions
 from rtdetr_deploy.runtimes.trt.runtime import TensorRtRuntime
 from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo, sidecar_path
 
@@ -40,10 +40,7 @@ pytest.importorskip("onnxruntime")
 
 def make_engine(onnx: Path, folder: Path, **changes: Any) -> Path:
     """Write an engine for the double, with its sidecar."""
-    from rtdetr_deploy.runtimes.ort import open_model
-
-    model = open_model(onnx, None, "cpu")
-    info = read_metadata(model.metadata, onnx.name)
+    info = open_runtime(onnx).info
     assert info is not None
     path = folder / f"{onnx.stem}.engine"
     path.write_bytes(fake_tensorrt.MAGIC + onnx.read_bytes())
@@ -155,10 +152,10 @@ def test_threads_share_an_engine(world: fake_tensorrt.World, engine: Path) -> No
 @pytest.mark.parametrize(
     ("feed", "message"),
     [
-        (_feed(5), "batch 5 is outside this engine's range 1 to 4"),
-        (_feed(0), "batch 0 is outside"),
-        ({"images": _feed(1)["images"].astype(np.float32)}, "takes images as uint8"),
-        ({"images": _feed(1)["images"][:, :64]}, r"not uint8\(64, 160, 3\)"),
+        (_feed(5), "batch 5 is outside the range of dynamic.engine, 1 to 4"),
+        (_feed(0), r"not uint8\[0, 128, 160, 3\]"),
+        ({"images": _feed(1)["images"].astype(np.float32)}, r"takes images uint8\[\?, 128, 160, 3\], not float32"),
+        ({"images": _feed(1)["images"][:, :64]}, r"not uint8\[1, 64, 160, 3\]"),
         ({"pictures": _feed(1)["images"]}, "takes images, not"),
     ],
 )
@@ -281,11 +278,34 @@ def test_no_gpu_is_one_clear_line(gpus: int, world: fake_tensorrt.World, engine:
 
 
 def test_options_that_engines_do_not_have_are_refused(world: fake_tensorrt.World, engine: Path) -> None:
-    with pytest.raises(OptionError, match="runs on NVIDIA GPUs only"):
-        open_runtime(engine, device="cpu")
-    with pytest.raises(OptionError, match="has no threads"):
-        open_runtime(engine, threads=2)
-    open_runtime(engine, device="cuda").close()
+    with pytest.raises(
+        OptionError, match=r'`device="cpu"` is not for engines: dynamic.engine runs on NVIDIA GPUs only'
+    ):
+        open_runtime(engine, options=RuntimeOptions(device="cpu"))
+    with pytest.raises(OptionError, match="`device` is 'npu', but TensorRT runs on cpu, cuda or cuda:1"):
+        open_runtime(engine, options=RuntimeOptions(device="npu"))
+    with pytest.raises(OptionError, match="`threads` is not for engines"):
+        open_runtime(engine, options=RuntimeOptions(threads=2))
+    open_runtime(engine, options=RuntimeOptions(device="cuda")).close()
+
+
+def test_the_gpu_of_a_number_is_used_by_every_thread(world: fake_tensorrt.World, engine: Path) -> None:
+    world.cuda.gpus = 2
+    with pytest.raises(DeviceError, match="GPU 2 can't be used: CUDA finds 2 GPUs, counted from 0"):
+        open_runtime(engine, options=RuntimeOptions(device="cuda:2"))
+    runtime = open_runtime(engine, options=RuntimeOptions(device="cuda:1"))
+    assert world.cuda.current == 1
+    for use in (lambda: runtime.run(_feed(1)), runtime.close):
+        world.cuda.current = 0  # as in a thread that has used another one
+        use()
+        assert world.cuda.current == 1
+
+
+def test_content_is_opened_as_a_third_party_engine(world: fake_tensorrt.World, engine: Path) -> None:
+    runtime = open_runtime(engine.read_bytes(), runtime="tensorrt")
+    assert (runtime.file, runtime.info, runtime.metadata) == ("the engine", None, {})
+    assert runtime.run(_feed(1))["scores"].shape == (1, 300)
+    runtime.close()
 
 
 @pytest.mark.parametrize(("hidden", "package"), [("tensorrt", "tensorrt"), ("cuda.bindings", "cuda-python")])

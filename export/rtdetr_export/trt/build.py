@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rtdetr_deploy.artifacts.metadata import ArtifactInfo, read_metadata
+from rtdetr_deploy.artifacts.metadata import ArtifactInfo
 from rtdetr_deploy.errors import ExportError, OptionError, OutputError
 from rtdetr_deploy.files import atomic_write, require_file, write_bytes
 from rtdetr_deploy.images.frame import ImageLike
@@ -167,7 +167,7 @@ def read_onnx_info(path: Path) -> ArtifactInfo:
     """Return what is stored in an ONNX file of ours. Raises `ArtifactError`, or `ExportError` for third-party files."""
     require_file(path, ExportError)
     runtime = open_runtime(path)
-    info = read_metadata(runtime.metadata, path.name)
+    info = runtime.info
     runtime.close()
     if info is None:
         raise ExportError(f"{path.name} was not written by rtdetr-export, so its engine could not be verified")
