@@ -79,11 +79,26 @@ def _make_engine(onnx: Path, folder: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def runtime(opening: Opening) -> Iterator[Runtime]:
-    opened = opening.open()
+@pytest.fixture(scope="session")
+def kept_open() -> Iterator[dict[tuple[Path, str | None], Runtime]]:
+    """Runtimes that the tests that only run them share."""
+    opened: dict[tuple[Path, str | None], Runtime] = {}
     yield opened
-    opened.close()
+    for one in opened.values():
+        one.close()
+
+
+@pytest.fixture
+def runtime(opening: Opening, kept_open: dict[tuple[Path, str | None], Runtime]) -> Iterator[Runtime]:
+    if opening.path.suffix == ".engine":  # its doubles count at the end of each test what was not given back
+        opened = opening.open()
+        yield opened
+        opened.close()
+    else:
+        key = (opening.path, opening.runtime)
+        if key not in kept_open:
+            kept_open[key] = opening.open()
+        yield kept_open[key]
 
 
 def test_every_runtime_is_in_the_suite() -> None:
@@ -124,7 +139,8 @@ def test_detections_are_those_of_onnx_runtime(opening: Opening, small_onnx: Path
             assert np.abs(found.scores - expected.scores).max() < 0.02  # one of them rounds pixels to bytes
 
 
-def test_outputs_belong_to_the_caller(runtime: Runtime) -> None:
+def test_outputs_belong_to_the_caller(opening: Opening) -> None:
+    runtime = opening.open()
     first = runtime.run(feed_of(runtime))
     kept = {name: array.copy() for name, array in first.items()}
     second = runtime.run(feed_of(runtime, seed=1))
@@ -155,7 +171,7 @@ def test_threads_get_the_answers_that_one_gets(runtime: Runtime) -> None:
     feeds = [feed_of(runtime, 1 + seed % 2, seed) for seed in range(4)]
     expected = [runtime.run(feed) for feed in feeds]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(runtime.run, feeds * 3))
+        found = list(pool.map(runtime.run, feeds * 2))
     for index, outputs in enumerate(found):
         assert all(np.array_equal(outputs[name], array) for name, array in expected[index % 4].items())
 
