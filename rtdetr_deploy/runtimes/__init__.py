@@ -121,7 +121,8 @@ def _find_file(model: str | Path, runtime: str | None) -> tuple[Path, str]:
         hint = f"`runtime` may be {' or '.join(others)} for it" if others else "no runtime opens such a file"
         known = ", ".join(RUNTIMES[name].suffixes)
         raise OptionError(f'`runtime="{name}"` opens {known}, not {path.name}; {hint}')
-    if not path.is_dir() and require_file(path, ArtifactError) == 0:
+    opens_folder = RUNTIMES[name].folders and path.is_dir()
+    if not opens_folder and require_file(path, ArtifactError) == 0:
         raise ArtifactError(f"{path} is empty; export the model again")
     return path, name
 

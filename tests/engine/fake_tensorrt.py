@@ -41,10 +41,12 @@ class DataType(enum.Enum):
     FLOAT = "tensor(float)"
     UINT8 = "tensor(uint8)"
     INT32 = "tensor(int32)"
+    INT64 = "tensor(int64)"
 
 
 def nptype(trt_type: DataType) -> Any:
-    return {DataType.FLOAT: np.float32, DataType.UINT8: np.uint8, DataType.INT32: np.int32}[trt_type]
+    types = {DataType.FLOAT: np.float32, DataType.UINT8: np.uint8, DataType.INT32: np.int32, DataType.INT64: np.int64}
+    return types[trt_type]
 
 
 class ILogger:
