@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from rtdetr_deploy.images.frame import find_images
     from rtdetr_deploy.predictor import Predictor
-    from rtdetr_deploy.runtimes import open_runtime
+    from rtdetr_deploy.runtimes import RuntimeOptions, open_runtime
 
     __version__: str
 
@@ -43,6 +43,7 @@ __all__ = [
     "OutputError",
     "Predictor",
     "RtdetrError",
+    "RuntimeOptions",
     "ThirdPartyInfo",
     "find_images",
     "open_runtime",
@@ -56,6 +57,7 @@ _MODULES = {
     "Detection": "detections",
     "Detections": "detections",
     "Predictor": "predictor",
+    "RuntimeOptions": "runtimes",
     "find_images": "images.frame",
     "open_runtime": "runtimes",
 }

@@ -84,9 +84,8 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> OpenVinoRuntime:
     those that it doesn't know, and for threads of devices other than the CPU.
     """
     openvino = require("openvino", "running models with OpenVINO", "openvino")
-    device = (options.device or "CPU").upper()
     core = openvino.Core()
-    _check_device(device, core.available_devices)
+    device = _find_device(options.device or "CPU", core.available_devices)
     file = model.name if isinstance(model, Path) else "the ONNX model"
     xml = isinstance(model, Path) and model.suffix.lower() == ".xml"
     if isinstance(model, Path) and xml:
@@ -106,16 +105,21 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> OpenVinoRuntime:
     return OpenVinoRuntime(loaded, compiled, file, f"OpenVINO {version} ({device})", graph)
 
 
-def _check_device(device: str, available: list[str]) -> None:
-    """Raise `OptionError` for a device that OpenVINO doesn't know, `DeviceError` for one that is not there."""
+def _find_device(given: str, available: list[str]) -> str:
+    """Return a device as OpenVINO spells it.
+
+    Raises `OptionError` for one that OpenVINO doesn't know, `DeviceError` for one that is not there.
+    """
+    device = given.upper()
     first, _, listed = device.partition(":")
     for name in listed.split(",") if first in COMBINED and listed else [device]:
         kind = name.lstrip("-").partition("(")[0].partition(".")[0]
         if kind not in DEVICES + COMBINED:
             known = ", ".join(DEVICES + COMBINED)
-            raise OptionError(f"`device` is {device!r}, but OpenVINO runs on {known}")
+            raise OptionError(f"`device` is {given!r}, but OpenVINO runs on {known}")
         if kind in DEVICES and not any(there.partition(".")[0] == kind for there in available):
             raise DeviceError(f"OpenVINO finds no {kind} here, only {', '.join(available)}; is its driver installed?")
+    return device
 
 
 def _check_xml(path: Path) -> None:

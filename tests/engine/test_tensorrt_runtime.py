@@ -124,6 +124,7 @@ def test_inputs_must_have_the_same_number_of_rows(world: fake_tensorrt.World, tm
     path = tmp_path / "third.engine"
     path.write_bytes(fake_tensorrt.MAGIC + write_released_style(tmp_path / "third.onnx").read_bytes())
     runtime = open_runtime(path)
+    feed: dict[str, NDArray[Any]]
     feed = {"images": np.zeros((1, 3, 64, 96), np.float32), "orig_target_sizes": np.ones((1, 2), np.int64)}
     assert runtime.run(feed)["boxes"].shape == (1, 2, 4)
     with pytest.raises(ArtifactError, match="third.engine takes the same number of rows in each input"):

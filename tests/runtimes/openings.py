@@ -16,7 +16,7 @@ HEIGHT, WIDTH = 128, 160
 
 @dataclass(frozen=True)
 class Opening:
-    """A model file and the runtime that opens it; `same_file` where it runs the file that ONNX Runtime runs."""
+    """A model file, the runtime that opens it (None: by its suffix), and what that runtime can do here."""
 
     path: Path
     runtime: str | None
@@ -26,8 +26,13 @@ class Opening:
     max_batch: int | None = None
 
     def open(self, **options: Any) -> Runtime:
-        """Return the opened runtime; the test closes it."""
-        return open_runtime(self.path, self.runtime, RuntimeOptions(**options))
+        """Return the opened runtime; whoever asks closes it."""
+        settings = RuntimeOptions(**options)
+        if self.runtime == "torch":  # of as many layers as the exported files have
+            from rtdetr_deploy.runtimes.eager import open_checkpoint
+
+            return open_checkpoint(self.path, layers=2, options=settings)
+        return open_runtime(self.path, self.runtime, settings)
 
 
 def feed_of(runtime: Runtime, rows: int = 1, seed: int = 0) -> dict[str, Array]:

@@ -81,7 +81,7 @@ def test_devices_that_stand_for_others_may_be_named(device: str, small_onnx: Pat
 @pytest.mark.parametrize(
     ("device", "error", "message"),
     [
-        ("cuda", OptionError, "`device` is 'CUDA', but OpenVINO runs on CPU, GPU, NPU, AUTO, MULTI, HETERO"),
+        ("cuda", OptionError, "`device` is 'cuda', but OpenVINO runs on CPU, GPU, NPU, AUTO, MULTI, HETERO"),
         ("AUTO:TPU,CPU", OptionError, "`device` is 'AUTO:TPU,CPU', but OpenVINO runs on"),
         ("gpu.7", DeviceError, "OpenVINO finds no GPU here, only CPU"),
         ("auto:npu,cpu", DeviceError, "OpenVINO finds no NPU here"),
