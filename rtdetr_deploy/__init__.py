@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         OutputError,
         RtdetrError,
     )
-    from rtdetr_deploy.images.frame import find_images
+    from rtdetr_deploy.images.find import find_images
     from rtdetr_deploy.predictor import Predictor
     from rtdetr_deploy.runtimes import RuntimeOptions, open_runtime
 
@@ -58,7 +58,7 @@ _MODULES = {
     "Detections": "detections",
     "Predictor": "predictor",
     "RuntimeOptions": "runtimes",
-    "find_images": "images.frame",
+    "find_images": "images.find",
     "open_runtime": "runtimes",
 }
 """Where names are defined; all others are errors."""

@@ -59,14 +59,17 @@ def infer_signature(runtime: Runtime, name: str, size: tuple[int, int] | None = 
             raise ArtifactError(f"{name} takes {height}x{width} images; size={size[0]}x{size[1]} doesn't fit")
         height, width = size
     if height is None or width is None:
-        raise ArtifactError(f"{name} leaves its image size open; say which to use: size=(640, 640), or --size 640")
+        raise ArtifactError(f"{name} leaves its image size open; give `size`, its (height, width) in pixels")
     shapes = {spec.name: spec.shape for spec in runtime.outputs}
     check_outputs(kind, {role: shapes[output] for role, output in roles.items()}, name)
     batch = images.shape[0]
     if info is not None:
+        found = {"outputs": kind, "height": height, "width": width, "batch": batch, "raw_input": raw_input}
         counted = {spec.name: spec.classes for spec in runtime.outputs}
         classes = shapes[roles["logits"]][-1] if kind == "raw" else counted[roles["labels"]]
-        _check_info(info, {"outputs": kind, "height": height, "width": width, "batch": batch}, classes, name)
+        if kind == "raw" and classes is not None:
+            classes = info.decoding.count_classes(classes)
+        _check_info(info, found, classes, name)
     return IOSignature(images, sizes, height, width, batch, raw_input, kind, roles, info)
 
 
@@ -75,7 +78,7 @@ def _is_size(size: object) -> bool:
 
 
 def _check_info(info: ArtifactInfo, found: Mapping[str, object], classes: int | None, name: str) -> None:
-    """Raise `ArtifactError` where the stored facts are not those of the file; `classes` is None where it is unknown."""
+    """Raise `ArtifactError` where the stored metadata doesn't fit the file; `classes` is None where it is unknown."""
     for field, value in found.items():
         if getattr(info, field) != value:
             raise ArtifactError(

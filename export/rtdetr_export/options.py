@@ -157,7 +157,7 @@ def check_files(options: ExportOptions) -> None:
     Raises `CheckpointError` for missing weights, `ImageError` for a calibration folder without images, `OutputError`
     for an output that can't be written or is one of the inputs.
     """
-    from rtdetr_deploy.images.frame import find_images
+    from rtdetr_deploy.images.find import find_images
 
     weights = find_weights(options.weights)
     if options.calibration is not None:

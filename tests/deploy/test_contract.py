@@ -56,7 +56,7 @@ def test_raw_export_equals_the_export_with_detections(small_options: Any, small_
 def test_an_open_image_size_must_be_chosen(tmp_path: Path) -> None:
     logits, boxes = np.zeros((1, 2, 3), np.float32), np.full((1, 2, 4), 0.5, np.float32)
     path = write_raw_style(tmp_path / "open.onnx", logits, boxes, size="S")
-    with pytest.raises(ArtifactError, match=r"leaves its image size open; .*size=\(640, 640\), or --size 640"):
+    with pytest.raises(ArtifactError, match=r"leaves its image size open; give `size`, its \(height, width\)"):
         Predictor(path)
     for size in ((0, 64), (64, -64), (64,)):
         with pytest.raises(OptionError, match=r"expected \(height, width\) in pixels"):
@@ -193,16 +193,20 @@ def test_a_device_that_is_not_there_is_never_replaced(small_onnx: Path, monkeypa
     assert asked == ["CUDAExecutionProvider", ("CUDAExecutionProvider", {"device_id": 1})]
 
 
-def test_facts_of_the_wrong_kind_are_named(small_onnx: Path) -> None:
+def test_metadata_of_the_wrong_kind_is_named(small_onnx: Path) -> None:
     info = Predictor(small_onnx).info
     assert isinstance(info, ArtifactInfo)
     for change, message in (
-        ({"height": "640"}, "height of a model is '640', expected int"),
-        ({"class_names": 5}, "class_names of a model is 5"),
-        ({"class_names": [1, 2]}, "names for all"),
+        ({"height": "640"}, "`height` is '640', expected int in a model"),
+        ({"class_names": 5}, "`class_names` is 5, expected tuple"),
+        ({"class_names": [1, 2]}, r"`class_names` is \(1, 2\), expected tuple"),
         ({"class_names": []}, "at least one class"),
-        ({"verified": 1}, "verified of a model is 1, expected bool"),
+        ({"verified": 1}, "`verified` is 1, expected bool"),
         ({"batch": 0}, "batch 0 is not a size"),
+        ({"height": -1}, "input -1x160, batch 1 is not a size"),
+        ({"height": 256}, "`preprocess` is for another input than 256x160"),
+        ({"raw_input": True}, "`preprocess` is for another input than 128x160"),
+        ({"outputs": "boxes"}, "`outputs` is 'boxes', expected 'detections' or 'raw'"),
     ):
         text = json.dumps({**json.loads(info.to_json()), **change})
         with pytest.raises(ArtifactError, match=message):
@@ -240,7 +244,7 @@ def test_names_that_are_not_as_many_as_the_labels_are_refused(small_onnx: Path, 
         ({"class_names": ["a", "b"]}, "odd.onnx has 3 classes, but its metadata names 2; export it again"),
         ({"class_names": list("abcdefghi")}, "odd.onnx has 3 classes, but its metadata names 9"),
         ({"max_detections": -5}, "odd.onnx has max_detections -5 in its metadata, expected at least 1"),
-        ({"height": 256}, "odd.onnx has height 128, but its metadata says 256"),
+        ({"height": 256, "preprocess": None}, "odd.onnx has height 128, but its metadata says 256"),
         ({"batch": 4}, "odd.onnx has batch 1, but its metadata says 4"),
         ({"outputs": "detections"}, "odd.onnx has outputs raw, but its metadata says detections"),
     ],
