@@ -71,7 +71,7 @@ def test_huge_logits_of_any_kind_give_finite_scores(kind: str) -> None:
 
 
 def test_a_no_object_class_counts_as_none_of_the_classes() -> None:
-    assert [ScoreDecoding(kind).count_classes(81) for kind in ("sigmoid", "one-class", "softmax")] == [81, 81, 80]  # type: ignore[arg-type]
+    assert [ScoreDecoding(kind).count_classes(81) for kind in ("sigmoid", "one-class", "softmax")] == [81, 81, 80]
     with pytest.raises(ArtifactError, match="a model with 5 logits per query has no class 5 for no object"):
         decode_raw(np.zeros((2, 5), np.float32), BOXES, 2, ScoreDecoding("softmax", 5))
 

@@ -65,7 +65,7 @@ def test_mean_std_and_scale_are_applied_in_the_model_s_channel_order(picture: ND
 
 
 def test_a_uint8_input_may_be_bgr(picture: NDArray[np.uint8]) -> None:
-    spec = PreprocessSpec(picture.shape[:2], color="bgr", scale=1.0, layout="nhwc", dtype="uint8")  # type: ignore[arg-type]
+    spec = PreprocessSpec(picture.shape[:2], color="bgr", scale=1.0, layout="nhwc", dtype="uint8")
     assert np.array_equal(HostPreprocessor(spec)([Frame(picture, rgb=False)], 1)[0], picture)
     assert np.array_equal(HostPreprocessor(spec)([Frame(picture, rgb=True)], 1)[0], picture[:, :, ::-1])
 
@@ -86,7 +86,7 @@ def test_the_filter_is_the_one_of_training(resizer: Resizer, how: int, picture: 
     if resizer == "opencv":
         expected = cv2.resize(picture, (50, 40), interpolation=how)
     else:
-        expected = np.asarray(Image.fromarray(picture).resize((50, 40), how))  # type: ignore[arg-type,assignment]
+        expected = np.asarray(Image.fromarray(picture).resize((50, 40), how))
     assert np.array_equal(found, expected)
 
 

@@ -113,10 +113,7 @@ def test_an_error_of_the_source_comes_after_the_results_before_it() -> None:
         yield from map(gray, range(5))
         raise RuntimeError("the camera is gone")
 
-    found = []
-    with pytest.raises(RuntimeError, match="the camera is gone"):
-        found.extend(Predictor(FakeRuntime(2), 0.0).stream(images()))
-    found = []
+    found: list[Detections] = []
     with pytest.raises(RuntimeError, match="the camera is gone"):
         for result in Predictor(FakeRuntime(2), 0.0).stream(images()):
             found.append(result)
@@ -124,7 +121,7 @@ def test_an_error_of_the_source_comes_after_the_results_before_it() -> None:
 
 
 def test_an_image_that_can_not_be_read_ends_the_stream_in_its_turn(tmp_path: Path) -> None:
-    images = [gray(1), gray(2), tmp_path / "none.png", gray(3)]
+    images: list[Any] = [gray(1), gray(2), tmp_path / "none.png", gray(3)]
     found: list[Detections] = []
     with pytest.raises(ImageError, match="none.png"):
         for result in Predictor(FakeRuntime(4), 0.0).stream(images):

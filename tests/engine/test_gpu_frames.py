@@ -169,7 +169,7 @@ def test_what_is_missing_is_one_clear_line(
 ) -> None:
     with pytest.raises(OptionError, match=r'`resizer="cuda"` is for TensorRT engines; .* is run by ONNX Runtime'):
         Predictor(small_onnx, resizer="cuda")
-    with pytest.raises(OptionError, match="works on the GPU"):
+    with pytest.raises(OptionError, match="does not work on the CPU; choose opencv or pillow"):
         prepare_batch([Frame(picture, rgb=True)], 8, 8, resizer="cuda")
     bindings: Any = sys.modules["cuda.bindings"]
     with Predictor(make_engine(dynamic_onnx, tmp_path), resizer="cuda") as predictor:
