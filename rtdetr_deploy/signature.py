@@ -48,7 +48,7 @@ def infer_signature(runtime: Runtime, name: str, size: tuple[int, int] | None = 
     Raises `ArtifactError` when the inputs or outputs are not a detector's.
     """
     if size is not None and not _is_size(size):
-        raise OptionError(f"size is {size!r}, expected (height, width) in pixels")
+        raise OptionError(f"`size` is {size!r}, expected (height, width) in pixels")
     info = runtime.info
     images, sizes = _find_inputs(runtime.inputs, name)
     kind, roles = _find_outputs(runtime.outputs, name)
@@ -56,7 +56,7 @@ def infer_signature(runtime: Runtime, name: str, size: tuple[int, int] | None = 
     height, width = (images.shape[1], images.shape[2]) if raw_input else (images.shape[2], images.shape[3])
     if size is not None:
         if (height or size[0], width or size[1]) != tuple(size):
-            raise ArtifactError(f"{name} takes {height}x{width} images; size={size[0]}x{size[1]} doesn't fit")
+            raise ArtifactError(f"{name} takes {height}x{width} images; `size` {size[0]}x{size[1]} doesn't fit")
         height, width = size
     if height is None or width is None:
         raise ArtifactError(f"{name} leaves its image size open; give `size`, its (height, width) in pixels")

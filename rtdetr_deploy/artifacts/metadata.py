@@ -128,7 +128,7 @@ def read_metadata(metadata: Mapping[str, str], name: str) -> ArtifactInfo | None
 
 
 def read_stored(stored: Any, name: str) -> ArtifactInfo:
-    """Return the facts that `ArtifactInfo.to_stored` made a map of. Raises `ArtifactError` as `read_metadata` does."""
+    """Return the metadata that `ArtifactInfo.to_stored` made a map of; raises `ArtifactError` as `read_metadata`."""
     try:
         written = int(stored["format"])
     except (ValueError, KeyError, TypeError, OverflowError) as error:

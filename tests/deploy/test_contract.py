@@ -67,7 +67,7 @@ def test_an_open_image_size_must_be_chosen(tmp_path: Path) -> None:
 
 
 def test_a_size_that_the_file_does_not_take_is_refused(small_onnx: Path) -> None:
-    with pytest.raises(ArtifactError, match="takes 128x160 images; size=64x64 doesn't fit"):
+    with pytest.raises(ArtifactError, match="takes 128x160 images; `size` 64x64 doesn't fit"):
         Predictor(small_onnx, size=(64, 64))
 
 

@@ -239,7 +239,7 @@ def test_results_know_the_model_s_classes_when_they_are_filtered(
     [
         ({"engine": None}, "`engine` is None, expected a model file"),
         ({"engine": 5}, "`engine` is 5, expected a model file"),
-        ({"size": 640}, r"size is 640, expected \(height, width\)"),
+        ({"size": 640}, r"`size` is 640, expected \(height, width\)"),
         ({"class_names": 5}, "`class_names` is 5, expected a list of names or a file"),
         ({"class_names": {"a", "b", "c"}}, "expected a list of names or a file"),
         ({"max_pixels": "x"}, "`max_pixels` is 'x', expected a whole number from 1"),
