@@ -21,9 +21,9 @@ if TYPE_CHECKING:
         OutputError,
         RtdetrError,
     )
-    from rtdetr_deploy.images.frame import find_images
+    from rtdetr_deploy.images.find import find_images
     from rtdetr_deploy.predictor import Predictor
-    from rtdetr_deploy.runtimes import open_runtime
+    from rtdetr_deploy.runtimes import RuntimeOptions, open_runtime
 
     __version__: str
 
@@ -43,6 +43,7 @@ __all__ = [
     "OutputError",
     "Predictor",
     "RtdetrError",
+    "RuntimeOptions",
     "ThirdPartyInfo",
     "find_images",
     "open_runtime",
@@ -56,7 +57,8 @@ _MODULES = {
     "Detection": "detections",
     "Detections": "detections",
     "Predictor": "predictor",
-    "find_images": "images.frame",
+    "RuntimeOptions": "runtimes",
+    "find_images": "images.find",
     "open_runtime": "runtimes",
 }
 """Where names are defined; all others are errors."""

@@ -148,7 +148,8 @@ class Detections:
     ) -> Image:
         """Return `image` as a PIL image with boxes and labels.
 
-        `image` is a path, bytes, PIL image, or array in the order `color`; `max_pixels` is the largest that is decoded.
+        `image` is a path, bytes, PIL image, `Frame`, or array in the order `color`; `max_pixels` is the largest that is
+        decoded.
         `font` is a font file for the labels; by default an installed one is found that has the characters of the class
         names. Where there is none, such a name is drawn as "class 3", and a warning says so.
         """
@@ -160,5 +161,5 @@ class Detections:
 def check_threshold(threshold: float) -> float:
     """Return `threshold`; `OptionError` unless it lies in [0, 1]."""
     if not isinstance(threshold, (int, float, np.number)) or not 0.0 <= threshold <= 1.0:
-        raise OptionError(f"threshold is {threshold!r}, expected a number from 0 to 1")
+        raise OptionError(f"`threshold` is {threshold!r}, expected a number from 0 to 1")
     return float(threshold)

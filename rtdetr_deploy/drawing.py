@@ -94,7 +94,7 @@ class _Writer:
         hint = "give another" if self._file is not None else "install one, or give its file"
         warnings.warn(
             f"{where} characters of the class name {text!r}, which is drawn as 'class {detection.label}'; {hint} "
-            "(font=, --font)",
+            "(`font`)",
             stacklevel=2,
         )
         return f"class {detection.label}", plain

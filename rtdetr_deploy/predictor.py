@@ -7,30 +7,26 @@ detections = Predictor("r50-l6-640x640-fp32.onnx").detect("street.jpg")
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rtdetr_deploy.artifacts.class_names import (
-    COCO_NAMES,
-    Classes,
-    as_classes,
-    check_class_names,
-    default_class_names,
-    find_labels,
-    read_class_names,
-)
-from rtdetr_deploy.artifacts.metadata import ArtifactInfo, NamesSource, ThirdPartyInfo
+from rtdetr_deploy.artifacts.class_names import Classes, as_classes, find_labels, resolve_class_names
+from rtdetr_deploy.artifacts.decoding import RTDETR_DECODING
+from rtdetr_deploy.artifacts.metadata import ArtifactInfo, ThirdPartyInfo
 from rtdetr_deploy.detections import Detections, check_threshold
 from rtdetr_deploy.errors import OptionError
-from rtdetr_deploy.images.frame import MAX_PIXELS, Color, Frame, ImageLike, check_max_pixels, load_frame
-from rtdetr_deploy.images.preprocess import RESIZERS, Resizer, prepare_batch
-from rtdetr_deploy.postprocess import check_finite, decode_raw, to_pixels
-from rtdetr_deploy.runtimes import Array, Device, FrameRuntime, Runtime, open_runtime
-from rtdetr_deploy.signature import check_outputs, infer_signature
+from rtdetr_deploy.images.frame import MAX_PIXELS, Color, Frame, ImageLike, check_color, check_max_pixels, load_frame
+from rtdetr_deploy.images.preprocess import HOST_RESIZERS, RESIZERS, HostPreprocessor, Resizer, to_image
+from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
+from rtdetr_deploy.postprocess import decode_outputs, keep_best
+from rtdetr_deploy.runtimes import RuntimeOptions, open_runtime
+from rtdetr_deploy.runtimes.protocol import Array, PreprocessingRuntime, Preprocessor, Runtime
+from rtdetr_deploy.signature import IOSignature, check_outputs, infer_signature
+from rtdetr_deploy.stream import Batch, Found, Stages, Unreadable, check_iterable, detections_of, run_stream
 
 MAX_DETECTIONS = 300
 """Detections kept of raw outputs, as the released models do."""
@@ -38,68 +34,66 @@ MAX_DETECTIONS = 300
 MAX_BATCH = 8
 """Images that go through a model of dynamic batch at once."""
 
-Prepared = Array | tuple[Frame, ...]
-"""The model's input, or the frames that the GPU will make it of."""
+Names = Sequence[str] | str | Path
 
 
 class Predictor:
     """A loaded model. Several threads may call it at once.
 
-    `engine` is the model file, or a runtime that is open already; `threshold` the smallest score that is kept unless a
-    call says otherwise. `class_names` (a list, or a file with one name per line) replaces the names stored in the file.
-    `resizer` is "opencv" or "pillow", or for TensorRT engines "cuda": frames cross the bus as they are and are resized
-    on the GPU (see `preprocess`). `threads` limits the engine's threads. `device` is "cpu" or "cuda" (an NVIDIA GPU;
-    for .onnx files that needs onnxruntime-gpu); by default engines run on the GPU and all else on the CPU. `size`
-    (height, width) is needed for third-party files that leave it open. `max_pixels` is the largest image that is
-    decoded.
+    `engine` is the model file or its content, or a runtime that is open already; `threshold` the smallest score that
+    is kept unless a call says otherwise. `class_names` (a list, or a file with one name per line) replaces the names
+    stored in the file. `resizer` is "opencv" or "pillow", or what the runtime offers besides: "cuda" of TensorRT
+    engines, where frames cross the bus as they are and are resized on the GPU. `runtime` ("onnxruntime", "openvino",
+    "tensorrt", "torch") runs the file instead of the one that its suffix names; `device` and `threads` are those of
+    `RuntimeOptions`. `size` (height, width) is needed for third-party files that leave it open. `max_pixels` is the
+    largest image that is decoded.
 
     Raises `ArtifactError` when the file can't be run, `OptionError` for other arguments.
     """
 
     def __init__(
         self,
-        engine: str | Path | Runtime,
+        engine: str | Path | bytes | Runtime,
         threshold: float = 0.5,
         *,
-        class_names: Sequence[str] | str | Path | None = None,
+        class_names: Names | None = None,
         resizer: Resizer = "opencv",
+        runtime: str | None = None,
+        device: str | None = None,
         threads: int | None = None,
-        device: Device | None = None,
         size: tuple[int, int] | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.threshold = check_threshold(threshold)
         if resizer not in RESIZERS:
-            raise OptionError(f"unknown resizer {resizer!r}; choose one of {', '.join(RESIZERS)}")
-        self._resizer: Resizer = resizer
+            raise OptionError(f"`resizer` is {resizer!r}, expected one of {', '.join(RESIZERS)}")
         self._max_pixels = check_max_pixels(max_pixels)
         if class_names is not None and not isinstance(class_names, (str, Path, Sequence, np.ndarray)):
-            raise OptionError(f"class_names is {class_names!r}, expected a list of names or a file with one per line")
-        if isinstance(engine, (str, Path)):
-            self._runtime = open_runtime(engine, threads=threads, device=device)
-        elif isinstance(engine, Runtime):
-            self._runtime = engine
-        else:
-            raise OptionError(f"engine is {engine!r}, expected a model file or what open_runtime returns")
-        self._name = self._runtime.file
+            raise OptionError(f"`class_names` is {class_names!r}, expected a list of names or a file with one per line")
+        self._runtime = _open(engine, runtime, device, threads)
         try:
-            if resizer == "cuda" and not isinstance(self._runtime, FrameRuntime):
-                raise OptionError(f'resizer="cuda" is for TensorRT engines; {self._name} is run by {self.runtime}')
-            self._contract = infer_signature(self._runtime, self._name, size)
-            self._names, self._names_source = self._decide_names(class_names)
+            self._signature = infer_signature(self._runtime, self._runtime.file, size)
+            self._spec = _spec_of(self._signature)
+            self._prepare = _open_preprocessor(self._runtime, self._signature.images.name, resizer, self._spec)
+            info = self._signature.info
+            self._decoding = (info.max_detections, info.decoding) if info else (MAX_DETECTIONS, RTDETR_DECODING)
+            stored = info.class_names if info else None
+            self._names, self._names_source = resolve_class_names(class_names, stored, self._count_classes())
         except BaseException:
-            if isinstance(engine, (str, Path)):  # what was opened here; a GPU's memory isn't freed by itself
+            if self._runtime is not engine:  # what was opened here; a GPU's memory isn't freed by itself
                 self._runtime.close()
             raise
 
     @property
     def info(self) -> ArtifactInfo | ThirdPartyInfo:
         """What is stored with the file; of third-party files what can be told, and where their names come from."""
-        contract = self._contract
-        if contract.info is not None:
-            return contract.info
-        size = (contract.height, contract.width)
-        return ThirdPartyInfo(self._names, self._names_source, *size, contract.batch, contract.kind, contract.raw_input)
+        signature = self._signature
+        if signature.info is not None:
+            return signature.info
+        size = (signature.height, signature.width)
+        return ThirdPartyInfo(
+            self._names, self._names_source, *size, signature.batch, signature.kind, signature.raw_input
+        )
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -109,12 +103,12 @@ class Predictor:
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width in pixels to which images are resized."""
-        return self._contract.height, self._contract.width
+        return self._signature.height, self._signature.width
 
     @property
     def batch(self) -> int | None:
         """Number of images that the model takes at once; None where any number will do."""
-        return self._contract.batch
+        return self._signature.batch
 
     @property
     def runtime(self) -> str:
@@ -131,13 +125,16 @@ class Predictor:
     ) -> Detections:
         """Return the objects in one image, best first.
 
-        `image` is a path, encoded bytes, a PIL image, or an array (h, w[, 1 | 3 | 4]) uint8 or uint16 with its
-        channels in the order `color` ("bgr" as OpenCV gives them, or "rgb"). `threshold` replaces the Predictor's;
+        `image` is a path, encoded bytes, a PIL image, a `Frame`, or an array (h, w[, 1 | 3 | 4]) uint8 or uint16 with
+        its channels in the order `color` ("bgr" as OpenCV gives them, or "rgb"). `threshold` replaces the Predictor's;
         `classes` keeps these class names or indices only.
 
         Raises `ImageError` for an unusable image, `OptionError` for a bad threshold or an unknown class.
         """
-        return self.detect_batch([image], threshold=threshold, classes=classes, color=color)[0]
+        limit, labels = self._threshold(threshold), self.labels_of(classes)
+        frames = self.load([image], color=color)
+        outputs = self.infer(self.prepare(frames))
+        return self._decode_one(outputs, 0, frames[0].size, limit, labels)
 
     def detect_batch(
         self,
@@ -148,48 +145,70 @@ class Predictor:
         color: Color = "bgr",
     ) -> list[Detections]:
         """Return one `Detections` per image; the images may differ in size. Arguments are those of `detect`."""
-        check_threshold(self.threshold if threshold is None else threshold)
-        classes = self.labels_of(classes)
-        images = _as_list(images)
-        results: list[Detections] = []
-        step = self.batch or min(MAX_BATCH, self._runtime.max_batch or MAX_BATCH)
-        for start in range(0, len(images), step):
-            frames = self.load(images[start : start + step], color=color)
-            outputs = self.infer(self.prepare(frames))
-            results += self.decode(outputs, [f.size for f in frames], threshold=threshold, classes=classes)
-        return results
+        return list(self.stream(images, threshold=threshold, classes=classes, color=color))
+
+    def stream(
+        self,
+        frames: Iterable[ImageLike],
+        *,
+        threshold: float | None = None,
+        classes: Classes | None = None,
+        color: Color = "bgr",
+        batch: int | None = None,
+    ) -> Generator[Detections, None, None]:
+        """Yield one `Detections` per frame, in order, while the next are read and prepared in threads.
+
+        `frames` may be endless: it is pulled from by a thread, a few frames further than what is yielded (see
+        `rtdetr_deploy.stream`). `batch` is how many go through the model at once, by default as many as a fixed batch
+        takes, and 8 where it is dynamic; 1 gives each result soonest. Leaving the loop, or `close()` of the iterator,
+        ends the threads. Other arguments and errors are those of `detect`; an image that can't be read ends the
+        stream in its turn. `stream_results` goes on, and tells which image a result belongs to.
+        """
+        results = self.stream_results(frames, threshold=threshold, classes=classes, color=color, batch=batch)
+        return detections_of(results)
+
+    def stream_results(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        threshold: float | None = None,
+        classes: Classes | None = None,
+        color: Color = "bgr",
+        batch: int | None = None,
+    ) -> Generator[Found | Unreadable, None, None]:
+        """As `stream`, with each image, its pixels and times; an image that can't be read is told and passed over."""
+        limit, labels = self._threshold(threshold), self.labels_of(classes)
+        check_color(color)
+        stages = Stages(
+            load=lambda image: self.load([image], color=color)[0],
+            prepare=self.prepare,
+            infer=self.infer,
+            decode=lambda outputs, frames: self.decode(
+                outputs, [frame.size for frame in frames], threshold=limit, classes=labels
+            ),
+        )
+        return run_stream(stages, check_iterable(images), self._check_batch(batch))
 
     def load(self, images: Iterable[ImageLike], *, color: Color = "bgr") -> list[Frame]:
         """Return the pixels of each image (step 1 of 4)."""
-        return [load_frame(image, color=color, max_pixels=self._max_pixels) for image in _as_list(images)]
+        return [load_frame(image, color=color, max_pixels=self._max_pixels) for image in check_iterable(images)]
 
-    def prepare(self, frames: Sequence[Frame]) -> Prepared:
+    def prepare(self, frames: Sequence[Frame]) -> Batch:
         """Return the frames as the model's input (step 2 of 4); unused rows of a fixed batch are zero.
 
-        With the resizer "cuda" the frames are returned as they are: `infer` does the work.
+        It is an array, or with a resizer of the runtime's own what `infer` alone understands.
         """
-        contract = self._contract
-        if self._resizer == "cuda":
-            return tuple(frames)
-        batch = prepare_batch(frames, contract.height, contract.width, resizer=self._resizer, raw=contract.raw_input)
-        missing = (contract.batch or 0) - len(frames)
-        if missing > 0:
-            batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), batch.dtype)])
-        return batch.astype(contract.images.dtype, copy=False)
+        return self._prepare(frames, max(len(frames), self._signature.batch or 0))
 
-    def infer(self, batch: Prepared) -> dict[str, Array]:
+    def infer(self, batch: Batch) -> dict[str, Array]:
         """Run the model on a prepared batch (step 3 of 4) and return its outputs by role, e.g. "boxes"."""
-        contract = self._contract
-        feed: dict[str, Array] = {}
-        if contract.sizes is not None:
-            feed[contract.sizes.name] = np.ones((contract.batch or len(batch), 2), contract.sizes.dtype)
-        if isinstance(batch, tuple):
-            assert isinstance(self._runtime, FrameRuntime)
-            outputs = self._runtime.run_frames(contract.images.name, batch, feed)
-        else:
-            outputs = self._runtime.run({contract.images.name: batch, **feed})
-        found = {role: outputs[name] for role, name in contract.roles.items()}
-        check_outputs(contract.kind, {role: array.shape for role, array in found.items()}, self._name)
+        signature = self._signature
+        feed: dict[str, Batch] = {signature.images.name: batch}
+        if signature.sizes is not None:
+            feed[signature.sizes.name] = np.ones((len(batch), 2), signature.sizes.dtype)
+        outputs = self._runtime.run(feed)
+        found = {role: outputs[name] for role, name in signature.roles.items()}
+        check_outputs(signature.kind, {role: array.shape for role, array in found.items()}, self._runtime.file)
         return found
 
     def decode(
@@ -201,8 +220,7 @@ class Predictor:
         classes: Classes | None = None,
     ) -> list[Detections]:
         """Turn outputs into detections for images of `sizes` (height, width) (step 4 of 4)."""
-        limit = check_threshold(self.threshold if threshold is None else threshold)
-        labels = self.labels_of(classes)
+        limit, labels = self._threshold(threshold), self.labels_of(classes)
         return [self._decode_one(outputs, row, size, limit, labels) for row, size in enumerate(sizes)]
 
     def warmup(self, runs: int = 2) -> None:
@@ -223,6 +241,26 @@ class Predictor:
     ) -> None:
         self.close()
 
+    def labels_of(self, classes: Classes | None) -> frozenset[int] | None:
+        """Return the class indices that `classes` (names, indices, or one of them) stands for; None for all.
+
+        Raises `OptionError` for a class that the model doesn't have.
+        """
+        return None if classes is None else find_labels(as_classes(classes), self._names)
+
+    def _threshold(self, threshold: float | None) -> float:
+        return check_threshold(self.threshold if threshold is None else threshold)
+
+    def _check_batch(self, batch: int | None) -> int:
+        """Return how many images go through the model at once; `OptionError` where the model can't take `batch`."""
+        limit = self.batch or self._runtime.max_batch
+        if batch is None:
+            return self.batch or min(MAX_BATCH, limit or MAX_BATCH)
+        if type(batch) is not int or not 1 <= batch <= (limit or batch):
+            expected = "a whole number from 1" + (f" to {limit}" if limit else "")
+            raise OptionError(f"`batch` is {batch!r}, expected {expected} for {self._runtime.file}")
+        return batch
+
     def _decode_one(
         self,
         outputs: Mapping[str, Array],
@@ -231,62 +269,52 @@ class Predictor:
         threshold: float,
         wanted: frozenset[int] | None,
     ) -> Detections:
-        if self._contract.kind == "raw":
-            check_finite(outputs["boxes"][row], outputs["logits"][row], self._name)
-            limit = self._contract.info.max_detections if self._contract.info else MAX_DETECTIONS
-            logits, raw_boxes = (outputs[role][row].astype(np.float32, copy=False) for role in ("logits", "boxes"))
-            labels, boxes, scores = decode_raw(logits, raw_boxes, limit)
-        else:
-            labels, boxes, scores = (outputs[role][row] for role in ("labels", "boxes", "scores"))
-            check_finite(boxes, scores, self._name)
-        keep: NDArray[np.bool_] = scores >= threshold
-        if wanted is not None:
-            keep &= np.isin(labels, list(wanted))
-        order = np.flatnonzero(keep)
-        order = order[np.argsort(-scores[order], kind="stable")]
-        chosen = labels[order].astype(np.int64)
-        return Detections(
-            boxes=to_pixels(boxes[order], *size),
-            scores=scores[order].astype(np.float32),
-            labels=chosen,
-            names=tuple(self._name_of(int(label)) for label in chosen),
-            class_names=self._names,
+        found = decode_outputs(
+            {role: array[row] for role, array in outputs.items()}, *self._decoding, self._runtime.file
         )
+        labels, boxes, scores = keep_best(*found, threshold, wanted)
+        names = tuple(self._name_of(int(label)) for label in labels)
+        return Detections(to_image(boxes, self._spec, size), scores, labels, names, self._names)
 
     def _name_of(self, label: int) -> str:
         return self._names[label] if 0 <= label < len(self._names) else f"class {label}"
 
-    def labels_of(self, classes: Classes | None) -> frozenset[int] | None:
-        """Return the class indices that `classes` (names, indices, or one of them) stands for; None for all.
-
-        Raises `OptionError` for a class that the model doesn't have.
-        """
-        return None if classes is None else find_labels(as_classes(classes), self._names)
-
-    def _decide_names(self, given: Sequence[str] | str | Path | None) -> tuple[tuple[str, ...], NamesSource]:
-        """Return the name of each label, and where the names come from."""
-        names = read_class_names(given) if isinstance(given, (str, Path)) else given
-        count = self._count_classes()
-        if names is not None:
-            return (tuple(names) if count is None else check_class_names(names, count, "class_names")), "given"
-        if self._contract.info is not None:
-            return self._contract.info.class_names, "file"
-        if count is None:
-            return (), "unknown"
-        return default_class_names(count), "coco" if count == len(COCO_NAMES) else "numbered"
-
     def _count_classes(self) -> int | None:
-        contract = self._contract
-        if contract.info is not None:
-            return len(contract.info.class_names)
-        output = contract.roles["logits" if contract.kind == "raw" else "labels"]
+        """Return the number of classes; None where a third-party file doesn't tell."""
+        signature = self._signature
+        if signature.info is not None:
+            return len(signature.info.class_names)
+        output = signature.roles["logits" if signature.kind == "raw" else "labels"]
         spec = next(spec for spec in self._runtime.outputs if spec.name == output)
-        return spec.shape[-1] if contract.kind == "raw" else spec.classes
+        return spec.shape[-1] if signature.kind == "raw" else spec.classes
 
 
-def _as_list(images: Iterable[ImageLike]) -> list[ImageLike]:
-    """Return `images` as a list; `OptionError` for a single image, whose rows or bytes would pass as images."""
-    single = isinstance(images, (str, Path, bytes, bytearray, np.ndarray)) or not isinstance(images, Iterable)
-    if single and not (isinstance(images, np.ndarray) and images.ndim == 4):
-        raise OptionError("expected a list of images; for a single one call detect")
-    return list(images)
+def _open(
+    engine: str | Path | bytes | Runtime, runtime: str | None, device: str | None, threads: int | None
+) -> Runtime:
+    """Return the runtime of a model; raises what `open_runtime` does, and `OptionError` for other kinds of `engine`."""
+    if isinstance(engine, (str, Path, bytes)):
+        return open_runtime(engine, runtime, RuntimeOptions(device=device, threads=threads))
+    if not isinstance(engine, Runtime):
+        raise OptionError(f"`engine` is {engine!r}, expected a model file, its content, or what open_runtime returns")
+    for name, value in (("runtime", runtime), ("device", device), ("threads", threads)):
+        if value is not None:
+            raise OptionError(f"`{name}` would be ignored: {engine.file} is open already; give it to open_runtime")
+    return engine
+
+
+def _spec_of(signature: IOSignature) -> PreprocessSpec:
+    """Return what the input wants: what is stored with the file, else what RT-DETR wants; of the input's own dtype."""
+    dtype = str(signature.images.dtype)
+    if signature.info is None:
+        return PreprocessSpec.rtdetr((signature.height, signature.width), dtype)
+    return replace(signature.info.preprocess, dtype=dtype)  # type: ignore[arg-type]  # checked by the class
+
+
+def _open_preprocessor(runtime: Runtime, name: str, resizer: Resizer, spec: PreprocessSpec) -> Preprocessor:
+    """Return what prepares the input `name`: the runtime's own preprocessor where `resizer` is one of its."""
+    if resizer in HOST_RESIZERS:
+        return HostPreprocessor(spec, resizer)
+    if not isinstance(runtime, PreprocessingRuntime) or resizer not in runtime.resizers:
+        raise OptionError(f'`resizer="{resizer}"` is for TensorRT engines; {runtime.file} is run by {runtime.name}')
+    return runtime.preprocessor(name, resizer, spec)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rtdetr_deploy.artifacts.metadata import ArtifactInfo, OutputKind, read_metadata
+from rtdetr_deploy.artifacts.metadata import ArtifactInfo, OutputKind
 from rtdetr_deploy.errors import ArtifactError, OptionError
-from rtdetr_deploy.runtimes import Runtime, TensorSpec
+from rtdetr_deploy.runtimes.protocol import Runtime, TensorSpec
 from rtdetr_deploy.words import plural
 
 EXPECTED = "expected images -> labels, boxes, scores (or logits, boxes), optionally with orig_target_sizes"
@@ -43,30 +43,33 @@ class IOSignature:
 
 
 def infer_signature(runtime: Runtime, name: str, size: tuple[int, int] | None = None) -> IOSignature:
-    """Return the contract of a loaded model; `size` (height, width) is needed where the file leaves it open.
+    """Return the signature of a loaded model; `size` (height, width) is needed where the file leaves it open.
 
     Raises `ArtifactError` when the inputs or outputs are not a detector's.
     """
     if size is not None and not _is_size(size):
-        raise OptionError(f"size is {size!r}, expected (height, width) in pixels")
-    info = read_metadata(runtime.metadata, name)
+        raise OptionError(f"`size` is {size!r}, expected (height, width) in pixels")
+    info = runtime.info
     images, sizes = _find_inputs(runtime.inputs, name)
     kind, roles = _find_outputs(runtime.outputs, name)
     raw_input = images.dtype == np.uint8
     height, width = (images.shape[1], images.shape[2]) if raw_input else (images.shape[2], images.shape[3])
     if size is not None:
         if (height or size[0], width or size[1]) != tuple(size):
-            raise ArtifactError(f"{name} takes {height}x{width} images; size={size[0]}x{size[1]} doesn't fit")
+            raise ArtifactError(f"{name} takes {height}x{width} images; `size` {size[0]}x{size[1]} doesn't fit")
         height, width = size
     if height is None or width is None:
-        raise ArtifactError(f"{name} leaves its image size open; say which to use: size=(640, 640), or --size 640")
+        raise ArtifactError(f"{name} leaves its image size open; give `size`, its (height, width) in pixels")
     shapes = {spec.name: spec.shape for spec in runtime.outputs}
     check_outputs(kind, {role: shapes[output] for role, output in roles.items()}, name)
     batch = images.shape[0]
     if info is not None:
+        found = {"outputs": kind, "height": height, "width": width, "batch": batch, "raw_input": raw_input}
         counted = {spec.name: spec.classes for spec in runtime.outputs}
         classes = shapes[roles["logits"]][-1] if kind == "raw" else counted[roles["labels"]]
-        _check_info(info, {"outputs": kind, "height": height, "width": width, "batch": batch}, classes, name)
+        if kind == "raw" and classes is not None:
+            classes = info.decoding.count_classes(classes)
+        _check_info(info, found, classes, name)
     return IOSignature(images, sizes, height, width, batch, raw_input, kind, roles, info)
 
 
@@ -75,7 +78,7 @@ def _is_size(size: object) -> bool:
 
 
 def _check_info(info: ArtifactInfo, found: Mapping[str, object], classes: int | None, name: str) -> None:
-    """Raise `ArtifactError` where the stored facts are not those of the file; `classes` is None where it is unknown."""
+    """Raise `ArtifactError` where the stored metadata doesn't fit the file; `classes` is None where it is unknown."""
     for field, value in found.items():
         if getattr(info, field) != value:
             raise ArtifactError(
@@ -113,7 +116,7 @@ def _find_inputs(specs: Sequence[TensorSpec], name: str) -> tuple[TensorSpec, Te
     images = [spec for spec in specs if len(spec.shape) == 4 and spec.dtype.kind in "fu" and _is_image(spec)]
     sizes = [spec for spec in specs if len(spec.shape) == 2 and spec.dtype.kind in "if" and spec.shape[1] in (2, None)]
     if len(images) != 1 or len(images) + len(sizes) != len(specs) or len(sizes) > 1:
-        found = ", ".join(f"{spec.name} {_shape(spec)}" for spec in specs) or "none"
+        found = ", ".join(map(str, specs)) or "none"
         raise ArtifactError(f"{name} is not an RT-DETR detector: its inputs are {found}; {EXPECTED}")
     return images[0], sizes[0] if sizes else None
 
@@ -141,9 +144,5 @@ def _find_outputs(specs: Sequence[TensorSpec], name: str) -> tuple[OutputKind, d
         chosen = {role: output for role in needed if (output := roles[role]) is not None}
         if len(chosen) == len(needed):
             return kind, chosen
-    found = ", ".join(f"{spec.name} {_shape(spec)}" for spec in specs)
+    found = ", ".join(map(str, specs))
     raise ArtifactError(f"{name} is not an RT-DETR detector: its outputs are {found}; {EXPECTED}")
-
-
-def _shape(spec: TensorSpec) -> str:
-    return f"{spec.dtype}[{', '.join('?' if axis is None else str(axis) for axis in spec.shape)}]"

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from rtdetr_deploy import Predictor
 from rtdetr_deploy.artifacts.weights_file import is_checkpoint
-from rtdetr_deploy.evaluate.coco import Accuracy, detect_all, read_annotations, require_evaluator, score
+from rtdetr_deploy.evaluate.coco import Accuracy, read_annotations, require_evaluator
+from rtdetr_deploy.evaluate.coco import evaluate as evaluate_predictor
 from rtdetr_deploy.images.preprocess import Resizer
 from rtdetr_deploy.packages import needed_for
-from rtdetr_deploy.runtimes import check_threads
+from rtdetr_deploy.runtimes import RuntimeOptions
 
 
 def open_any(
@@ -23,13 +24,8 @@ def open_any(
     if not is_checkpoint(engine):
         return Predictor(engine, size=size, resizer=resizer, threads=threads)
     with needed_for("running a checkpoint", "export"):
-        import torch
-
         from rtdetr_deploy.runtimes.eager import open_checkpoint
-    if threads is not None:
-        check_threads(threads)
-        torch.set_num_threads(threads)
-    return Predictor(open_checkpoint(engine, size), resizer=resizer)
+    return Predictor(open_checkpoint(engine, size, options=RuntimeOptions(threads=threads)), resizer=resizer)
 
 
 def evaluate(
@@ -51,5 +47,4 @@ def evaluate(
     with open_any(engine, size=size, resizer=resizer, threads=threads) as predictor:
         truth = read_annotations(annotations, images, predictor.class_names)
         total = len(truth.images)
-        found = detect_all(predictor, truth, None if on_image is None else lambda: on_image(total))
-        return score(found, truth, predictor.class_names)
+        return evaluate_predictor(predictor, truth, None if on_image is None else lambda: on_image(total))

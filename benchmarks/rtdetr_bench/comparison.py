@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -14,9 +14,10 @@ from rtdetr_bench.machine import describe_state
 from rtdetr_bench.models.contestants import Contestant, Entry
 from rtdetr_bench.ratios import Ratio, compare_medians
 from rtdetr_bench.timing import Latency, Plan, check_batch, measure, open_all
-from rtdetr_deploy import OptionError
-from rtdetr_deploy.evaluate.coco import BATCH, Annotations, read_annotations, require_evaluator, score
+from rtdetr_deploy import Detections, OptionError
+from rtdetr_deploy.evaluate.coco import Annotations, average_precision, read_annotations, require_evaluator
 from rtdetr_deploy.images.frame import ImageLike
+from rtdetr_deploy.predictor import MAX_BATCH
 from rtdetr_deploy.words import plural
 
 COLUMNS = ("p50", "p90", "p99", "mean", "min")
@@ -125,15 +126,16 @@ def rename(models: Sequence[Contestant]) -> None:
 
 def measure_precision(model: Contestant, truth: Annotations) -> float:
     """Return COCO's AP of a contestant, with the thresholds that it was timed with."""
-    step = model.batch or min(BATCH, model.max_batch or BATCH)
-    entries: list[dict[str, Any]] = []
-    for start in range(0, len(truth.images), step):
-        part = truth.images[start : start + step]
-        paths = [path for _, path in part]
-        found, _ = model.call(paths + paths[-1:] * (step - len(part)))
-        for (number, _), detections in zip(part, found, strict=False):
-            entries += detections.to_coco(number, truth.category_ids)
-    return score(entries, truth, model.class_names).metrics["AP"]
+    return average_precision(_detect(model, [path for _, path in truth.images]), truth, model.class_names).ap
+
+
+def _detect(model: Contestant, paths: Sequence[Path]) -> Iterator[Detections]:
+    """Yield what a contestant finds in each image, in full batches."""
+    step = model.batch or min(MAX_BATCH, model.max_batch or MAX_BATCH)
+    for start in range(0, len(paths), step):
+        part = list(paths[start : start + step])
+        found, _ = model.call(part + part[-1:] * (step - len(part)))
+        yield from found[: len(part)]
 
 
 def _pairs(latencies: Sequence[Latency]) -> list[Pair]:

@@ -19,7 +19,7 @@ def check_files(options: ExportOptions) -> ExportOptions:
     written or is one of the inputs.
     """
     from rtdetr_deploy.artifacts.class_names import read_class_names  # numpy: loaded where an interrupt is handled
-    from rtdetr_deploy.images.frame import find_images
+    from rtdetr_deploy.images.find import find_images
 
     names = options.class_names
     read = [_find_weights(options), *([names] if isinstance(names, Path) else [])]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rtdetr_deploy.artifacts.metadata import NamesSource
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.files import reason, refuse_named_pipe
 from rtdetr_deploy.words import plural
@@ -53,12 +54,30 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     return names
 
 
+def resolve_class_names(
+    given: Sequence[str] | str | Path | None, stored: Sequence[str] | None, count: int | None
+) -> tuple[tuple[str, ...], NamesSource]:
+    """Return the name of each of a model's `count` classes (None: unknown), and where the names come from.
+
+    That is "given" (a list, or a file of names), else "file" (those `stored` with the model), else "coco" for 80
+    classes, "numbered" for other numbers, and "unknown" without names. Raises `OptionError` as `check_class_names`.
+    """
+    names = read_class_names(given) if isinstance(given, (str, Path)) else given
+    if names is not None:
+        return (tuple(names) if count is None else check_class_names(names, count, "`class_names`")), "given"
+    if stored is not None:
+        return tuple(stored), "file"
+    if count is None:
+        return (), "unknown"
+    return default_class_names(count), "coco" if count == len(COCO_NAMES) else "numbered"
+
+
 def as_classes(classes: Classes) -> list[int | str]:
     """Return the names and indices as a list. Raises `OptionError` for what is neither, e.g. True or 1.0."""
     if isinstance(classes, (bool, bytes, bytearray, memoryview)) or not isinstance(
         classes, (int, np.integer, str, Iterable)
     ):
-        raise OptionError(f"classes is {classes!r}, expected names or indices")
+        raise OptionError(f"`classes` is {classes!r}, expected names or indices")
     wanted = [classes] if isinstance(classes, (int, np.integer, str)) else list(classes)
     for item in wanted:
         if isinstance(item, bool) or not isinstance(item, (int, np.integer, str)):

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
 
+from rtdetr_deploy.artifacts.decoding import RTDETR_DECODING, ScoreDecoding
+from rtdetr_deploy.artifacts.fields import find_wrong_field, read_part
 from rtdetr_deploy.errors import ArtifactError
+from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 
 METADATA_KEY = "rtdetr_deploy"
 FORMAT = 1
@@ -22,13 +25,16 @@ NamesSource = Literal["file", "given", "coco", "numbered", "unknown"]
 
 @dataclass(frozen=True)
 class ArtifactInfo:
-    """Facts about an exported model.
+    """Metadata of an exported model.
 
     `class_names` in the order of the labels; `height` and `width` of the input in pixels; `batch` None where it is
     dynamic; `layers` decoder layers in the file; `precision` of the weights ("fp32", ...); `sampler` of deformable
     attention; `outputs` "detections" (labels, boxes, scores) or "raw" (logits, boxes); `raw_input` True where the
     input is uint8 NHWC; `max_detections` rows of the output; `source_digest` SHA-256 of the checkpoint;
-    `verified` False where the parity report was skipped; `version` of this package that wrote it.
+    `verified` False where the parity report was skipped; `version` of this package that wrote it; `family` of the
+    model ("rtdetr"); `preprocess` what its input wants (None: what RT-DETR wants); `decoding` of raw scores.
+
+    Raises `ArtifactError` for values of another kind, and where they contradict each other.
     """
 
     class_names: tuple[str, ...]
@@ -48,20 +54,39 @@ class ArtifactInfo:
     source_digest: str
     verified: bool
     version: str
+    family: str = "rtdetr"
+    preprocess: PreprocessSpec = None  # type: ignore[assignment]  # set below: it depends on the size
+    decoding: ScoreDecoding = RTDETR_DECODING
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, kinds = getattr(self, field.name), _KINDS[str(field.type)]
-            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                raise ArtifactError(f"{field.name} of a model is {value!r}, expected {field.type}")
-        if not self.class_names or not all(isinstance(name, str) for name in self.class_names):
-            raise ArtifactError("a model must have at least one class, and names for all")
-        if min(self.height, self.width) < 1 or (self.batch is not None and self.batch < 1):
+        if self.preprocess is None and self._is_size():
+            plain = PreprocessSpec.rtdetr(self.size, "uint8" if self.raw_input else "float32")
+            object.__setattr__(self, "preprocess", plain)
+        wrong = find_wrong_field(self)
+        if wrong is not None:
+            raise ArtifactError(f"{wrong} in a model's metadata")
+        if not self.class_names:
+            raise ArtifactError("a model must have at least one class")
+        if not self._is_size() or (self.batch is not None and self.batch < 1):
             raise ArtifactError(f"input {self.height}x{self.width}, batch {self.batch} is not a size")
+        if (self.preprocess.size, self.preprocess.dtype == "uint8") != (self.size, self.raw_input):
+            raise ArtifactError(f"`preprocess` is for another input than {self.height}x{self.width}: {self.preprocess}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+        return self.height, self.width
+
+    def _is_size(self) -> bool:
+        return all(type(side) is int and side > 0 for side in self.size)
+
+    def to_stored(self) -> dict[str, Any]:
+        """Return what is stored, as a map that JSON can hold; see `read_stored`."""
+        return {"format": FORMAT, **asdict(self)}
 
     def to_json(self) -> str:
         """Return the JSON text that is stored, with sorted keys."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True, ensure_ascii=False)
+        return json.dumps(self.to_stored(), sort_keys=True, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -81,19 +106,14 @@ class ThirdPartyInfo:
     outputs: OutputKind
     raw_input: bool
 
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "tuple[str, ...]": (tuple,),
-    "int": (int,),
-    "int | None": (int, type(None)),
-    "str": (str,),
-    "bool": (bool,),
-    "OutputKind": (str,),
-}
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+        return self.height, self.width
 
 
 def read_metadata(metadata: Mapping[str, str], name: str) -> ArtifactInfo | None:
-    """Return the stored facts of the file called `name`, or None when it is not one of ours.
+    """Return the stored metadata of the file called `name`, or None when it is not one of ours.
 
     Raises `ArtifactError` when the entry is damaged or was written by a newer version.
     """
@@ -102,8 +122,16 @@ def read_metadata(metadata: Mapping[str, str], name: str) -> ArtifactInfo | None
         return None
     try:
         stored = json.loads(text)
-        written = int(stored.pop("format"))
-    except (ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{name} has a damaged {METADATA_KEY} metadata entry; export it again") from error
+    return read_stored(stored, name)
+
+
+def read_stored(stored: Any, name: str) -> ArtifactInfo:
+    """Return the metadata that `ArtifactInfo.to_stored` made a map of; raises `ArtifactError` as `read_metadata`."""
+    try:
+        written = int(stored["format"])
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ArtifactError(f"{name} has a damaged {METADATA_KEY} metadata entry; export it again") from error
     if not 1 <= written <= FORMAT:
         raise ArtifactError(
@@ -113,14 +141,20 @@ def read_metadata(metadata: Mapping[str, str], name: str) -> ArtifactInfo | None
 
 
 def _from_stored(stored: dict[str, Any], name: str) -> ArtifactInfo:
-    known = {field.name for field in fields(ArtifactInfo)}
-    missing = sorted(known - stored.keys())
+    known = {field.name: field.default is MISSING for field in fields(ArtifactInfo)}
+    missing = sorted(field for field, required in known.items() if required and field not in stored)
     if missing:
         raise ArtifactError(f"{name} lacks {', '.join(missing)} in its metadata; export it again")
     stored = {key: value for key, value in stored.items() if key in known}
+    for field, kind in _PARTS.items():
+        if stored.get(field) is not None:
+            stored[field] = read_part(kind, stored[field], f"`{field}` of {name}")
     names = stored["class_names"]
     stored["class_names"] = tuple(names) if isinstance(names, list) else names
     try:
         return ArtifactInfo(**stored)
     except ArtifactError as error:
         raise ArtifactError(f"{name} has a damaged {METADATA_KEY} metadata entry: {error}; export it again") from error
+
+
+_PARTS: dict[str, type[PreprocessSpec | ScoreDecoding]] = {"preprocess": PreprocessSpec, "decoding": ScoreDecoding}

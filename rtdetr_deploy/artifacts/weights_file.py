@@ -8,7 +8,7 @@ from rtdetr_deploy.errors import CheckpointError
 from rtdetr_deploy.files import require_file
 
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
-_CHECKPOINTS = {".pth", ".pt", ".safetensors", ".bin"}
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors", ".bin")
 _EXPORTED = {".onnx", ".engine", ".plan", ".trt"}
 
 
@@ -20,7 +20,7 @@ def is_exported(path: str | Path) -> bool:
 def is_checkpoint(path: str | Path) -> bool:
     """Tell whether `path` is called like a checkpoint, or is a folder of Hugging Face's `save_pretrained`."""
     path = Path(path)
-    return path.suffix.lower() in _CHECKPOINTS or path.is_dir()
+    return path.suffix.lower() in CHECKPOINT_SUFFIXES or path.is_dir()
 
 
 def find_weights(path: str | Path) -> Path:

@@ -35,7 +35,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """See argparse; without the usage, which would hide the error."""
-        self.exit(2, f"{self.prog}: {message}; {self.prog} --help shows all options\n")
+        told = in_words_of_the_command(message)
+        self.exit(2, f"{self.prog}: {told}; {self.prog} --help shows all options\n")
 
 
 def _add_version(parser: argparse.ArgumentParser) -> None:
@@ -176,6 +177,11 @@ def parse_classes(text: str) -> list[int | str]:
     if not items:
         raise OptionError("`classes` is empty; name classes or indices, comma-separated")
     return [int(item) if item.isascii() and item.isdigit() else item for item in items]
+
+
+def classes_argument(text: str) -> list[int | str]:
+    """As `parse_classes`, for argparse."""
+    return _for_argparse(parse_classes, text)  # type: ignore[no-any-return]
 
 
 def _for_argparse(parse: Any, text: str) -> Any:

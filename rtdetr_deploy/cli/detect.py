@@ -15,9 +15,12 @@ from rtdetr_deploy.cli.run import run_main
 
 if TYPE_CHECKING:
     from rtdetr_deploy.cli.detect_files import OnImage
+    from rtdetr_deploy.cli.detect_options import DetectOptions
     from rtdetr_deploy.detections import Detections
     from rtdetr_deploy.errors import RtdetrError
 
+SPELLINGS = {"engine": "MODEL", "sources": "IMAGE", "json_lines": "--json"}
+"""How arguments are typed that have no option of their name."""
 EXAMPLES = """examples:
   rtdetr-detect r50-l6-640x640-fp32.onnx street.jpg --output annotated
   rtdetr-detect r50-l6-640x640-fp32.onnx photos/ 'more/*.png' --json found.jsonl --classes person,car
@@ -29,89 +32,66 @@ exit status: 0 all images done, 1 some were skipped or some pictures not written
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `rtdetr-detect`."""
-    from rtdetr_deploy.cli.arguments import path_argument
-    from rtdetr_deploy.images.frame import MAX_PIXELS
-    from rtdetr_deploy.images.preprocess import RESIZERS
-    from rtdetr_deploy.runtimes import DEVICES
+    from rtdetr_deploy.cli.arguments import Parser, add_options, path_argument
+    from rtdetr_deploy.cli.detect_options import DetectOptions
 
-    parser = argparse.ArgumentParser(
-        prog="rtdetr-detect",
-        description="Detect objects in images with an exported RT-DETR model.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser("rtdetr-detect", "Detect objects in images with an exported RT-DETR model.", EXAMPLES)
+    parser.add_argument("engine", type=path_argument, metavar="MODEL", help="model file, e.g. from rtdetr-export")
+    parser.add_argument(
+        "sources", nargs="+", metavar="IMAGE", help="image, folder (searched recursively) or glob pattern"
     )
-    add = parser.add_argument
-    add("engine", type=path_argument, metavar="MODEL", help="model file, e.g. from rtdetr-export")
-    add("sources", nargs="+", metavar="IMAGE", help="image, folder (searched recursively) or glob pattern")
-    add("--output", type=path_argument, metavar="DIR", help="write annotated pictures into this folder")
-    add(
-        "--json",
-        type=path_argument,
-        metavar="FILE",
-        help="write one JSON object per image and line; - for standard output",
-    )
-    add("--threshold", type=float, default=0.5, metavar="T", help="smallest score kept, 0 to 1 (default: %(default)s)")
-    add("--classes", metavar="A,B", help="keep these classes only: names or indices, comma-separated (default: all)")
-    add(
-        "--class-names",
-        type=path_argument,
-        metavar="FILE",
-        help="file with one name per line (default: the names stored in the model)",
-    )
-    add("--resizer", choices=RESIZERS, default=RESIZERS[0], help="library that resizes (default: %(default)s)")
-    add("--threads", type=int, metavar="N", help="threads of the engine (default: the engine decides)")
-    add("--device", choices=DEVICES, help="where the model runs (default: engines on the GPU, all else on the CPU)")
-    add("--size", metavar="SIZE", help="640 or HEIGHTxWIDTH, for third-party models that leave it open")
-    add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="largest image decoded (default: %(default)s)")
-    add(
-        "--font",
-        type=path_argument,
-        metavar="FILE",
-        help="TrueType or OpenType font of the labels (default: an installed one that has the class names' characters)",
-    )
+    add_options(parser, DetectOptions)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (see `EXAMPLES`)."""
-    return run_main("rtdetr-detect", lambda: _detect(build_parser().parse_args(argv)), "what was done is kept")
+    return run_main("rtdetr-detect", lambda: _detect(_parse(argv)), "what was done is kept", spellings=SPELLINGS)
 
 
-def _detect(arguments: argparse.Namespace) -> int:
+def _parse(argv: Sequence[str] | None) -> DetectOptions:
+    from rtdetr_deploy.cli.arguments import options_of
+    from rtdetr_deploy.cli.detect_options import DetectOptions
+
+    typed = build_parser().parse_args(argv)
+    return DetectOptions(engine=typed.engine, sources=tuple(typed.sources), **options_of(DetectOptions, typed))
+
+
+def _detect(options: DetectOptions) -> int:
     import warnings
 
-    from rtdetr_deploy.cli.arguments import parse_classes, parse_size
     from rtdetr_deploy.cli.detect_files import check_targets, detect_files
     from rtdetr_deploy.files import refuse_overwriting
     from rtdetr_deploy.fonts import check_font
     from rtdetr_deploy.predictor import Predictor
 
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of large images and odd EXIF; what matters is an ImageError
-    to_stdout = _is_for_stdout(arguments.json)
+    to_stdout = _is_for_stdout(options.json)
     text = sys.stderr if to_stdout else sys.stdout
-    target: Path | None = None if to_stdout else arguments.json
-    check_targets(arguments.output, target)
-    read = (arguments.engine, arguments.class_names, arguments.font)
-    refuse_overwriting({"--json": target}, [path for path in read if path is not None])
-    if arguments.font is not None:
-        check_font(arguments.font)
+    target: Path | None = None if to_stdout else options.json
+    check_targets(options.output, target)
+    read = (options.engine, options.class_names, options.font)
+    refuse_overwriting({"`json_lines`": target}, [path for path in read if path is not None])
+    if options.font is not None:
+        check_font(options.font)
     with Predictor(
-        arguments.engine,
-        arguments.threshold,
-        class_names=arguments.class_names,
-        resizer=arguments.resizer,
-        threads=arguments.threads,
-        device=arguments.device,
-        size=parse_size(arguments.size) if arguments.size is not None else None,
-        max_pixels=arguments.max_pixels,
+        options.engine,
+        options.threshold,
+        class_names=options.class_names,
+        resizer=options.resizer,
+        runtime=options.runtime,
+        device=options.device,
+        threads=options.threads,
+        size=options.size,
+        max_pixels=options.max_pixels,
     ) as predictor:
         summary = detect_files(
             predictor,
-            arguments.sources,
-            classes=parse_classes(arguments.classes) if arguments.classes is not None else None,
-            output=arguments.output,
+            options.sources,
+            classes=options.classes,
+            output=options.output,
             json_lines=sys.stdout if to_stdout else target,
-            font=arguments.font,
+            font=options.font,
             on_image=_reporter(text),
             progress=sys.stderr.isatty(),
         )
@@ -139,13 +119,15 @@ def _reporter(text: TextIO) -> OnImage:
 
     from tqdm import tqdm
 
+    from rtdetr_deploy.cli.arguments import in_words_of_the_command
     from rtdetr_deploy.errors import ImageError, RtdetrError
     from rtdetr_deploy.words import printable
 
     def report(path: Path, result: Detections | RtdetrError) -> None:
         if isinstance(result, RtdetrError):
             kind = "skipped" if isinstance(result, ImageError) else "not written"
-            tqdm.write(f"rtdetr-detect: {kind}: {printable(result)}", file=sys.stderr)
+            message = in_words_of_the_command(str(result), SPELLINGS)
+            tqdm.write(f"rtdetr-detect: {kind}: {printable(message)}", file=sys.stderr)
             return
         counts = ", ".join(f"{count} {name}" for name, count in Counter(result.names).most_common())
         tqdm.write(printable(f"{path}: {counts or 'nothing found'}"), file=text)

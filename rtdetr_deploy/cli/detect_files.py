@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from io import RawIOBase
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, BinaryIO, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rtdetr_deploy.artifacts.class_names import Classes
+from rtdetr_deploy.cli.json_lines import JsonLines, open_json_lines
 from rtdetr_deploy.detections import Detections
 from rtdetr_deploy.errors import ImageError, OutputError, RtdetrError
-from rtdetr_deploy.files import atomic_write, check_writable, in_place, open_in_place, reason, refuse_overwriting
-from rtdetr_deploy.images.frame import Frame, find_images
+from rtdetr_deploy.files import atomic_write, check_writable, refuse_overwriting
+from rtdetr_deploy.images.find import find_images
+from rtdetr_deploy.images.frame import Frame
+from rtdetr_deploy.stream import Found, Unreadable
 from rtdetr_deploy.words import plural, printable
 
 if TYPE_CHECKING:
@@ -45,6 +45,13 @@ class Summary:
     interrupted: bool = False
     found: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def count(self, found: Found) -> None:
+        """Add what was found in an image, and how long it took."""
+        self.done += 1
+        self.found.update(found.detections.names)
+        for stage, seconds in found.seconds.items():
+            self.seconds[stage].append(seconds)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -75,7 +82,7 @@ def check_targets(output: Path | None, json_lines: Path | None) -> None:
     if output is not None and json_lines is not None:
         folder, file = output.resolve(), json_lines.resolve()
         if file in (folder, *folder.parents):
-            raise OutputError(f"--json {json_lines} would be a file where --output {output} needs a folder")
+            raise OutputError(f"`json_lines` {json_lines} would be a file where `output` {output} needs a folder")
 
 
 def detect_files(
@@ -108,17 +115,23 @@ def detect_files(
     json_lines = Path(json_lines) if isinstance(json_lines, str) else json_lines
     target = json_lines if isinstance(json_lines, Path) else None
     check_targets(output, target)
-    run = _Run(predictor, classes=predictor.labels_of(classes), output=output, font=font, on_image=on_image)
+    classes = predictor.labels_of(classes)
+    run = _Run(output, font, on_image)
     images = find_images(sources, skip=output, on_unreadable=run.skip)
-    refuse_overwriting({"--json": target}, images)
+    refuse_overwriting({"`json_lines`": target}, images)
     names = _output_names(images, output, target)
     predictor.warmup(1)
     with ExitStack() as stack:
-        lines = _open_lines(json_lines, stack)
+        lines = open_json_lines(json_lines, stack)
         failure: Exception | None = None
+        results = stack.enter_context(closing(predictor.stream_results(images, classes=classes)))
+        bar = tqdm(results, total=len(images), unit="image", leave=False, disable=not progress)
         try:
-            for path in tqdm(images, unit="image", leave=False, disable=not progress):
-                run.detect(path, lines, names.get(path))
+            for path, result in zip(images, bar, strict=True):
+                if isinstance(result, Unreadable):
+                    run.skip(path, result.error)
+                else:
+                    run.keep(path, result, lines, names.get(path))
         except KeyboardInterrupt:
             if run.summary.done == 0:
                 raise
@@ -133,19 +146,10 @@ def detect_files(
 
 
 class _Run:
-    """One image after the other, and what comes of them all."""
+    """What comes of the images, one after the other."""
 
-    def __init__(
-        self,
-        predictor: Predictor,
-        *,
-        classes: Classes | None,
-        output: Path | None,
-        font: str | Path | None,
-        on_image: OnImage | None,
-    ) -> None:
+    def __init__(self, output: Path | None, font: str | Path | None, on_image: OnImage | None) -> None:
         self.summary = Summary()
-        self._predictor, self._classes = predictor, classes
         self._output, self._font = output, font
         self._report = on_image if on_image is not None else lambda _path, _result: None
 
@@ -154,89 +158,23 @@ class _Run:
         self.summary.skipped += 1
         self._report(path, error)
 
-    def detect(self, path: Path, lines: _Lines | None, name: str | None) -> None:
-        """Detect in one image; append its JSON to `lines`, write its picture as `name` into the output folder."""
-        try:
-            frame, detections = self._detect(path)
-        except ImageError as error:
-            self.skip(path, error)
-            return
+    def keep(self, path: Path, found: Found, lines: JsonLines | None, name: str | None) -> None:
+        """Append an image's JSON to `lines`, and write its picture as `name` into the output folder."""
         if lines is not None:
-            lines.append(path, frame, detections)
-        self.summary.done += 1
-        self.summary.found.update(detections.names)
-        self._report(path, detections)
+            lines.append(path, found.frame, found.detections)
+        self.summary.count(found)
+        self._report(path, found.detections)
         if self._output is not None and name is not None:
             try:
                 with self.summary.timed("draw"):
-                    _write_picture(self._output / name, frame, detections, self._font)
+                    _write_picture(self._output / name, found.frame, found.detections, self._font)
             except OutputError as error:
                 self.summary.unwritten += 1
                 self._report(path, error)
 
-    def _detect(self, path: Path) -> tuple[Frame, Detections]:
-        predictor, timed = self._predictor, self.summary.timed
-        with timed("load"):
-            (frame,) = predictor.load([path])
-        with timed("prepare"):
-            batch = predictor.prepare([frame])
-        with timed("infer"):
-            outputs = predictor.infer(batch)
-        with timed("decode"):
-            (detections,) = predictor.decode(outputs, [frame.size], classes=self._classes)
-        return frame, detections
-
-
-class _Lines:
-    """JSON lines: `write` takes each as a whole, and errors are about the file `name`."""
-
-    def __init__(self, write: Callable[[str], None], name: str) -> None:
-        self._write, self._name = write, name
-
-    def append(self, path: Path, frame: Frame, detections: Detections) -> None:
-        """Write the line of one image at once: whoever reads a pipe gets each as it is done."""
-        height, width = frame.size
-        entry = {"image": str(path), "width": width, "height": height, "detections": detections.to_dicts()}
-        try:
-            self._write(json.dumps(entry) + "\n")  # ASCII: not every file name is valid UTF-8
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise OutputError(f"can't write {self._name}: {reason(error)}") from error
-
-
-def _open_lines(target: Path | TextIO | None, stack: ExitStack) -> _Lines | None:
-    if target is None:
-        return None
-    if not isinstance(target, Path):
-        return _Lines(partial(_write_flushed, target), "standard output")
-    if in_place(target):  # not written beside first: see `_Lines.append`
-        return _Lines(partial(_write_whole, stack.enter_context(open_in_place(target))), str(target))
-    beside = stack.enter_context(atomic_write(target))
-    return _Lines(partial(_write_whole, stack.enter_context(beside.open("wb", buffering=0))), str(target))
-
-
-def _write_flushed(file: TextIO, line: str) -> None:
-    file.write(line)
-    file.flush()
-
-
-def _write_whole(file: RawIOBase | BinaryIO, line: str) -> None:
-    """Write to an unbuffered file; what was written of the line before an error is cut off again."""
-    start = file.tell() if file.seekable() else None
-    rest = memoryview(line.encode())
-    try:
-        while rest:
-            rest = rest[file.write(rest) or 0 :]
-    except BaseException:
-        if start is not None:
-            with suppress(OSError):
-                file.truncate(start)
-        raise
-
 
 def _write_picture(path: Path, frame: Frame, detections: Detections, font: str | Path | None) -> None:
-    picture = detections.draw(frame.to_rgb(), color="rgb", font=font)
+    picture = detections.draw(frame, font=font)
     with atomic_write(path) as beside:
         if path.suffix in JPEG_SUFFIXES:
             picture.save(beside, quality=92)
@@ -264,7 +202,7 @@ def _output_names(images: Sequence[Path], output: Path | None, json_lines: Path 
         names[path] = name
         picture = (output / name).resolve()
         if picture in inputs:
-            raise OutputError(f"annotated pictures would overwrite {output / name}; choose another --output folder")
+            raise OutputError(f"annotated pictures would overwrite {output / name}; choose another `output` folder")
         if picture == lines:
-            raise OutputError(f"--json and an annotated picture both name {output / name}; choose another --json file")
+            raise OutputError(f"`json_lines` and an annotated picture both name {output / name}; choose another file")
     return names

@@ -37,7 +37,7 @@ def run_main(
     does, with 128 + the signal's number. `main` may parse the arguments: what argparse prints is treated alike.
     Arguments named in errors are shown as the command's options (`spellings`: see `in_words_of_the_command`).
     """
-    with _prepared_streams(prog), _ended_by_signals() as received:
+    with _prepared_streams(prog, spellings), _ended_by_signals() as received:
         try:
             return _run(main)
         except RtdetrError as error:
@@ -94,7 +94,7 @@ def _about_standard_output() -> Iterator[None]:
 
 
 @contextmanager
-def _prepared_streams(name: str) -> Iterator[None]:
+def _prepared_streams(name: str, spellings: Mapping[str, str] | None) -> Iterator[None]:
     """Let odd names and closed streams not stop the block, and give warnings in one line."""
     for number in (0, 1, 2):  # a file opened later must not get the number of a closed stream
         try:
@@ -109,7 +109,9 @@ def _prepared_streams(name: str) -> Iterator[None]:
             found.reconfigure(errors="backslashreplace")
     stdout, format_warning = sys.stdout, warnings.formatwarning
     sys.stdout = cast("TextIO", _Output(stdout))
-    warnings.formatwarning = lambda message, *_, **__: f"{name}: warning: {printable(message)}\n"
+    warnings.formatwarning = lambda message, *_, **__: (
+        f"{name}: warning: {printable(in_words_of_the_command(str(message), spellings))}\n"
+    )
     try:
         yield
     finally:

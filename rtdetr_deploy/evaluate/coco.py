@@ -6,20 +6,20 @@ detections per image and class, as COCO's own code does) by faster-coco-eval.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rtdetr_deploy.detections import Detections
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.evaluate.coco_json import CocoJson, read_coco_json
 from rtdetr_deploy.packages import require
 from rtdetr_deploy.predictor import Predictor
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Accuracy:
     per_class: dict[str, float]
     images: int
     detections: int
+
+    @property
+    def ap(self) -> float:
+        """AP at IoU 0.50:0.05:0.95 over all classes and sizes."""
+        return self.metrics["AP"]
 
 
 def read_annotations(path: str | Path, images: str | Path, class_names: Sequence[str]) -> Annotations:
@@ -100,52 +105,62 @@ def require_evaluator() -> None:
     require("faster_coco_eval", "accuracy", "bench")
 
 
-def detect_all(
-    predictor: Predictor, annotations: Annotations, on_image: Callable[[], object] | None = None
-) -> list[dict[str, Any]]:
-    """Return COCO result entries of all images at the released protocol: threshold 0, the model's top 300, no NMS."""
-    require_evaluator()
+def average_precision(found: Iterable[Detections], truth: Annotations, class_names: Sequence[str]) -> Accuracy:
+    """Return the accuracy of what was `found` in each of the images of `truth`, in their order.
+
+    `found` is read once and may be a stream; for the released protocol it holds the model's top 300 at threshold 0,
+    without NMS. Raises `OptionError` when it does not hold a result per image.
+    """
     results: list[dict[str, Any]] = []
-    step = predictor.batch or BATCH
-    for start in range(0, len(annotations.images), step):
-        part = annotations.images[start : start + step]
-        found = predictor.detect_batch([path for _, path in part], threshold=0.0)
-        for (number, _), detections in zip(part, found, strict=True):
-            results += detections.to_coco(number, annotations.category_ids)
-            if on_image is not None:
-                on_image()
-    return results
+    images = 0
+    for images, detections in enumerate(found, start=1):
+        if images > len(truth.images):
+            break
+        results += detections.to_coco(truth.images[images - 1][0], truth.category_ids)
+    expected = len(truth.images)
+    if images != expected:
+        count = images if images < expected else "more"
+        raise OptionError(f"`found` holds {count} results, expected {expected}, one per image")
+    return score_results(results, truth, class_names)
 
 
-def score(results: Sequence[dict[str, Any]], annotations: Annotations, class_names: Sequence[str]) -> Accuracy:
-    """Return the accuracy of COCO result entries (as `Detections.to_coco` makes them)."""
+def evaluate(predictor: Predictor, truth: Annotations, on_image: Callable[[], object] | None = None) -> Accuracy:
+    """Return the accuracy of a model at the released protocol; `on_image` is called after each image.
+
+    Raises what `Predictor.stream` does.
+    """
+    found = predictor.stream([path for _, path in truth.images], threshold=0.0)
+    return average_precision(_counted(found, on_image), truth, predictor.class_names)
+
+
+def _counted(found: Iterable[Detections], on_image: Callable[[], object] | None) -> Iterator[Detections]:
+    for detections in found:
+        yield detections
+        if on_image is not None:
+            on_image()
+
+
+def score_results(results: Sequence[dict[str, Any]], truth: Annotations, class_names: Sequence[str]) -> Accuracy:
+    """Return the accuracy of COCO result entries, as `Detections.to_coco` makes them of any of the images."""
     require_evaluator()
+    if not results:
+        return Accuracy(dict.fromkeys(METRICS, 0.0), dict.fromkeys(class_names, 0.0), len(truth.images), 0)
     from faster_coco_eval import COCO, COCOeval_faster
 
-    if not results:
-        return Accuracy(dict.fromkeys(METRICS, 0.0), dict.fromkeys(class_names, 0.0), len(annotations.images), 0)
-    truth = COCO(annotations.content)
-    evaluation = COCOeval_faster(truth, truth.loadRes(list(results)), "bbox", print_function=_ignore)
+    known = COCO(truth.content)
+    evaluation = COCOeval_faster(known, known.loadRes(list(results)), "bbox", print_function=_ignore)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    precision = np.asarray(evaluation.eval["precision"])  # (IoU, recall, class, area, most detections)
+    precision = np.asarray(evaluation.eval["precision"])  # (IoU, recall, class, area, maximum detections)
     per_class = {}
     numbers = list(evaluation.params.catIds)
-    for name, number in zip(class_names, annotations.category_ids, strict=True):
+    for name, number in zip(class_names, truth.category_ids, strict=True):
         values = precision[:, :, numbers.index(number), 0, -1]
         per_class[name] = float(values[values > -1].mean()) if (values > -1).any() else -1.0
     metrics = {name: float(value) for name, value in zip(METRICS, evaluation.stats, strict=False)}
-    return Accuracy(metrics, per_class, len(annotations.images), len(results))
+    return Accuracy(metrics, per_class, len(truth.images), len(results))
 
 
 def _ignore(*_: object, **__: object) -> None:
     """Swallow the evaluation's own table."""
-
-
-def measure_accuracy(
-    predictor: Predictor, annotations_file: str | Path, images: str | Path, on_image: Callable[[], object] | None = None
-) -> Accuracy:
-    """Evaluate a model on a COCO json and its folder of images."""
-    annotations = read_annotations(annotations_file, images, predictor.class_names)
-    return score(detect_all(predictor, annotations, on_image), annotations, predictor.class_names)

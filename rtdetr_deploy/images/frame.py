@@ -1,4 +1,4 @@
-"""Whatever a user calls an image, as pixels; and the image files behind paths, folders and globs.
+"""Whatever a user calls an image, as pixels.
 
 Files are decoded by Pillow: it reports truncated files, applies EXIF orientation, and reads a file's size before
 decoding it, so that a decompression bomb is refused.
@@ -6,11 +6,9 @@ decoding it, so that a decompression bomb is refused.
 
 from __future__ import annotations
 
-import glob
 import io
-import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,24 +24,17 @@ from rtdetr_deploy.files import reason, refuse_named_pipe
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ImageLike = Union[str, Path, bytes, "Image", NDArray[Any]]
+ImageLike = Union[str, Path, bytes, "Image", NDArray[Any], "Frame"]
 Color = Literal["bgr", "rgb"]
 
 MAX_PIXELS = 89_478_485
 """Largest image that is decoded unless the caller allows more: Pillow's own limit, 256 MiB of RGB."""
 
-LIMIT_HINT = "raise the limit (max_pixels, --max-pixels) if the image is trusted"
+LIMIT_HINT = "raise `max_pixels` if the image is trusted"
 _LIMIT_LOCK = Lock()
-
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif"}
-)
 
 ANIMATED = frozenset({"GIF", "PNG", "WEBP", "TIFF", "AVIF"})
 """Formats whose further frames or pages are pictures in their own right; those of an MPO (a phone's JPEG) are not."""
-
-OnUnreadable = Callable[[Path, ImageError], None]
-"""Called with a folder that can't be read, and why."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ class Frame:
 
 
 def load_frame(image: ImageLike, *, color: Color = "bgr", max_pixels: int = MAX_PIXELS) -> Frame:
-    """Return the pixels of a path, encoded bytes, PIL image or array.
+    """Return the pixels of a path, encoded bytes, PIL image or array; a `Frame` is returned as it is.
 
     Arrays are uint8 or uint16 (full range; the low byte is dropped), of shape (h, w), (h, w, 1), (h, w, 3) or
     (h, w, 4); channels are in the order `color`, alpha is dropped. `color` concerns arrays alone. Files are
@@ -73,9 +64,10 @@ def load_frame(image: ImageLike, *, color: Color = "bgr", max_pixels: int = MAX_
 
     Raises `ImageError` when the image can't be read, is empty, has more than `max_pixels` pixels, or another dtype.
     """
-    if color not in ("bgr", "rgb"):
-        raise OptionError(f"color is {color!r}, expected 'bgr' or 'rgb'")
+    check_color(color)
     check_max_pixels(max_pixels)
+    if isinstance(image, Frame):
+        return image
     if isinstance(image, np.ndarray):
         return _from_array(image, color)
     if isinstance(image, (str, Path)):
@@ -88,16 +80,22 @@ def load_frame(image: ImageLike, *, color: Color = "bgr", max_pixels: int = MAX_
     raise ImageError(f"can't read an image from {type(image).__name__}; pass a path, bytes, PIL image or numpy array")
 
 
+def check_color(color: Color) -> None:
+    """Raise `OptionError` unless `color` is an order of channels."""
+    if color not in ("bgr", "rgb"):
+        raise OptionError(f"`color` is {color!r}, expected 'bgr' or 'rgb'")
+
+
 def check_max_pixels(max_pixels: int) -> int:
     """Return `max_pixels`; `OptionError` unless it is a whole number from 1."""
     if isinstance(max_pixels, bool) or not isinstance(max_pixels, (int, np.integer)) or max_pixels < 1:
-        raise OptionError(f"max_pixels is {max_pixels!r}, expected a whole number from 1")
+        raise OptionError(f"`max_pixels` is {max_pixels!r}, expected a whole number from 1")
     return int(max_pixels)
 
 
 def _from_array(image: NDArray[Any], color: Color) -> Frame:
     if isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
-        raise ImageError("image array is masked, and detection knows no masks; pass image.filled(0)")
+        raise ImageError("image array is masked, and masks are not used here; pass image.filled(0)")
     array = np.asarray(image)  # a subclass such as numpy.matrix has shapes of its own
     if array.dtype not in (np.uint8, np.uint16, np.dtype(">u2")):
         raise ImageError(f"image array is {array.dtype}, expected uint8 or uint16; {_advice(array)}")
@@ -218,85 +216,3 @@ def _mention_frames(image: Image) -> None:
         several = image.format in ANIMATED and getattr(image, "is_animated", False)
     if several:
         warnings.warn("an image has several frames or pages; only the first is used, here and later", stacklevel=1)
-
-
-def find_images(
-    sources: Iterable[str | Path], *, skip: Path | None = None, on_unreadable: OnUnreadable | None = None
-) -> list[Path]:
-    """Return the image files behind paths, folders (searched recursively) and glob patterns, sorted per source.
-
-    A path that names a file is kept whatever its suffix is. Files inside the folder `skip` are not found by searching
-    folders and by patterns. Links to folders are not followed. Raises `ImageError` for a source without any image, and
-    for a folder inside a source that can't be read; where `on_unreadable` is given, that is called instead.
-    """
-    search = _Search(skip, on_unreadable)
-    found: list[Path] = []
-    for source in [sources] if isinstance(sources, (str, Path)) else sources:
-        try:
-            images, problem = search.find(source)
-        except (OSError, ValueError) as error:
-            if isinstance(error, OptionError):
-                raise
-            raise ImageError(f"can't open {source}: {reason(error)}") from error
-        if not images:
-            raise ImageError(f"{source} {problem}")
-        found += images
-    return list(dict.fromkeys(found))
-
-
-NO_IMAGE = f"holds no image; known suffixes are {', '.join(sorted(SUFFIXES))}"
-
-
-class _Search:
-    """Looks for image files."""
-
-    def __init__(self, skip: Path | None, on_unreadable: OnUnreadable | None) -> None:
-        self._skip = os.path.realpath(skip) if skip is not None else None
-        self._on_unreadable = on_unreadable
-
-    def find(self, source: str | Path) -> tuple[list[Path], str]:
-        """Return the images behind one source, and what to say where there are none."""
-        if source == "":
-            raise ImageError("the name of an image is empty; is a shell variable not set?")
-        path = Path(source)
-        if path.is_dir():
-            next(path.iterdir(), None)  # raises where the folder itself can't be read
-            skip = self._skip if self._skip != os.path.realpath(path) else None
-            files = (folder / name for folder, names in self._walk(path, skip) for name in names)
-            return sorted(file for file in files if file.suffix.lower() in SUFFIXES), NO_IMAGE
-        if path.exists():
-            return [path], ""
-        found = {file for file in self._expand(str(path)) if file.is_file() and not self._skips(file)}
-        return sorted(found), "does not exist" if glob.escape(str(path)) == str(path) else "matches no file"
-
-    def _skips(self, file: Path) -> bool:
-        """Tell whether a file that a pattern found lies in the folder to skip."""
-        return self._skip is not None and self._skip in map(os.path.realpath, file.parents)
-
-    def _expand(self, pattern: str) -> Iterator[Path]:
-        """Yield what a glob pattern stands for; unlike `glob`, `**` does not follow links, which may form loops."""
-        parts = Path(pattern).parts
-        if "**" not in parts:
-            yield from map(Path, glob.glob(pattern))
-            return
-        place = parts.index("**")
-        before, after = os.path.join(".", *parts[:place]), os.path.join(*(parts[place + 1 :] or ("*",)))
-        for base in glob.glob(before):
-            for folder, _ in self._walk(Path(base), None, hidden=False):
-                yield from self._expand(os.path.join(glob.escape(str(folder)), after))
-
-    def _walk(self, top: Path, skip: str | None, *, hidden: bool = True) -> Iterator[tuple[Path, list[str]]]:
-        """Yield the folders below `top` and the names of the files in each, without those in the folder `skip`."""
-        for folder, folders, names in os.walk(top, onerror=self._report):
-            if not hidden:
-                folders[:] = [name for name in folders if not name.startswith(".")]
-            if skip is not None:
-                folders[:] = [name for name in folders if os.path.realpath(os.path.join(folder, name)) != skip]
-            yield Path(folder), names
-
-    def _report(self, error: OSError) -> None:
-        folder = Path(error.filename)
-        problem = ImageError(f"can't open the folder {folder}: {reason(error)}")
-        if self._on_unreadable is None:
-            raise problem
-        self._on_unreadable(folder, problem)

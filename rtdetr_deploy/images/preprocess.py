@@ -1,15 +1,14 @@
-"""Images to the model's input.
+"""Images to the model's input, as its `PreprocessSpec` says, on the CPU.
 
     input    uint8 (h, w, 3) each, of any size
-    output   (B, 3, H, W) float32 RGB in [0, 1], or (B, H, W, 3) uint8 RGB where scaling is in the graph
+    output   (B, 3, H, W) float, or (B, H, W, 3) uint8
 
-Plain resize without letterbox, no mean or standard deviation: what RT-DETR is trained with. Two resizers here:
+Two libraries resize:
 
-- `opencv` (default): `cv2.resize(..., INTER_LINEAR)`, the fastest; it samples four neighbours, so strong
-  down-scaling aliases a little.
-- `pillow`: `Image.resize(..., BILINEAR)`, whose support grows with the scale; the released training code uses it.
+- `opencv` (default): `cv2.resize`, the fastest; it samples neighbours, so strong down-scaling aliases a little.
+- `pillow`: `Image.resize`, whose support grows with the scale; the released training code uses it.
 
-A third, `cuda`, is part of the engines' runtime: what `opencv` gives (to one of 255 levels), made on the GPU.
+Runtimes may offer more, such as `cuda` of engines: what `opencv` gives (to one of 255 levels), made on the GPU.
 """
 
 from __future__ import annotations
@@ -23,42 +22,88 @@ from numpy.typing import NDArray
 
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.images.frame import Frame
+from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 
 Resizer = Literal["opencv", "pillow", "cuda"]
-SCALE = np.float32(1.0 / 255.0)
-RESIZERS: tuple[Resizer, ...] = ("opencv", "pillow", "cuda")
+HOST_RESIZERS: tuple[Resizer, ...] = ("opencv", "pillow")
+RESIZERS: tuple[Resizer, ...] = (*HOST_RESIZERS, "cuda")
+
+_OPENCV = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+
+
+class HostPreprocessor:
+    """The CPU's `Preprocessor` (see `runtimes.protocol`): what `spec` says, resized by the library `resizer`.
+
+    It may be called from several threads at once.
+
+    Raises `OptionError` for a resizer that works elsewhere.
+    """
+
+    def __init__(self, spec: PreprocessSpec, resizer: Resizer = "opencv") -> None:
+        if resizer not in HOST_RESIZERS:
+            raise OptionError(f'`resizer="{resizer}"` does not work on the CPU; choose {" or ".join(HOST_RESIZERS)}')
+        self._spec, self._resizer = spec, resizer
+        std = np.array(spec.std)
+        self._factors = (spec.scale / std).astype(np.float32)
+        self._offsets = (np.array(spec.mean) / std).astype(np.float32)
+
+    def __call__(self, frames: Sequence[Frame], rows: int) -> NDArray[Any]:
+        """Return an input of `rows` images, zero in those behind `frames`; it is contiguous, and the caller's."""
+        spec = self._spec
+        size = (*spec.size, 3) if spec.layout == "nhwc" else (3, *spec.size)
+        batch: NDArray[Any] = np.empty((rows, *size), np.uint8 if spec.dtype == "uint8" else np.float32)
+        batch[len(frames) :] = 0
+        write = self._write_bytes if spec.layout == "nhwc" else self._write_planes
+        for slot, frame in zip(batch, frames, strict=False):
+            write(slot, self._fit(frame), frame.rgb != (spec.color == "rgb"))
+        return batch.astype(spec.dtype, copy=False)
+
+    def _write_bytes(self, slot: NDArray[Any], pixels: NDArray[np.uint8], swap: bool) -> None:
+        slot[:] = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if swap else pixels
+
+    def _write_planes(self, slot: NDArray[Any], pixels: NDArray[np.uint8], swap: bool) -> None:
+        # Faster than cv2.dnn.blobFromImage (0.55 against 2.7 ms for 640x640), which also costs another copy.
+        for channel, plane in enumerate(cv2.split(pixels)):
+            channel = 2 - channel if swap else channel
+            np.multiply(plane, self._factors[channel], out=slot[channel])
+            if self._offsets[channel]:
+                slot[channel] -= self._offsets[channel]
+
+    def _fit(self, frame: Frame) -> NDArray[np.uint8]:
+        """Return the frame's pixels at the input's size, in the frame's own channel order."""
+        height, width = self._spec.size
+        if not self._spec.letterbox:
+            return self._resize(frame.pixels, height, width)
+        left, top, wide, tall = self._spec.window(frame.size)
+        canvas = np.full((height, width, 3), self._spec.pad, np.uint8)
+        canvas[top : top + tall, left : left + wide] = self._resize(frame.pixels, tall, wide)
+        return canvas
+
+    def _resize(self, pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+        if pixels.shape[:2] == (height, width):
+            return pixels
+        if self._resizer == "pillow":
+            from PIL import Image
+
+            image = Image.fromarray(np.ascontiguousarray(pixels))
+            return np.asarray(image.resize((width, height), Image.Resampling[self._spec.filter.upper()]))
+        resized: NDArray[np.uint8] = cv2.resize(pixels, (width, height), interpolation=_OPENCV[self._spec.filter])  # type: ignore[assignment]
+        return resized
+
+
+def to_image(boxes: NDArray[np.float32], spec: PreprocessSpec, image: tuple[int, int]) -> NDArray[np.float32]:
+    """Return xyxy boxes `(N, 4)` in [0, 1] of the input as pixels of an image of this (height, width), inside it."""
+    (height, width), (rows, columns) = spec.size, image
+    left, top, wide, tall = spec.window(image)
+    shift = np.array((left / width, top / height) * 2, np.float32)
+    pixels = np.array((columns * width / wide, rows * height / tall) * 2, np.float32)
+    inside: NDArray[np.float32] = np.clip((boxes - shift) * pixels, 0.0, np.array((columns, rows) * 2, np.float32))
+    return inside.astype(np.float32, copy=False)
 
 
 def prepare_batch(
     frames: Sequence[Frame], height: int, width: int, *, resizer: Resizer = "opencv", raw: bool = False
 ) -> NDArray[Any]:
-    """Return `frames` resized to `height` x `width` as one contiguous array (layouts above; uint8 where `raw`).
-
-    Raises `OptionError` for the resizer "cuda", which only engines have.
-    """
-    if resizer == "cuda":
-        raise OptionError('resizer="cuda" works on the GPU, as a part of engines; choose opencv or pillow here')
-    shape = (len(frames), height, width, 3) if raw else (len(frames), 3, height, width)
-    batch: NDArray[Any] = np.empty(shape, np.uint8 if raw else np.float32)
-    for slot, frame in zip(batch, frames, strict=True):
-        pixels = _resize(frame, height, width, resizer)
-        if raw:
-            slot[:] = pixels if frame.rgb else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-        else:
-            # Faster than cv2.dnn.blobFromImage (0.55 against 2.7 ms for 640x640), which also costs another copy.
-            for channel, plane in enumerate(cv2.split(pixels)):
-                np.multiply(plane, SCALE, out=slot[channel if frame.rgb else 2 - channel])
-    return batch
-
-
-def _resize(frame: Frame, height: int, width: int, resizer: Resizer) -> NDArray[np.uint8]:
-    pixels = frame.pixels
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    if resizer == "pillow":
-        from PIL import Image
-
-        image = Image.fromarray(np.ascontiguousarray(pixels))
-        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
-    resized: NDArray[np.uint8] = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
-    return resized
+    """Return `frames` as RT-DETR wants them, float32 or uint8 (`raw`), a row each; raises as `HostPreprocessor`."""
+    spec = PreprocessSpec.rtdetr((height, width), "uint8" if raw else "float32")
+    return HostPreprocessor(spec, resizer)(frames, len(frames))

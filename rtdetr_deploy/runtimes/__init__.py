@@ -1,141 +1,145 @@
-"""What runs a model file: one protocol, one module per engine, chosen by the file's suffix."""
+"""What runs a model file: one protocol, one module per runtime, chosen by name or by the file's suffix."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
+from typing import cast
 
-import numpy as np
-from numpy.typing import NDArray
-
+from rtdetr_deploy.artifacts.weights_file import CHECKPOINT_SUFFIXES
 from rtdetr_deploy.errors import ArtifactError, OptionError
 from rtdetr_deploy.files import require_file
-
-if TYPE_CHECKING:
-    from rtdetr_deploy.images.frame import Frame
-
-Array = NDArray[Any]
-Device = Literal["cpu", "cuda"]
-THREADS_PER_CORE = 4
-"""More threads than this do nothing but wait for each other: 64 on two cores took five seconds per image."""
-DEVICES: tuple[Device, ...] = ("cpu", "cuda")
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, NumPy dtype and shape of one input or output; None marks a dynamic axis.
-
-    `classes` is the number of classes that an output of labels counts, where the file tells.
-    """
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int | None, ...]
-    classes: int | None = None
-
-
-@runtime_checkable
-class Runtime(Protocol):
-    """A loaded model. `run` may be called from several threads at once."""
-
-    @property
-    def file(self) -> str:
-        """The name of the model's file, for messages about it."""
-
-    @property
-    def name(self) -> str:
-        """The engine and its version, for people."""
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """What `run` takes."""
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """What `run` returns."""
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """Text entries stored with the model."""
-
-    @property
-    def max_batch(self) -> int | None:
-        """The most images at once where the batch is dynamic; None where there is no limit."""
-
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Return every output by name. The caller owns the arrays."""
-
-    def close(self) -> None:
-        """Free the model; calling it twice is harmless."""
-
-
-@runtime_checkable
-class FrameRuntime(Runtime, Protocol):
-    """A runtime that can also prepare frames, where the model runs."""
-
-    def run_frames(self, name: str, frames: Sequence[Frame], feed: Mapping[str, Array]) -> dict[str, Array]:
-        """As `run`, with the input `name` made of `frames` (resized, RGB, scaled) and the others given by `feed`.
-
-        Rows of a fixed batch without a frame are zero; the outputs have them too.
-        """
-
-
-@runtime_checkable
-class TimedRuntime(Runtime, Protocol):
-    """A runtime that can tell the model's own time from that of copies."""
-
-    def run_timed(
-        self, feed: Mapping[str, Array], name: str | None = None, frames: Sequence[Frame] = ()
-    ) -> tuple[dict[str, Array], float]:
-        """As `run`; also return the milliseconds that the model took on its device, copies excluded.
-
-        With a `name`, that input is made of `frames`, where the runtime can (see `FrameRuntime`).
-        """
-
-
-_MODULES = {".onnx": "ort", ".engine": "trt.runtime", ".plan": "trt.runtime"}
-_HINTS = dict.fromkeys(
-    (".pth", ".pt", ".safetensors"), "export it first: rtdetr-export --weights {name} writes an .onnx file"
+from rtdetr_deploy.packages import needed_for
+from rtdetr_deploy.runtimes.options import RuntimeOptions, check_threads
+from rtdetr_deploy.runtimes.protocol import (
+    Array,
+    DeviceBatch,
+    Feed,
+    PreprocessingRuntime,
+    Preprocessor,
+    Runtime,
+    TensorSpec,
+    TimedRuntime,
 )
 
+__all__ = [
+    "RUNTIMES",
+    "Array",
+    "DeviceBatch",
+    "Feed",
+    "PreprocessingRuntime",
+    "Preprocessor",
+    "Runtime",
+    "RuntimeModule",
+    "RuntimeOptions",
+    "TensorSpec",
+    "TimedRuntime",
+    "check_threads",
+    "open_runtime",
+]
 
-def open_runtime(path: str | Path, *, threads: int | None = None, device: Device | None = None) -> Runtime:
-    """Open the model file `path` with the engine that its suffix names; `threads` None leaves their number to it.
 
-    `device` None is the CPU for ONNX files and the GPU for engines. A device is never replaced by another one: what
-    can't run there is an error.
+@dataclass(frozen=True, kw_only=True)
+class RuntimeModule:
+    """A runtime: `suffixes` of the files that it opens, its `module` here, and the `extra` that holds its packages.
 
-    Raises `ArtifactError` when the file is missing, is not a model, has an unknown suffix, or can't run on `device`,
-    `MissingPackageError` when the engine's package is not installed, and `OptionError` for other arguments.
+    With `folders` it opens folders too. Where `by_name_only`, nothing is opened with it unless it is asked for. The
+    module has `open_model(model: Path | bytes, options: RuntimeOptions) -> Runtime`.
     """
-    if threads is not None:
-        check_threads(threads)
-    if device is not None and device not in DEVICES:
-        raise OptionError(f"unknown device {device!r}; choose one of {', '.join(DEVICES)}")
-    if path == "":
-        raise ArtifactError("the name of the model file is empty; is a shell variable not set?")
-    path = Path(path)
-    module = _MODULES.get(path.suffix.lower())
-    if module is None:
-        if path.is_dir():
-            raise ArtifactError(f"{path} is a folder; name the model file in it")
-        hint = _HINTS.get(path.suffix.lower(), "expected one of: {known}").format(
-            name=path.name, known=", ".join(_MODULES)
+
+    suffixes: tuple[str, ...]
+    module: str
+    extra: str
+    folders: bool = False
+    by_name_only: bool = False
+
+    def opens(self, path: Path) -> bool:
+        """Tell whether `path` is called like a file of this runtime, or is a folder that it opens."""
+        return path.suffix.lower() in self.suffixes or (self.folders and path.is_dir())
+
+
+RUNTIMES = {
+    "onnxruntime": RuntimeModule(suffixes=(".onnx",), module="ort", extra="cpu"),
+    "openvino": RuntimeModule(suffixes=(".xml", ".onnx"), module="ov", extra="openvino"),
+    "tensorrt": RuntimeModule(suffixes=(".engine", ".plan"), module="trt.runtime", extra="tensorrt"),
+    "torch": RuntimeModule(
+        suffixes=CHECKPOINT_SUFFIXES, module="eager", extra="export", folders=True, by_name_only=True
+    ),
+}
+"""Every runtime by name. A file is opened by the first that has its suffix, unless another one is named."""
+
+
+def open_runtime(
+    model: str | Path | bytes,
+    runtime: str | None = None,
+    options: RuntimeOptions | None = None,
+    *,
+    threads: int | None = None,
+    device: str | None = None,
+) -> Runtime:
+    """Open a model file, or the content of one, with the `runtime` of that name, else with that of its suffix.
+
+    Content (`bytes`) is that of an ONNX file, or for `runtime="tensorrt"` that of an engine. `runtime="torch"` opens
+    checkpoints. `threads` and `device` are version 0.1's way to give the fields of `options`.
+
+    Raises `ArtifactError` when the file is missing, is not a model, has an unknown suffix, or can't run on the device,
+    `CheckpointError` for what is not a checkpoint, `DeviceError` when a device can't be used, `MissingPackageError`
+    when the runtime's package is not installed, and `OptionError` for other arguments and what the runtime can't use.
+    """
+    old = {name: value for name, value in (("threads", threads), ("device", device)) if value is not None}
+    if old:
+        warnings.warn(
+            f"{' and '.join(old)} of open_runtime are fields of its argument options now: RuntimeOptions(...)",
+            FutureWarning,
+            stacklevel=2,
         )
-        found = f"{path.suffix} is not a model format known here" if path.suffix else "its name has no suffix"
-        raise ArtifactError(f"can't run {path.name}: {found}; {hint}")
-    if require_file(path, ArtifactError) == 0:
+        options = replace(options or RuntimeOptions(), **old)  # type: ignore[arg-type]
+    if runtime is not None and runtime not in RUNTIMES:
+        raise OptionError(f"`runtime` is {runtime!r}, expected one of {', '.join(RUNTIMES)}")
+    if isinstance(model, (bytes, bytearray, memoryview)):
+        model, name = bytes(model), runtime or "onnxruntime"
+        if not model:
+            raise ArtifactError("the model is empty: it has no bytes")
+    else:
+        model, name = _find_file(model, runtime)
+    chosen = RUNTIMES[name]
+    with needed_for(f'`runtime="{name}"`', chosen.extra):
+        module = import_module(f"{__name__}.{chosen.module}")
+    return cast("Runtime", module.open_model(model, options or RuntimeOptions()))
+
+
+def _find_file(model: str | Path, runtime: str | None) -> tuple[Path, str]:
+    """Return the path of a model file that is there, and the name of the runtime that opens it."""
+    if model == "":
+        raise ArtifactError("the name of the model file is empty; is a shell variable not set?")
+    path = Path(model)
+    name = _default_runtime(path) if runtime is None else runtime
+    if not RUNTIMES[name].opens(path):
+        others = [other for other, known in RUNTIMES.items() if known.opens(path)]
+        hint = f"`runtime` may be {' or '.join(others)} for it" if others else "no runtime opens such a file"
+        known = ", ".join(RUNTIMES[name].suffixes)
+        raise OptionError(f'`runtime="{name}"` opens {known}, not {path.name}; {hint}')
+    opens_folder = RUNTIMES[name].folders and path.is_dir()
+    if not opens_folder and require_file(path, ArtifactError) == 0:
         raise ArtifactError(f"{path} is empty; export the model again")
-    engine = import_module(f"{__name__}.{module}")
-    return cast("Runtime", engine.open_model(path, threads, device))
+    return path, name
 
 
-def check_threads(threads: int) -> None:
-    """Raise `OptionError` unless it is a number of threads that makes sense on this machine."""
-    most = THREADS_PER_CORE * (os.cpu_count() or 1)
-    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or not 1 <= threads <= most:
-        raise OptionError(f"threads is {threads!r}, expected a whole number from 1 to {most} on this machine")
+def _default_runtime(path: Path) -> str:
+    """Return the runtime of a file for which none was named. Raises `ArtifactError` where there is none."""
+    suffix = path.suffix.lower()
+    name = next((name for name, known in RUNTIMES.items() if known.opens(path)), None)
+    if name is not None and not RUNTIMES[name].by_name_only:
+        return name
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a folder; name the model file in it")
+    if name is not None:
+        raise ArtifactError(
+            f"can't run {path.name}: it is a checkpoint; export it first: rtdetr-export --weights {path.name} writes "
+            f'an .onnx file (`runtime="{name}"` runs it as it is)'
+        )
+    found = f"{suffix} is not a model format known here" if suffix else "its name has no suffix"
+    known = {suffix: None for entry in RUNTIMES.values() if not entry.by_name_only for suffix in entry.suffixes}
+    raise ArtifactError(f"can't run {path.name}: {found}; expected one of: {', '.join(known)}")

@@ -1,12 +1,14 @@
-"""What an `.onnx` file says in its graph, read from its bytes where no session can tell.
+"""What an `.onnx` file says in its graph and metadata, read from its bytes where no runtime can tell.
 
-ONNX Runtime gives inputs, outputs and metadata of a file that it has opened; how to open it, and how many classes its
-labels stand for, lie in the graph. This reads the few protocol buffer fields that hold them (wire format: protobuf.dev,
-"Encoding"; field numbers: onnx.proto) and skips the weights, so that the runtime needs no further package.
+Runtimes give inputs and outputs of a file that they have opened; how to open it, and how many classes its labels stand
+for, lie in the graph, and OpenVINO gives no metadata of ONNX files. This reads the few protocol buffer fields that hold
+them (wire format: protobuf.dev, "Encoding"; field numbers: onnx.proto) and skips the weights, so that the runtimes need
+no further package.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,8 @@ from rtdetr_deploy.errors import ArtifactError
 from rtdetr_deploy.files import reason
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
-_GRAPH, _NODE, _INITIALIZER = 7, 1, 5
+_GRAPH, _METADATA = 7, 14
+_NODE, _INITIALIZER = 1, 5
 _FLOAT16 = 10
 """TensorProto.DataType."""
 _BYTES = {6: 4, 7: 8}
@@ -35,11 +38,15 @@ class Node:
 
 @dataclass
 class Graph:
-    """Nodes by the values that they make; data types of constants by name, and values of those that are one integer."""
+    """Nodes by the values that they make; data types of constants by name, and values of those that are one integer.
+
+    `metadata` are the text entries that are stored with the model.
+    """
 
     makers: dict[str, Node] = field(default_factory=dict)
     types: dict[str, int] = field(default_factory=dict)
     integers: dict[str, int] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
 
     def dequantizes_to_half(self) -> bool:
         """Tell whether INT8 values are restored to FP16 somewhere: a scale has the type of what it restores."""
@@ -68,19 +75,33 @@ class Graph:
         return node
 
 
-def read_graph(path: Path) -> Graph:
-    """Return what is known of the graph of an ONNX file. Raises `ArtifactError` when its content is damaged."""
+def read_graph(model: Path | bytes) -> Graph:
+    """Return what is known of an ONNX file, or of the content of one.
+
+    Raises `ArtifactError` when its content is damaged.
+    """
     graph = Graph()
+    name = model.name if isinstance(model, Path) else "the ONNX model"
     try:
-        with path.open("rb") as file:
-            for number, _, size in _fields(file, path.stat().st_size):
+        with model.open("rb") if isinstance(model, Path) else io.BytesIO(model) as file:
+            end = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            for number, _, size in _fields(file, end):
                 if number == _GRAPH:
                     _read_graph(file, file.tell() + size, graph)
+                elif number == _METADATA:
+                    _read_entry(file, file.tell() + size, graph)
     except (ValueError, IndexError) as error:
-        raise ArtifactError(f"{path.name} is not a loadable ONNX model: its content is damaged") from error
+        raise ArtifactError(f"{name} is not a loadable ONNX model: its content is damaged") from error
     except OSError as error:
-        raise ArtifactError(f"can't read {path}: {reason(error)}") from error
+        raise ArtifactError(f"can't read {model!s}: {reason(error)}") from error
     return graph
+
+
+def _read_entry(file: BinaryIO, end: int, graph: Graph) -> None:
+    """Read a key and its value."""
+    entry = {number: _text(file, size) for number, kind, size in _fields(file, end) if kind == _LENGTH}
+    graph.metadata[entry.get(1, "")] = entry.get(2, "")
 
 
 def _read_graph(file: BinaryIO, end: int, graph: Graph) -> None:

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from rtdetr_deploy.artifacts.metadata import read_metadata
 from rtdetr_deploy.errors import ArtifactError, MissingPackageError
 from rtdetr_deploy.packages import install_command, require
-from rtdetr_deploy.runtimes import Array, Device, TensorSpec
+from rtdetr_deploy.runtimes.feed import check_feed, closed
 from rtdetr_deploy.runtimes.onnx_file import Graph, read_graph
+from rtdetr_deploy.runtimes.options import RuntimeOptions, cpu_or_cuda
+from rtdetr_deploy.runtimes.protocol import Array, Feed, TensorSpec
 
-_PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -28,27 +31,28 @@ _DTYPES = {
 class OnnxRuntime:
     """One inference session; ONNX Runtime allocates the outputs of each call and hands them over."""
 
-    def __init__(self, session: Any, version: str, name: str, device: Device, graph: Graph) -> None:
+    def __init__(self, session: Any, file: str, name: str, graph: Graph) -> None:
         self._session: Any = session
-        self._file = self.file = name
-        self.name = f"ONNX Runtime {version} ({device.upper()})"
-        self.inputs = tuple(_spec(node, name) for node in session.get_inputs())
+        self.file, self.name = file, name
+        self.inputs = tuple(_spec(node, file) for node in session.get_inputs())
         self.outputs = tuple(
-            replace(_spec(node, name), classes=graph.count_classes(node.name)) for node in session.get_outputs()
+            replace(_spec(node, file), classes=graph.count_classes(node.name)) for node in session.get_outputs()
         )
         self.max_batch: int | None = None
         self.metadata: Mapping[str, str] = dict(session.get_modelmeta().custom_metadata_map)
+        self.info = read_metadata(self.metadata, file)
         self._output_names = [spec.name for spec in self.outputs]
 
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """See `Runtime.run`; raises `ArtifactError` after `close` or when the model refuses the arrays."""
+    def run(self, feed: Feed) -> dict[str, Array]:
+        """See `Runtime.run`; raises `ArtifactError` when ONNX Runtime fails, too."""
         session = self._session
         if session is None:
-            raise ArtifactError(f"{self._file} is closed; open it again with Predictor or open_runtime")
+            raise closed(self.file)
+        arrays = check_feed(feed, self.inputs, self.file)
         try:
-            results = session.run(self._output_names, dict(feed))
+            results = session.run(self._output_names, arrays)
         except Exception as error:  # ONNX Runtime's exception types share no public base
-            raise ArtifactError(f"{self._file} failed while running: {_first_line(error)}") from error
+            raise ArtifactError(f"{self.file} failed while running: {_first_line(error)}") from error
         return dict(zip(self._output_names, results, strict=True))
 
     def close(self) -> None:
@@ -56,40 +60,53 @@ class OnnxRuntime:
         self._session = None
 
 
-def open_model(path: Path, threads: int | None, device: Device | None) -> OnnxRuntime:
-    """Open an `.onnx` file. Raises `ArtifactError` when ONNX Runtime can't load it or can't use `device`."""
+def open_model(model: Path | bytes, options: RuntimeOptions) -> OnnxRuntime:
+    """Open an `.onnx` file, or the content of one, on "cpu" (default), "cuda" or "cuda:N".
+
+    Raises `ArtifactError` when ONNX Runtime can't load it or can't start the device, `MissingPackageError` where the
+    package that is installed has no CUDA, `OptionError` for other devices.
+    """
     onnxruntime = require("onnxruntime", "running .onnx files", "cpu")
-    device = device or "cpu"
-    provider = _PROVIDERS[device]
+    kind, number = cpu_or_cuda(options.device or "cpu", "ONNX Runtime")
+    provider = _PROVIDERS[kind]
     if provider not in onnxruntime.get_available_providers():
         raise MissingPackageError(
             f"this ONNX Runtime has no {provider}; for NVIDIA GPUs install onnxruntime-gpu instead of onnxruntime: "
             f"pip uninstall onnxruntime, then {install_command('gpu')}"
         )
-    graph = read_graph(path)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
+    file = model.name if isinstance(model, Path) else "the ONNX model"
+    graph = read_graph(model)
+    settings = _settings(onnxruntime, options, graph)
+    chosen = provider if number is None else (provider, {"device_id": number})
+    content = str(model) if isinstance(model, Path) else model
+    try:
+        session = onnxruntime.InferenceSession(content, settings, providers=[chosen])
+    except Exception as error:  # ONNX Runtime's exception types share no public base
+        raise ArtifactError(f"{file} is not a loadable ONNX model: {_first_line(error)}") from error
+    if session.get_providers()[0] != provider:  # ONNX Runtime goes on with the CPU when CUDA can't be started
+        raise ArtifactError(f'{provider} could not be started; check the driver, or use `device="cpu"`')
+    device = kind.upper() if number is None else f"{kind.upper()}:{number}"
+    return OnnxRuntime(session, file, f"ONNX Runtime {onnxruntime.__version__} ({device})", graph)
+
+
+def _settings(onnxruntime: Any, options: RuntimeOptions, graph: Graph) -> Any:
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
     # Its threads would go on spinning after a call and take the cores from whatever comes next: another model called in
     # turn took 1.5 times as long. A model alone is as fast either way (docs/measurements.md).
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
     if graph.dequantizes_to_half():
         # Its QDQ optimizer breaks INT8 that meets FP16: half of the detections were lost (docs/precision.md).
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-    except Exception as error:  # ONNX Runtime's exception types share no public base
-        raise ArtifactError(f"{path.name} is not a loadable ONNX model: {_first_line(error)}") from error
-    if session.get_providers()[0] != provider:  # ONNX Runtime goes on with the CPU when CUDA can't be started
-        raise ArtifactError(f"{provider} could not be started; check the driver, or use device='cpu'")
-    return OnnxRuntime(session, onnxruntime.__version__, path.name, device, graph)
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
+    if options.threads is not None:
+        settings.intra_op_num_threads = options.threads
+    return settings
 
 
-def _spec(node: Any, name: str) -> TensorSpec:
+def _spec(node: Any, file: str) -> TensorSpec:
     dtype = _DTYPES.get(node.type)
     if dtype is None:
-        raise ArtifactError(f"{name} has {node.name} of type {node.type}, which is not supported")
+        raise ArtifactError(f"{file} has {node.name} of type {node.type}, which is not supported")
     shape = tuple(axis if isinstance(axis, int) and axis > 0 else None for axis in node.shape)
     return TensorSpec(node.name, np.dtype(dtype), shape)
 

@@ -17,7 +17,7 @@ pytest.importorskip("faster_coco_eval")
 from rtdetr_bench.accuracy import evaluate
 from rtdetr_bench.cli import main
 from rtdetr_deploy import OptionError
-from rtdetr_deploy.evaluate.coco import Annotations, read_annotations, score
+from rtdetr_deploy.evaluate.coco import Annotations, read_annotations, score_results
 
 NAMES = ("red", "white", "platelet")
 
@@ -54,7 +54,7 @@ def _results(truth: Annotations, **changes: Any) -> list[dict[str, Any]]:
 def test_perfect_detections_score_1(data: tuple[Path, Path]) -> None:
     truth = read_annotations(*data, NAMES)
     assert truth.category_ids == (2, 5, 9)
-    accuracy = score(_results(truth), truth, NAMES)
+    accuracy = score_results(_results(truth), truth, NAMES)
     assert accuracy.metrics["AP"] == accuracy.metrics["AP50"] == accuracy.metrics["AR100"] == pytest.approx(1.0)
     assert accuracy.per_class == {"red": pytest.approx(1.0), "white": pytest.approx(1.0), "platelet": -1.0}
 
@@ -65,7 +65,7 @@ def test_boxes_with_iou_0_6_count_at_the_three_lowest_thresholds(data: tuple[Pat
     for entry in results:
         x, y, width, height = entry["bbox"]
         entry["bbox"] = [x, y, width, height * 0.62]
-    metrics = score(results, truth, NAMES).metrics
+    metrics = score_results(results, truth, NAMES).metrics
     assert metrics["AP50"] == pytest.approx(1.0)
     assert metrics["AP75"] == pytest.approx(0.0)
     assert metrics["AP"] == pytest.approx(0.3)
@@ -74,7 +74,7 @@ def test_boxes_with_iou_0_6_count_at_the_three_lowest_thresholds(data: tuple[Pat
 def test_half_of_the_objects_found_give_half_of_the_recall(data: tuple[Path, Path]) -> None:
     truth = read_annotations(*data, NAMES)
     only_red = [entry for entry in _results(truth) if entry["category_id"] == 2]
-    accuracy = score(only_red, truth, NAMES)
+    accuracy = score_results(only_red, truth, NAMES)
     assert accuracy.per_class["red"] == pytest.approx(1.0)
     assert accuracy.per_class["white"] == pytest.approx(0.0)
     assert accuracy.metrics["AP"] == pytest.approx(0.5)
@@ -83,12 +83,12 @@ def test_half_of_the_objects_found_give_half_of_the_recall(data: tuple[Path, Pat
 def test_a_false_alarm_above_every_hit_costs_precision(data: tuple[Path, Path]) -> None:
     truth = read_annotations(*data, NAMES)
     alarms = [{**entry, "bbox": [70.0, 60.0, 9.0, 9.0], "score": 0.95} for entry in _results(truth)]
-    assert score(_results(truth) + alarms, truth, NAMES).metrics["AP"] == pytest.approx(0.5, abs=0.1)
+    assert score_results(_results(truth) + alarms, truth, NAMES).metrics["AP"] == pytest.approx(0.5, abs=0.1)
 
 
 def test_no_detections_score_0(data: tuple[Path, Path]) -> None:
     truth = read_annotations(*data, NAMES)
-    assert score([], truth, NAMES).metrics["AP"] == 0.0
+    assert score_results([], truth, NAMES).metrics["AP"] == 0.0
 
 
 def test_checkpoint_and_export_agree(

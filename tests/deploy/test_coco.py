@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rtdetr_deploy.detections import Detections
 from rtdetr_deploy.errors import OptionError
-from rtdetr_deploy.evaluate.coco import read_annotations, score
+from rtdetr_deploy.evaluate.coco import average_precision, read_annotations, score_results
 from rtdetr_deploy.evaluate.coco_json import read_coco_json
 
 NAMES = ("red", "white")
@@ -102,7 +103,7 @@ def test_average_precision_does_not_depend_on_annotation_ids(
     metrics = {}
     for name, number in NUMBERINGS.items():
         number(content["annotations"])
-        metrics[name] = score(found, read_annotations(_write(content, folder), folder, NAMES), NAMES)
+        metrics[name] = score_results(found, read_annotations(_write(content, folder), folder, NAMES), NAMES)
     assert 0.3 < metrics["from 1"].metrics["AP"] < 0.8
     assert all(accuracy == metrics["from 1"] for accuracy in metrics.values()), metrics
     assert not [str(warning.message) for warning in recwarn if "not unique" in str(warning.message)]
@@ -154,9 +155,9 @@ def test_a_stale_size_in_the_json_costs_no_object(
 def test_a_json_that_holds_everything_twice_counts_once(content: Content, folder: Path) -> None:
     pytest.importorskip("faster_coco_eval")
     found = _detections(content)
-    once = score(found, read_annotations(_write(content, folder), folder, NAMES), NAMES)
+    once = score_results(found, read_annotations(_write(content, folder), folder, NAMES), NAMES)
     content["annotations"] = content["annotations"] * 2
-    assert score(found, read_annotations(_write(content, folder), folder, NAMES), NAMES) == once
+    assert score_results(found, read_annotations(_write(content, folder), folder, NAMES), NAMES) == once
 
 
 def test_a_photograph_that_lies_turned_in_the_json_keeps_its_objects(content: Content, folder: Path) -> None:
@@ -259,3 +260,29 @@ def test_categories_of_one_name_are_matched_by_order_or_refused(content: Content
     assert read_annotations(path, folder, ("red", "red")).category_ids == (4, 5)
     with pytest.raises(OptionError, match="several classes called 'red'"):
         read_annotations(path, folder, ("red",))
+
+
+def test_a_result_is_needed_for_every_image(content: Content, folder: Path) -> None:
+    pytest.importorskip("faster_coco_eval")
+    truth = read_annotations(_write(content, folder), folder, NAMES)
+    nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), ())
+    for count, told in ((0, "0"), (2, "2"), (4, "more"), (9, "more")):
+        with pytest.raises(OptionError, match=f"`found` holds {told} results, expected 3, one per image"):
+            average_precision([nothing] * count, truth, NAMES)
+    assert average_precision([nothing] * 3, truth, NAMES).ap == 0.0
+
+
+def test_detections_are_evaluated_as_their_coco_results_are(content: Content, folder: Path) -> None:
+    pytest.importorskip("faster_coco_eval")
+    truth = read_annotations(_write(content, folder), folder, NAMES)
+    entries = _detections(content)
+    found = []
+    for number, _ in truth.images:
+        mine = sorted((e for e in entries if e["image_id"] == number), key=lambda e: -float(e["score"]))
+        boxes = np.array([e["bbox"] for e in mine], np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = np.array([truth.category_ids.index(e["category_id"]) for e in mine], np.int64)
+        scores = np.array([e["score"] for e in mine], np.float32)
+        found.append(Detections(boxes, scores, labels, tuple(NAMES[label] for label in labels)))
+    expected = score_results(entries, truth, NAMES)
+    assert average_precision(iter(found), truth, NAMES).metrics == pytest.approx(expected.metrics, abs=1e-6)

@@ -56,7 +56,7 @@ def test_raw_export_equals_the_export_with_detections(small_options: Any, small_
 def test_an_open_image_size_must_be_chosen(tmp_path: Path) -> None:
     logits, boxes = np.zeros((1, 2, 3), np.float32), np.full((1, 2, 4), 0.5, np.float32)
     path = write_raw_style(tmp_path / "open.onnx", logits, boxes, size="S")
-    with pytest.raises(ArtifactError, match=r"leaves its image size open; .*size=\(640, 640\), or --size 640"):
+    with pytest.raises(ArtifactError, match=r"leaves its image size open; give `size`, its \(height, width\)"):
         Predictor(path)
     for size in ((0, 64), (64, -64), (64,)):
         with pytest.raises(OptionError, match=r"expected \(height, width\) in pixels"):
@@ -67,7 +67,7 @@ def test_an_open_image_size_must_be_chosen(tmp_path: Path) -> None:
 
 
 def test_a_size_that_the_file_does_not_take_is_refused(small_onnx: Path) -> None:
-    with pytest.raises(ArtifactError, match="takes 128x160 images; size=64x64 doesn't fit"):
+    with pytest.raises(ArtifactError, match="takes 128x160 images; `size` 64x64 doesn't fit"):
         Predictor(small_onnx, size=(64, 64))
 
 
@@ -172,32 +172,41 @@ def test_missing_onnx_runtime_is_named(small_onnx: Path, monkeypatch: pytest.Mon
 def test_a_device_that_is_not_there_is_never_replaced(small_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
-    with pytest.raises(OptionError, match="unknown device 'npu'; choose one of cpu, cuda"):
-        Predictor(small_onnx, device=cast("Any", "npu"))
+    with pytest.raises(OptionError, match="`device` is 'npu', but ONNX Runtime runs on cpu, cuda or cuda:1"):
+        Predictor(small_onnx, device="npu")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(MissingPackageError, match=r"no CUDAExecutionProvider; .*pip install 'onnxruntime-gpu>="):
         Predictor(small_onnx, device="cuda")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     original = onnxruntime.InferenceSession
 
-    def falls_back(path: str, options: Any, providers: list[str]) -> Any:
+    asked: list[Any] = []
+
+    def falls_back(path: str, options: Any, providers: list[Any]) -> Any:
+        asked.extend(providers)
         return original(path, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)
-    with pytest.raises(ArtifactError, match="CUDAExecutionProvider could not be started"):
-        Predictor(small_onnx, device="cuda")
+    for device in ("cuda", "CUDA:1"):
+        with pytest.raises(ArtifactError, match="CUDAExecutionProvider could not be started"):
+            Predictor(small_onnx, device=device)
+    assert asked == ["CUDAExecutionProvider", ("CUDAExecutionProvider", {"device_id": 1})]
 
 
-def test_facts_of_the_wrong_kind_are_named(small_onnx: Path) -> None:
+def test_metadata_of_the_wrong_kind_is_named(small_onnx: Path) -> None:
     info = Predictor(small_onnx).info
     assert isinstance(info, ArtifactInfo)
     for change, message in (
-        ({"height": "640"}, "height of a model is '640', expected int"),
-        ({"class_names": 5}, "class_names of a model is 5"),
-        ({"class_names": [1, 2]}, "names for all"),
+        ({"height": "640"}, "`height` is '640', expected int in a model"),
+        ({"class_names": 5}, "`class_names` is 5, expected tuple"),
+        ({"class_names": [1, 2]}, r"`class_names` is \(1, 2\), expected tuple"),
         ({"class_names": []}, "at least one class"),
-        ({"verified": 1}, "verified of a model is 1, expected bool"),
+        ({"verified": 1}, "`verified` is 1, expected bool"),
         ({"batch": 0}, "batch 0 is not a size"),
+        ({"height": -1}, "input -1x160, batch 1 is not a size"),
+        ({"height": 256}, "`preprocess` is for another input than 256x160"),
+        ({"raw_input": True}, "`preprocess` is for another input than 128x160"),
+        ({"outputs": "boxes"}, "`outputs` is 'boxes', expected 'detections' or 'raw'"),
     ):
         text = json.dumps({**json.loads(info.to_json()), **change})
         with pytest.raises(ArtifactError, match=message):
@@ -235,7 +244,7 @@ def test_names_that_are_not_as_many_as_the_labels_are_refused(small_onnx: Path, 
         ({"class_names": ["a", "b"]}, "odd.onnx has 3 classes, but its metadata names 2; export it again"),
         ({"class_names": list("abcdefghi")}, "odd.onnx has 3 classes, but its metadata names 9"),
         ({"max_detections": -5}, "odd.onnx has max_detections -5 in its metadata, expected at least 1"),
-        ({"height": 256}, "odd.onnx has height 128, but its metadata says 256"),
+        ({"height": 256, "preprocess": None}, "odd.onnx has height 128, but its metadata says 256"),
         ({"batch": 4}, "odd.onnx has batch 1, but its metadata says 4"),
         ({"outputs": "detections"}, "odd.onnx has outputs raw, but its metadata says detections"),
     ],

@@ -44,9 +44,9 @@ def test_filter_by_score_class_and_area(found: Detections) -> None:
     assert found.filter(classes=79).names == ("toothbrush",)
     assert found.filter(min_area=100).names == ("person", "car")
     assert len(found.filter(classes=[])) == 0
-    with pytest.raises(OptionError, match=r"threshold is 1.5, expected a number from 0 to 1"):
+    with pytest.raises(OptionError, match=r"`threshold` is 1.5, expected a number from 0 to 1"):
         found.filter(threshold=1.5)
-    with pytest.raises(OptionError, match=r"threshold is '0.5', expected a number"):
+    with pytest.raises(OptionError, match=r"`threshold` is '0.5', expected a number"):
         found.filter(threshold=cast("Any", "0.5"))
 
 

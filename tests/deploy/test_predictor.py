@@ -12,7 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from fake_runtime import FakeRuntime
 from rtdetr_deploy import ArtifactError, ArtifactInfo, ImageError, OptionError, Predictor, open_runtime
+from rtdetr_deploy.images.frame import Frame
 
 NAMES = ("red", "white", "platelet")
 
@@ -119,7 +121,7 @@ def test_class_names_can_be_replaced(small_onnx: Path, tmp_path: Path, picture: 
         found = german.detect(picture).names
         assert len(found) == 300
         assert set(found) <= {"rot", "weiß", "Plättchen"}
-    with pytest.raises(OptionError, match="class_names names 2 classes, but the model has 3"):
+    with pytest.raises(OptionError, match="`class_names` names 2 classes, but the model has 3"):
         Predictor(small_onnx, class_names=["a", "b"])
     with pytest.raises(OptionError, match="can't read class names"):
         Predictor(small_onnx, class_names=tmp_path / "none.txt")
@@ -131,7 +133,7 @@ def test_class_names_can_be_replaced(small_onnx: Path, tmp_path: Path, picture: 
 def test_resizers_are_both_available(small_onnx: Path, picture: NDArray[np.uint8]) -> None:
     with Predictor(small_onnx, 0.0, resizer="pillow") as pillow:
         assert len(pillow.detect(picture)) == 300
-    with pytest.raises(OptionError, match="unknown resizer 'nearest'; choose one of opencv, pillow"):
+    with pytest.raises(OptionError, match="`resizer` is 'nearest', expected one of opencv, pillow"):
         Predictor(small_onnx, resizer=cast("Any", "nearest"))
 
 
@@ -190,7 +192,7 @@ def test_a_closed_predictor_says_so(small_onnx: Path, picture: NDArray[np.uint8]
 
 def test_threads_must_be_positive(small_onnx: Path) -> None:
     for threads in (0, 10**11, 4 * (os.cpu_count() or 1) + 1, 2.5, "2", True):
-        with pytest.raises(OptionError, match=f"threads is {threads!r}, expected a whole number from 1 to"):
+        with pytest.raises(OptionError, match=f"`threads` is {threads!r}, expected a whole number from 1 to"):
             Predictor(small_onnx, threads=cast("Any", threads))
     with Predictor(small_onnx, threads=1) as single:
         single.warmup(1)
@@ -235,12 +237,12 @@ def test_results_know_the_model_s_classes_when_they_are_filtered(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": None}, "engine is None, expected a model file"),
-        ({"engine": 5}, "engine is 5, expected a model file"),
-        ({"size": 640}, r"size is 640, expected \(height, width\)"),
-        ({"class_names": 5}, "class_names is 5, expected a list of names or a file"),
+        ({"engine": None}, "`engine` is None, expected a model file"),
+        ({"engine": 5}, "`engine` is 5, expected a model file"),
+        ({"size": 640}, r"`size` is 640, expected \(height, width\)"),
+        ({"class_names": 5}, "`class_names` is 5, expected a list of names or a file"),
         ({"class_names": {"a", "b", "c"}}, "expected a list of names or a file"),
-        ({"max_pixels": "x"}, "max_pixels is 'x', expected a whole number from 1"),
+        ({"max_pixels": "x"}, "`max_pixels` is 'x', expected a whole number from 1"),
     ],
 )
 def test_arguments_of_another_kind_are_option_errors(options: Any, message: str, small_onnx: Path) -> None:
@@ -263,3 +265,26 @@ def test_messages_about_a_runtime_that_is_open_name_its_file(small_onnx: Path) -
     with pytest.raises(OptionError, match="small.onnx is run by ONNX Runtime"):
         Predictor(runtime, resizer="cuda")
     runtime.close()
+
+
+def test_a_model_may_be_given_as_its_content(
+    small_onnx: Path, predictor: Predictor, picture: NDArray[np.uint8]
+) -> None:
+    with Predictor(small_onnx.read_bytes(), 0.0) as other:
+        assert np.array_equal(other.detect(picture).boxes, predictor.detect(picture).boxes)
+
+
+@pytest.mark.parametrize("options", [{"threads": 1}, {"device": "cpu"}, {"runtime": "onnxruntime"}])
+def test_what_an_open_runtime_would_ignore_is_refused(options: Any) -> None:
+    (name,) = options
+    with pytest.raises(OptionError, match=f"`{name}` would be ignored: fake.onnx is open already"):
+        Predictor(FakeRuntime(), **options)
+
+
+def test_a_frame_is_an_image(predictor: Predictor, picture: NDArray[np.uint8]) -> None:
+    frame = Frame(np.ascontiguousarray(picture[:, :, ::-1]), rgb=True)
+    found = predictor.detect(frame)
+    assert np.array_equal(found.boxes, predictor.detect(picture).boxes)
+    drawn = found[:3].draw(frame)
+    assert np.array_equal(np.asarray(drawn), np.asarray(found[:3].draw(picture)))
+    assert np.array_equal(frame.pixels, picture[:, :, ::-1])

@@ -121,7 +121,7 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "zero bytes": (lambda: b"", "is not an image in a known format, or it is empty"),
     "text": (lambda: b"hello", "is not an image in a known format"),
     "truncated": (lambda: _jpeg()[:2000], "is damaged or incomplete"),
-    "bomb": (lambda: _png_claiming(60000, 60000), "too many pixels; raise the limit"),
+    "bomb": (lambda: _png_claiming(60000, 60000), "too many pixels; raise `max_pixels`"),
     "large": (lambda: _png_claiming(10000, 9000), "more than the 89478485 pixels allowed.*max_pixels"),
     "floats": (lambda: _encoded(Image.new("F", (4, 4)), "TIFF"), r"32 bits per pixel \(mode F\)"),
 }
@@ -152,14 +152,14 @@ def test_the_limit_may_be_raised_beyond_pillows_own(monkeypatch: pytest.MonkeyPa
     data = _encoded(Image.fromarray(rgb), "PNG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     monkeypatch.setattr(sources, "MAX_PIXELS", 100)
-    with pytest.raises(ImageError, match="too many pixels; raise the limit"):
+    with pytest.raises(ImageError, match="too many pixels; raise `max_pixels`"):
         load_frame(data, max_pixels=100)
     assert load_frame(data, max_pixels=960).size == (24, 40)
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
 def test_color_order_must_be_known(rgb: Pixels) -> None:
-    with pytest.raises(OptionError, match="color is 'RGB', expected 'bgr' or 'rgb'"):
+    with pytest.raises(OptionError, match="`color` is 'RGB', expected 'bgr' or 'rgb'"):
         load_frame(rgb, color=cast("Any", "RGB"))
 
 

@@ -28,12 +28,13 @@ FUNCTIONS = (
     "createNvOnnxParserRefitter_INTERNAL", "createNvOnnxParser_INTERNAL", "getBuilderPluginRegistry",
     "getPluginRegistry", "getNvOnnxParserVersion", "initLibNvInferPlugins",
 )  # fmt: skip
-CHECKED = [ROOT / "rtdetr_deploy" / "runtimes" / "trt" / f"{part}.py" for part in ("runtime", "bindings", "logger")]
+PARTS = ("runtime", "batch_context", "bindings", "logger")
+CHECKED = [ROOT / "rtdetr_deploy" / "runtimes" / "trt" / f"{part}.py" for part in PARTS]
 CHECKED += [ROOT / "export" / "rtdetr_export" / "trt" / "build.py"]
 PLANTED = {
     "an unknown method": ("execute_async_v3(", "execute_async_v4("),
-    "a missing argument": ("lane.context.execute_async_v3(self._stream.handle)", "lane.context.execute_async_v3()"),
-    "an argument of another type": ("context.set_tensor_address(port.name,", "context.set_tensor_address(port,"),
+    "a missing argument": ("execute_async_v3(self._shared.stream.handle)", "execute_async_v3()"),
+    "an argument of another type": ("set_tensor_address(binding.name,", "set_tensor_address(binding,"),
     "a name that is not there": ("trt.TensorIOMode.INPUT,", "trt.TensorIOMode.INCOMING,"),
 }
 
@@ -136,10 +137,10 @@ def check_types(folder: Path, path: Path) -> str:
 
 def plant(folder: Path) -> int:
     """Return 0 when every planted mistake is found."""
-    original = CHECKED[0].read_text()
     copy = folder / "planted.py"
     for what, (right, wrong) in PLANTED.items():
-        assert right in original, f"nothing to replace: {right}"
+        original = next((text for path in CHECKED if right in (text := path.read_text())), None)
+        assert original is not None, f"nothing to replace: {right}"
         copy.write_text(original.replace(right, wrong))
         problems = check_types(folder, copy)
         copy.unlink()

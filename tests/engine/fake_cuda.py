@@ -46,6 +46,7 @@ class FakeCuda:
         self.memory = memory
         self.capability = capability
         self.gpus = gpus
+        self.current = 0
         self.device: dict[int, Any] = {}
         self.pinned: dict[int, Any] = {}
         self.streams: dict[int, list[Work]] = {}
@@ -96,10 +97,13 @@ class FakeCuda:
         return (*OK, self.gpus)
 
     def cudaGetDevice(self) -> tuple[Any, ...]:
-        return (*OK, 0)
+        return (*OK, self.current)
 
     def cudaSetDevice(self, device: int) -> tuple[Any, ...]:
-        return OK if 0 <= device < self.gpus else (Status.cudaErrorInvalidValue,)
+        if not 0 <= device < self.gpus:
+            return (Status.cudaErrorInvalidValue,)
+        self.current = device
+        return OK
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
         major, minor = self.capability

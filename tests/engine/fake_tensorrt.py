@@ -11,13 +11,13 @@ import ctypes
 import enum
 import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import onnx
 
 from fake_cuda import FakeCuda
+from rtdetr_deploy.runtimes.options import RuntimeOptions
 from rtdetr_deploy.runtimes.ort import open_model
 
 __version__ = "10.13.3.9"
@@ -41,10 +41,12 @@ class DataType(enum.Enum):
     FLOAT = "tensor(float)"
     UINT8 = "tensor(uint8)"
     INT32 = "tensor(int32)"
+    INT64 = "tensor(int64)"
 
 
 def nptype(trt_type: DataType) -> Any:
-    return {DataType.FLOAT: np.float32, DataType.UINT8: np.uint8, DataType.INT32: np.int32}[trt_type]
+    types = {DataType.FLOAT: np.float32, DataType.UINT8: np.uint8, DataType.INT32: np.int32, DataType.INT64: np.int64}
+    return types[trt_type]
 
 
 class ILogger:
@@ -107,12 +109,8 @@ class Runtime:
 
 
 def _open_session(content: bytes) -> Any:
-    """Open the bytes as ONNX Runtime's own runtime opens a file: INT8 that meets FP16 is not optimized wrongly."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "engine.onnx")
-        path.write_bytes(content)
-        runtime = open_model(path, None, None)
-    return runtime._session
+    """Open the bytes as ONNX Runtime's own runtime does: INT8 that meets FP16 is not optimized wrongly."""
+    return open_model(content, RuntimeOptions())._session
 
 
 class ICudaEngine:

@@ -13,7 +13,7 @@ from rtdetr_deploy import DeviceError, MissingPackageError, Predictor, open_runt
 from rtdetr_deploy.images.frame import Frame
 from rtdetr_deploy.images.preprocess import prepare_batch
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, PinnedArray, Stream, import_cuda
-from rtdetr_deploy.runtimes.trt.cuda_resize import FrameResizer, Target
+from rtdetr_deploy.runtimes.trt.cuda_resize import FrameResizer, ResizeDestination
 
 pytestmark = pytest.mark.gpu
 
@@ -94,7 +94,7 @@ def test_frames_are_resized_as_opencv_does(raw: bool, cuda: Cuda, picture: NDArr
     host = PinnedArray(cuda, expected.shape, expected.dtype)
     memory, stream, resizer = DeviceMemory(cuda, expected.nbytes), Stream(cuda), FrameResizer(cuda, cuda.gpu())
     try:
-        resizer.queue(stream, frames, Target(memory, 64, 96, bytes=raw))
+        resizer.queue(stream, frames, ResizeDestination(memory, 64, 96, is_uint8=raw))
         stream.download(host, memory, expected.nbytes)
         stream.synchronize()
         assert np.abs(host.array.astype(np.float64) - expected).max() <= (1.001 if raw else 1.001 / 255)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -18,9 +19,9 @@ from rtdetr_deploy import ArtifactError, DeviceError, MissingPackageError, Optio
 from rtdetr_deploy.cli.detect import main as detect
 from rtdetr_deploy.images.frame import Frame
 from rtdetr_deploy.images.preprocess import prepare_batch
-from rtdetr_deploy.runtimes import FrameRuntime, open_runtime
+from rtdetr_deploy.runtimes import PreprocessingRuntime, open_runtime
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, Gpu, PinnedArray, Stream
-from rtdetr_deploy.runtimes.trt.cuda_resize import KERNEL, FrameResizer, Target
+from rtdetr_deploy.runtimes.trt.cuda_resize import KERNEL, FrameResizer, ResizeDestination
 from test_tensorrt_runtime import make_engine
 
 pytest_plugins = ("engine_world",)
@@ -44,7 +45,7 @@ def _resize(world: fake_tensorrt.World, frames: list[Frame], rows: int, columns:
     host = PinnedArray(cuda, shape, np.dtype(np.uint8 if raw else np.float32))
     memory, stream, resizer = DeviceMemory(cuda, host.array.nbytes), Stream(cuda), FrameResizer(cuda, T4)
     for _ in range(2):
-        resizer.queue(stream, frames, Target(memory, rows, columns, bytes=raw))
+        resizer.queue(stream, frames, ResizeDestination(memory, rows, columns, is_uint8=raw))
         stream.download(host, memory, host.array.nbytes)
         stream.synchronize()
     result: NDArray[Any] = host.array.copy()
@@ -69,7 +70,7 @@ def test_the_kernel_does_what_opencv_does(world: fake_tensorrt.World, rows: int,
 def test_memory_for_frames_grows_and_is_kept(world: fake_tensorrt.World) -> None:
     cuda = Cuda(world.cuda)
     resizer, stream, memory = FrameResizer(cuda, T4), Stream(cuda), DeviceMemory(cuda, 32 * 32 * 3)
-    target = Target(memory, 32, 32, bytes=True)
+    target = ResizeDestination(memory, 32, 32, is_uint8=True)
     counts = []
     for size in (10, 40, 20, 40, 41):
         resizer.queue(stream, [Frame(np.zeros((size, size, 3), np.uint8), rgb=True)], target)
@@ -126,26 +127,49 @@ def test_rows_without_a_frame_are_black(
 
     onnx = export_onnx(small_options("two.onnx", batch=2, verify=False)).path
     runtime = open_runtime(make_engine(onnx, tmp_path, profile=(2, 2, 2)))
-    assert isinstance(runtime, FrameRuntime)
-    frame = Frame(picture, rgb=True)
-    runtime.run_frames("images", [frame, frame], {})
-    outputs = runtime.run_frames("images", [frame], {})
-    black = runtime.run_frames("images", [Frame(np.zeros((9, 9, 3), np.uint8), rgb=True)] * 2, {})
-    assert np.array_equal(outputs["scores"][1], black["scores"][0])
-    assert not np.array_equal(outputs["scores"][0], black["scores"][0])
+    assert isinstance(runtime, PreprocessingRuntime)
+    prepare = runtime.preprocessor("images", "cuda", None)
+    frame, black = Frame(picture, rgb=True), Frame(np.zeros((9, 9, 3), np.uint8), rgb=True)
+    runtime.run({"images": prepare([frame, frame], 2)})
+    outputs = runtime.run({"images": prepare([frame], 2)})
+    expected = runtime.run({"images": prepare([black, black], 2)})
+    assert np.array_equal(outputs["scores"][1], expected["scores"][0])
+    assert not np.array_equal(outputs["scores"][0], expected["scores"][0])
+    assert len(prepare([frame], 1)) == 2  # the engine takes no fewer
     with pytest.raises(ArtifactError, match="batch 3 is outside"):
-        runtime.run_frames("images", [frame] * 3, {})
+        runtime.run({"images": prepare([frame] * 3, 3)})
     runtime.close()
     with pytest.raises(ArtifactError, match="is closed"):
-        runtime.run_frames("images", [frame], {})
+        runtime.run({"images": prepare([frame], 2)})
+
+
+def test_what_the_kernel_cannot_make_is_refused(
+    world: fake_tensorrt.World, dynamic_onnx: Path, small_onnx: Path, tmp_path: Path, picture: NDArray[np.uint8]
+) -> None:
+    engine = make_engine(dynamic_onnx, tmp_path)
+    runtime, other = open_runtime(engine), open_runtime(engine)
+    assert isinstance(runtime, PreprocessingRuntime)
+    assert isinstance(other, PreprocessingRuntime)
+    for name, resizer in (("images", "opencv"), ("pictures", "cuda")):
+        with pytest.raises(OptionError, match=f"has no `resizer` '{resizer}' for an input '{name}'"):
+            runtime.preprocessor(name, resizer, None)
+    with pytest.raises(OptionError, match=r'`resizer="cuda"` makes RGB in \[0, 1\], stretched; dynamic.engine wants'):
+        runtime.preprocessor("images", "cuda", SimpleNamespace(is_plain=False))
+    batch = other.preprocessor("images", "cuda", SimpleNamespace(is_plain=True))([Frame(picture, rgb=True)], 1)
+    with pytest.raises(ArtifactError, match="takes images from its own preprocessor, not another one's"):
+        runtime.run({"images": batch})
+    with pytest.raises(ArtifactError, match="takes images float32.*, not FrameBatch"):
+        open_runtime(small_onnx).run({"images": batch})
+    runtime.close()
+    other.close()
 
 
 def test_what_is_missing_is_one_clear_line(
     world: fake_tensorrt.World, dynamic_onnx: Path, small_onnx: Path, tmp_path: Path, picture: NDArray[np.uint8]
 ) -> None:
-    with pytest.raises(OptionError, match=r'resizer="cuda" is for TensorRT engines; .* is run by ONNX Runtime'):
+    with pytest.raises(OptionError, match=r'`resizer="cuda"` is for TensorRT engines; .* is run by ONNX Runtime'):
         Predictor(small_onnx, resizer="cuda")
-    with pytest.raises(OptionError, match="works on the GPU"):
+    with pytest.raises(OptionError, match="does not work on the CPU; choose opencv or pillow"):
         prepare_batch([Frame(picture, rgb=True)], 8, 8, resizer="cuda")
     bindings: Any = sys.modules["cuda.bindings"]
     with Predictor(make_engine(dynamic_onnx, tmp_path), resizer="cuda") as predictor:
@@ -166,7 +190,7 @@ def test_the_command_line_offers_it(small_onnx: Path, tmp_path: Path, capsys: py
     picture = tmp_path / "a.png"
     cv2.imwrite(str(picture), np.zeros((20, 20, 3), np.uint8))
     assert detect([str(small_onnx), str(picture), "--resizer", "cuda"]) != 0
-    assert 'resizer="cuda" is for TensorRT engines' in capsys.readouterr().err
+    assert "--resizer cuda is for TensorRT engines" in capsys.readouterr().err
 
 
 def test_nvidias_compiler_takes_the_kernel() -> None:

@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import json
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import fake_tensorrt
 from conftest import shared_folder
 from fake_cuda import FakeCuda
 from fake_driver import FakeDriver, FakeNvrtc
+from onnx_files import write_released_style
 from rtdetr_deploy import (
     ArtifactError,
     DeviceError,
@@ -28,7 +28,7 @@ from rtdetr_deploy import (
     ThirdPartyInfo,
     open_runtime,
 )
-from rtdetr_deploy.artifacts.metadata import read_metadata
+from rtdetr_deploy.runtimes import RuntimeOptions
 from rtdetr_deploy.runtimes.trt.runtime import TensorRtRuntime
 from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo, sidecar_path
 
@@ -40,10 +40,7 @@ pytest.importorskip("onnxruntime")
 
 def make_engine(onnx: Path, folder: Path, **changes: Any) -> Path:
     """Write an engine for the double, with its sidecar."""
-    from rtdetr_deploy.runtimes.ort import open_model
-
-    model = open_model(onnx, None, "cpu")
-    info = read_metadata(model.metadata, onnx.name)
+    info = open_runtime(onnx).info
     assert info is not None
     path = folder / f"{onnx.stem}.engine"
     path.write_bytes(fake_tensorrt.MAGIC + onnx.read_bytes())
@@ -109,16 +106,6 @@ def test_the_second_call_of_a_batch_size_is_one_graph(world: fake_tensorrt.World
     runtime.close()
 
 
-def test_outputs_belong_to_the_caller(world: fake_tensorrt.World, engine: Path) -> None:
-    runtime = open_runtime(engine)
-    first = runtime.run(_feed(1))
-    kept = {name: array.copy() for name, array in first.items()}
-    runtime.run(_feed(1, seed=5))
-    runtime.close()
-    assert all(np.array_equal(kept[name], first[name]) for name in kept)
-    first["boxes"][:] = 0
-
-
 def test_resources_are_released_in_order(world: fake_tensorrt.World, engine: Path) -> None:
     runtime = open_runtime(engine)
     runtime.run(_feed(1))
@@ -133,41 +120,54 @@ def test_resources_are_released_in_order(world: fake_tensorrt.World, engine: Pat
         runtime.run(_feed(1))
 
 
-def test_threads_share_an_engine(world: fake_tensorrt.World, engine: Path) -> None:
-    runtime = open_runtime(engine)
-    expected = [runtime.run(_feed(1 + seed % 2, seed))["boxes"] for seed in range(4)]
-    wrong: list[int] = []
-
-    def work(seed: int) -> None:
-        for _ in range(5):
-            if not np.array_equal(runtime.run(_feed(1 + seed % 2, seed))["boxes"], expected[seed]):
-                wrong.append(seed)
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+def test_inputs_must_have_the_same_number_of_rows(world: fake_tensorrt.World, tmp_path: Path) -> None:
+    path = tmp_path / "third.engine"
+    path.write_bytes(fake_tensorrt.MAGIC + write_released_style(tmp_path / "third.onnx").read_bytes())
+    runtime = open_runtime(path)
+    feed: dict[str, NDArray[Any]]
+    feed = {"images": np.zeros((1, 3, 64, 96), np.float32), "orig_target_sizes": np.ones((1, 2), np.int64)}
+    assert runtime.run(feed)["boxes"].shape == (1, 2, 4)
+    with pytest.raises(ArtifactError, match="third.engine takes the same number of rows in each input"):
+        runtime.run({**feed, "orig_target_sizes": np.ones((2, 2), np.int64)})
     runtime.close()
-    assert wrong == []
 
 
 @pytest.mark.parametrize(
-    ("feed", "message"),
+    ("owner", "method", "answer", "error", "message"),
     [
-        (_feed(5), "batch 5 is outside this engine's range 1 to 4"),
-        (_feed(0), "batch 0 is outside"),
-        ({"images": _feed(1)["images"].astype(np.float32)}, "takes images as uint8"),
-        ({"images": _feed(1)["images"][:, :64]}, r"not uint8\(64, 160, 3\)"),
-        ({"pictures": _feed(1)["images"]}, "takes images, not"),
+        (
+            "ICudaEngine",
+            "create_execution_context",
+            None,
+            DeviceError,
+            "no execution context could be made",
+        ),
+        ("IExecutionContext", "infer_shapes", ["images"], ArtifactError, "the shapes of images are not determined"),
+        (
+            "IExecutionContext",
+            "get_tensor_shape",
+            (7,),
+            ArtifactError,
+            r"labels is \(7,\) for 1 images",
+        ),
+        ("IExecutionContext", "set_tensor_address", False, DeviceError, "TensorRT refused images: it gave no reason"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(
-    feed: dict[str, Any], message: str, world: fake_tensorrt.World, engine: Path
+def test_a_context_that_cannot_be_made_is_one_clear_line(
+    owner: str,
+    method: str,
+    answer: object,
+    error: type[Exception],
+    message: str,
+    world: fake_tensorrt.World,
+    engine: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     runtime = open_runtime(engine)
-    with pytest.raises(ArtifactError, match=message):
-        runtime.run(feed)
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(fake_tensorrt, owner), method, lambda *_: answer)
+        with pytest.raises(error, match=f"dynamic.engine: .*{message}"):
+            runtime.run(_feed(1))
     assert runtime.run(_feed(1))["scores"].shape == (1, 300)
     runtime.close()
 
@@ -281,11 +281,34 @@ def test_no_gpu_is_one_clear_line(gpus: int, world: fake_tensorrt.World, engine:
 
 
 def test_options_that_engines_do_not_have_are_refused(world: fake_tensorrt.World, engine: Path) -> None:
-    with pytest.raises(OptionError, match="runs on NVIDIA GPUs only"):
-        open_runtime(engine, device="cpu")
-    with pytest.raises(OptionError, match="has no threads"):
-        open_runtime(engine, threads=2)
-    open_runtime(engine, device="cuda").close()
+    with pytest.raises(
+        OptionError, match=r'`device="cpu"` is not for engines: dynamic.engine runs on NVIDIA GPUs only'
+    ):
+        open_runtime(engine, options=RuntimeOptions(device="cpu"))
+    with pytest.raises(OptionError, match="`device` is 'npu', but TensorRT runs on cpu, cuda or cuda:1"):
+        open_runtime(engine, options=RuntimeOptions(device="npu"))
+    with pytest.raises(OptionError, match="`threads` is not for engines"):
+        open_runtime(engine, options=RuntimeOptions(threads=2))
+    open_runtime(engine, options=RuntimeOptions(device="cuda")).close()
+
+
+def test_the_gpu_of_a_number_is_used_by_every_thread(world: fake_tensorrt.World, engine: Path) -> None:
+    world.cuda.gpus = 2
+    with pytest.raises(DeviceError, match="GPU 2 can't be used: CUDA finds 2 GPUs, counted from 0"):
+        open_runtime(engine, options=RuntimeOptions(device="cuda:2"))
+    runtime = open_runtime(engine, options=RuntimeOptions(device="cuda:1"))
+    assert world.cuda.current == 1
+    for use in (lambda: runtime.run(_feed(1)), runtime.close):
+        world.cuda.current = 0  # as in a thread that has used another one
+        use()
+        assert world.cuda.current == 1
+
+
+def test_content_is_opened_as_a_third_party_engine(world: fake_tensorrt.World, engine: Path) -> None:
+    runtime = open_runtime(engine.read_bytes(), runtime="tensorrt")
+    assert (runtime.file, runtime.info, runtime.metadata) == ("the engine", None, {})
+    assert runtime.run(_feed(1))["scores"].shape == (1, 300)
+    runtime.close()
 
 
 @pytest.mark.parametrize(("hidden", "package"), [("tensorrt", "tensorrt"), ("cuda.bindings", "cuda-python")])

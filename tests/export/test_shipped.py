@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 
 from rtdetr_bench.accuracy import open_any  # noqa: E402
 from rtdetr_deploy import Detections  # noqa: E402
-from rtdetr_deploy.evaluate.coco import read_annotations, score  # noqa: E402
+from rtdetr_deploy.evaluate.coco import average_precision, read_annotations  # noqa: E402
 from rtdetr_deploy.runtimes.onnx_file import read_graph  # noqa: E402
 from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
 from rtdetr_export.precision.fp16 import ISLANDS, to_fp16  # noqa: E402
@@ -38,9 +38,7 @@ def _detect(file: Path) -> Found:
     with open_any(file) as predictor:
         truth = read_annotations(data / "annotations" / "val.json", data / "val", predictor.class_names)
         found = predictor.detect_batch([image for _, image in truth.images], threshold=0.0)
-        rows = zip(truth.images, found, strict=True)
-        entries = [entry for (number, _), one in rows for entry in one.to_coco(number, truth.category_ids)]
-        return found, score(entries, truth, predictor.class_names).metrics["AP"]
+        return found, average_precision(found, truth, predictor.class_names).ap
 
 
 @pytest.fixture(scope="module")

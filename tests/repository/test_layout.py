@@ -28,8 +28,8 @@ ALLOWED = {
 """Arrows between the packages; every other one is a mistake."""
 WITH_TORCH = ("rtdetr_deploy.model", "rtdetr_deploy.runtimes.eager")
 ROOT_FILES = {
-    "__init__", "detections", "drawing", "errors", "files", "fonts", "options", "packages", "postprocess", "predictor",
-    "signature", "words",
+    "__init__", "boxes", "detections", "drawing", "errors", "files", "fonts", "options", "packages", "postprocess",
+    "predictor", "signature", "stream", "words",
 }  # fmt: skip
 """What may lie at the root of `rtdetr_deploy`: nothing of one engine, one command or evaluation alone."""
 

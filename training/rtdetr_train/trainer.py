@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rtdetr_deploy.errors import OptionError
-from rtdetr_deploy.evaluate.coco import Accuracy, Annotations, detect_all, read_annotations, require_evaluator, score
+from rtdetr_deploy.evaluate.coco import Accuracy, Annotations, evaluate, read_annotations, require_evaluator
 from rtdetr_deploy.files import write_bytes
 from rtdetr_deploy.model import RTDETR
 from rtdetr_deploy.model.decoder import ExtraQueries
@@ -213,4 +213,4 @@ def _evaluate(
     if truth is None or not due:
         return None
     predictor = Predictor(TorchRuntime(model, class_names, *options.size), resizer="pillow")
-    return score(detect_all(predictor, truth), truth, class_names)
+    return evaluate(predictor, truth)

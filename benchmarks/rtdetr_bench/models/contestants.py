@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -26,9 +26,19 @@ from rtdetr_bench.models.nms import NmsOptions, suppress
 from rtdetr_bench.models.yolo import NEEDS_NMS, NMS_METADATA, WHOLE, find_candidates, letterbox, recognize_yolo
 from rtdetr_deploy import ArtifactInfo, Detections, OptionError, Predictor
 from rtdetr_deploy.artifacts.weights_file import is_checkpoint
-from rtdetr_deploy.images.frame import Frame, ImageLike, load_frame
+from rtdetr_deploy.images.frame import ImageLike, load_frame
 from rtdetr_deploy.images.preprocess import Resizer
-from rtdetr_deploy.runtimes import Array, FrameRuntime, Runtime, TimedRuntime, check_threads, open_runtime
+from rtdetr_deploy.runtimes import (
+    Array,
+    Feed,
+    PreprocessingRuntime,
+    Preprocessor,
+    Runtime,
+    RuntimeOptions,
+    TimedRuntime,
+    check_threads,
+    open_runtime,
+)
 from rtdetr_deploy.runtimes.trt.layer_precision import count_precisions
 from rtdetr_deploy.signature import has_detections
 from rtdetr_deploy.words import plural, printable
@@ -94,11 +104,17 @@ class SpanRuntime:
         self.runtime = runtime
         self.name, self.file = runtime.name, runtime.file
         self.inputs, self.outputs = runtime.inputs, runtime.outputs
-        self.metadata, self.max_batch = runtime.metadata, runtime.max_batch
+        self.info, self.metadata, self.max_batch = runtime.info, runtime.metadata, runtime.max_batch
+        self.resizers = runtime.resizers if isinstance(runtime, PreprocessingRuntime) else frozenset()
         self.model: float | None = None
 
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """See `Runtime.run`."""
+    def preprocessor(self, name: str, resizer: str, spec: Any) -> Preprocessor:
+        """See `PreprocessingRuntime.preprocessor`; asked for `resizers` only."""
+        assert isinstance(self.runtime, PreprocessingRuntime)
+        return self.runtime.preprocessor(name, resizer, spec)
+
+    def run(self, feed: Feed) -> dict[str, Array]:
+        """See `Runtime.run`; what is prepared in the call (frames on the GPU) counts as copy."""
         if not isinstance(self.runtime, TimedRuntime):
             return self.runtime.run(feed)
         outputs, self.model = self.runtime.run_timed(feed)
@@ -113,16 +129,6 @@ class SpanRuntime:
         if self.model is not None:
             spans["copy"] = max(0.0, spans["infer"] - self.model)
             spans["infer"] = self.model
-
-
-class SpanFrameRuntime(SpanRuntime):
-    """The same for engines, which can resize frames on the GPU; that counts as `copy`, which it is a part of."""
-
-    def run_frames(self, name: str, frames: Sequence[Frame], feed: Mapping[str, Array]) -> dict[str, Array]:
-        """See `FrameRuntime.run_frames`."""
-        assert isinstance(self.runtime, TimedRuntime)
-        outputs, self.model = self.runtime.run_timed(feed, name, frames)
-        return outputs
 
 
 class Detr:
@@ -255,8 +261,7 @@ def open_contestant(path: Path, entry: Entry | None = None) -> Contestant:
     if is_checkpoint(path):
         predictor = open_any(path, size=entry.size, resizer=entry.resizer, threads=entry.threads)
         return Detr(predictor, None, name, threshold)
-    opened = open_runtime(path, threads=entry.threads)
-    runtime = SpanFrameRuntime(opened) if isinstance(opened, FrameRuntime) else SpanRuntime(opened)
+    runtime = SpanRuntime(open_runtime(path, options=RuntimeOptions(threads=entry.threads)))
     try:
         size = entry.size if None in runtime.inputs[0].shape[1:] else None  # the file knows better where it knows
         if not has_detections(runtime):

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from rtdetr_bench.models.nms import Candidates, Floats
 from rtdetr_deploy import ArtifactError
+from rtdetr_deploy.boxes import cxcywh_to_xyxy
 from rtdetr_deploy.images.frame import Frame
 from rtdetr_deploy.runtimes import Array, Runtime, TensorSpec
 from rtdetr_deploy.words import plural
@@ -184,25 +185,19 @@ def find_candidates(outputs: Mapping[str, Array], row: int, contract: YoloContra
     size = np.array((contract.width, contract.height) * 2, np.float32)
     if contract.layout in ("end-to-end", "selected"):
         rows = output[output[:, 4] > confidence]
-        boxes = _corners(rows[:, :4]) * size if contract.layout == "selected" else rows[:, :4]
+        boxes = cxcywh_to_xyxy(rows[:, :4]) * size if contract.layout == "selected" else rows[:, :4]
         return _candidates(boxes, rows[:, 4], rows[:, 5])
     if contract.layout == "channels":
         labels, places = np.nonzero(output[4:] > confidence)
-        return _candidates(_corners(output[:4, places].T), output[4:][labels, places], labels)
+        return _candidates(cxcywh_to_xyxy(output[:4, places].T), output[4:][labels, places], labels)
     if contract.layout == "anchors":
         output = output[output[:, 4] > confidence]
         scores = output[:, 5:] * output[:, 4:5]
         places, labels = np.nonzero(scores > confidence)
-        return _candidates(_corners(output[places, :4]), scores[places, labels], labels)
+        return _candidates(cxcywh_to_xyxy(output[places, :4]), scores[places, labels], labels)
     places, labels = np.nonzero(output[:, 4:] > confidence)
-    return _candidates(_corners(output[places, :4]) * size, output[:, 4:][places, labels], labels)
+    return _candidates(cxcywh_to_xyxy(output[places, :4]) * size, output[:, 4:][places, labels], labels)
 
 
 def _candidates(boxes: Array, scores: Array, labels: Array) -> Candidates:
     return Candidates(boxes.astype(np.float32), scores.astype(np.float32), labels.astype(np.int64))
-
-
-def _corners(boxes: Array) -> Array:
-    """Return cxcywh as xyxy."""
-    half = boxes[:, 2:] / 2
-    return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)

@@ -18,7 +18,7 @@ import numpy as np
 from rtdetr_bench.models.contestants import Contestant, Detr, Entry, Yolo, check_applies, open_contestant
 from rtdetr_bench.models.nms import METHODS, NmsOptions
 from rtdetr_deploy import Detections, OptionError
-from rtdetr_deploy.evaluate.coco import Annotations, read_annotations, require_evaluator, score
+from rtdetr_deploy.evaluate.coco import Annotations, average_precision, read_annotations, require_evaluator
 from rtdetr_deploy.evaluate.published import NMS
 from rtdetr_deploy.words import plural, printable
 
@@ -149,7 +149,7 @@ def _study_yolo(
                 {method: float(np.mean(values)) for method, values in by_method.items()},
                 float(np.max(by_method[first])),
                 float(np.mean([len(one) for one in found[pair]])),
-                None if truth is None else _average_precision(found[pair], truth, yolo.class_names),
+                None if truth is None else average_precision(found[pair], truth, yolo.class_names).ap,
             )
         )
     return {confidence: count / len(images) for confidence, count in counts.items()}, tuple(rows)
@@ -188,7 +188,7 @@ def _study_detr(
     return {
         confidence: (
             float(np.mean(times[confidence])),
-            None if truth is None else _average_precision(found[confidence], truth, names),
+            None if truth is None else average_precision(found[confidence], truth, names).ap,
         )
         for confidence in CONFIDENCES
     }
@@ -200,15 +200,6 @@ def _open_detr(path: Path, entry: Entry) -> Detr:
         model.close()
         raise OptionError(f"{path.name} is not an RT-DETR; --engine names the model that is shown beside the YOLO")
     return model
-
-
-def _average_precision(found: Sequence[Detections], truth: Annotations, names: Sequence[str]) -> float:
-    entries = [
-        entry
-        for (number, _), detections in zip(truth.images, found, strict=True)
-        for entry in detections.to_coco(number, truth.category_ids)
-    ]
-    return score(entries, truth, names).metrics["AP"]
 
 
 def format_nms(study: NmsStudy) -> str:

@@ -28,7 +28,7 @@ from rtdetr_deploy import Detections
 from rtdetr_deploy.artifacts.metadata import read_metadata
 from rtdetr_deploy.cli.arguments import path_argument
 from rtdetr_deploy.cli.run import run_main
-from rtdetr_deploy.evaluate.coco import read_annotations, require_evaluator, score
+from rtdetr_deploy.evaluate.coco import average_precision, read_annotations, require_evaluator
 from rtdetr_deploy.files import check_writable, refuse_overwriting, write_bytes
 from rtdetr_export import ExportOptions, export_onnx
 from rtdetr_export.precision.fp16 import ISLANDS, to_fp16
@@ -124,12 +124,7 @@ def _detect(file: Path, annotations: Path, images: Path) -> tuple[list[Detection
     with open_any(file) as predictor:
         truth = read_annotations(annotations, images, predictor.class_names)
         found = predictor.detect_batch([path for _, path in truth.images], threshold=0.0)
-        entries = [
-            entry
-            for (number, _), detections in zip(truth.images, found, strict=True)
-            for entry in detections.to_coco(number, truth.category_ids)
-        ]
-        return found, score(entries, truth, predictor.class_names).metrics["AP"]
+        return found, average_precision(found, truth, predictor.class_names).ap
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,8 +9,9 @@ import onnx_ir
 
 from rtdetr_deploy import __version__
 from rtdetr_deploy.artifacts.metadata import METADATA_KEY, ArtifactInfo
-from rtdetr_deploy.images.frame import ImageLike, find_images, load_frame
-from rtdetr_deploy.images.preprocess import prepare_batch
+from rtdetr_deploy.images.find import find_images
+from rtdetr_deploy.images.frame import ImageLike, load_frame
+from rtdetr_deploy.images.preprocess import HostPreprocessor
 from rtdetr_deploy.runtimes import Array
 from rtdetr_export.precision.fp16 import Fp16Report, compile_pattern, to_fp16
 from rtdetr_export.precision.int8 import Layer, find_layers, measure_scales, quantize
@@ -70,6 +71,6 @@ def measure_layers(
 
 def _prepare(info: ArtifactInfo, images: Sequence[ImageLike]) -> Iterator[Array]:
     """Yield each image as the model's input, in every row of the batch."""
+    prepare, rows = HostPreprocessor(info.preprocess), info.batch or 1
     for image in images:
-        rows = [load_frame(image)] * (info.batch or 1)
-        yield prepare_batch(rows, info.height, info.width, raw=info.raw_input)
+        yield prepare([load_frame(image)] * rows, rows)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo
+from rtdetr_deploy.boxes import cxcywh_to_xyxy
 from rtdetr_deploy.postprocess import decode_raw
 from rtdetr_deploy.runtimes import Array
 
@@ -59,7 +60,7 @@ def as_file_outputs(output: RawOutput, info: ArtifactInfo) -> dict[str, Array]:
     """Return what a faithful file with these raw outputs would give for the image."""
     if info.outputs == "raw":
         return output._asdict()
-    labels, boxes, scores = decode_raw(output.logits, output.boxes, info.max_detections)
+    labels, boxes, scores = decode_raw(output.logits, output.boxes, info.max_detections, info.decoding)
     return {"labels": labels, "boxes": boxes.clip(0.0, 1.0), "scores": scores}
 
 
@@ -67,7 +68,7 @@ def compare_detections(found: Mapping[str, Array], expected: RawOutput, info: Ar
     """Compare labels (N,), boxes (N, 4) xyxy and scores (N,) with the model's raw output."""
     scores = _sigmoid(expected.logits)
     pixels = _pixels(info)
-    corners = _corners(expected.boxes) * pixels
+    corners = cxcywh_to_xyxy(expected.boxes).clip(0.0, 1.0) * pixels
     labels, detected = found["labels"].astype(np.int64), found["boxes"] * pixels
     box = np.abs(detected[:, None] - corners[None]).max(axis=-1)  # (N, Q)
     score = np.abs(found["scores"][:, None] - scores[:, labels].T)
@@ -92,11 +93,6 @@ def compare_raw(found: RawOutput, expected: RawOutput, info: ArtifactInfo) -> Di
 
 def _pixels(info: ArtifactInfo) -> Floats:
     return np.array([info.width, info.height, info.width, info.height], np.float32)
-
-
-def _corners(boxes: Floats) -> Floats:
-    centre, half = boxes[:, :2], boxes[:, 2:] / 2
-    return np.concatenate([centre - half, centre + half], axis=1).clip(0.0, 1.0)
 
 
 def _sigmoid(logits: Floats) -> Floats:

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rtdetr_deploy.errors import ArtifactError, OptionError
-from rtdetr_deploy.runtimes import TensorSpec
+from rtdetr_deploy.runtimes.protocol import TensorSpec
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, PinnedArray
-from rtdetr_deploy.runtimes.trt.cuda_resize import Target
+from rtdetr_deploy.runtimes.trt.cuda_resize import ResizeDestination
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 
 @dataclass(frozen=True)
-class Port:
-    """An input or output of the engine, with room for the largest batch on both sides of the bus."""
+class Binding:
+    """An input or output of the engine, with room for the maximum batch on both sides of the bus."""
 
     name: str
     host: PinnedArray
@@ -30,11 +30,11 @@ class Port:
         return batch * int(self.host.array[:1].nbytes)
 
 
-def make_ports(
-    engine: trt.ICudaEngine, mode: trt.TensorIOMode, file: str, largest: int, cuda: Cuda, stack: ExitStack
-) -> tuple[tuple[TensorSpec, ...], tuple[Port, ...]]:
-    """Return the engine's inputs or outputs, with memory for batches up to `largest`, which `stack` frees."""
-    specs, ports = [], []
+def allocate_bindings(
+    engine: trt.ICudaEngine, mode: trt.TensorIOMode, file: str, max_batch: int, cuda: Cuda, stack: ExitStack
+) -> tuple[tuple[TensorSpec, ...], tuple[Binding, ...]]:
+    """Return the engine's inputs or outputs, with memory for batches up to `max_batch`, which `stack` frees."""
+    specs, bindings = [], []
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
         if engine.get_tensor_mode(name) != mode:
@@ -44,13 +44,13 @@ def make_ports(
         dtype = numpy_type(engine.get_tensor_dtype(name), name)
         if not shape or any(axis < 0 for axis in shape[1:]):
             raise ArtifactError(f"{file}: {name} has open axes {shape}; only the batch may be dynamic")
-        host = PinnedArray(cuda, (largest, *shape[1:]), dtype)
+        host = PinnedArray(cuda, (max_batch, *shape[1:]), dtype)
         stack.callback(host.close)
         device = DeviceMemory(cuda, int(host.array.nbytes))
         stack.callback(device.close)
         specs.append(TensorSpec(name, dtype, (None if shape[0] < 0 else shape[0], *shape[1:])))
-        ports.append(Port(name, host, device))
-    return tuple(specs), tuple(ports)
+        bindings.append(Binding(name, host, device))
+    return tuple(specs), tuple(bindings)
 
 
 def numpy_type(kind: trt.DataType, name: str) -> np.dtype[Any]:
@@ -65,25 +65,25 @@ def numpy_type(kind: trt.DataType, name: str) -> np.dtype[Any]:
 
 
 def batch_range(engine: trt.ICudaEngine, name: str) -> tuple[int, int]:
-    """Return the smallest and largest batch of the first optimization profile."""
+    """Return the minimum and maximum batch of the first optimization profile."""
     import tensorrt as trt
 
     ranges = []
     for index in range(engine.num_io_tensors):
         tensor = engine.get_tensor_name(index)
         if engine.get_tensor_mode(tensor) == trt.TensorIOMode.INPUT:
-            smallest, _, largest = engine.get_tensor_profile_shape(tensor, 0)
-            ranges.append((int(smallest[0]), int(largest[0])))
+            low, _, high = engine.get_tensor_profile_shape(tensor, 0)
+            ranges.append((int(low[0]), int(high[0])))
     if not ranges:
         raise ArtifactError(f"{name} has no inputs")
     return max(low for low, _ in ranges), min(high for _, high in ranges)
 
 
-def frame_target(port: Port, name: str) -> Target:
+def resize_destination(binding: Binding, file: str) -> ResizeDestination:
     """Return an input as what frames are resized into. Raises `OptionError` for inputs that are not images."""
-    shape, dtype = port.host.array.shape, port.host.array.dtype
+    shape, dtype = binding.host.array.shape, binding.host.array.dtype
     if len(shape) == 4 and shape[3] == 3 and dtype == np.uint8:
-        return Target(port.device, shape[1], shape[2], bytes=True)
+        return ResizeDestination(binding.device, shape[1], shape[2], is_uint8=True)
     if len(shape) == 4 and shape[1] == 3 and dtype == np.float32:
-        return Target(port.device, shape[2], shape[3], bytes=False)
-    raise OptionError(f'resizer="cuda" writes float32 planes or uint8 pixels; {name} takes {dtype}{shape[1:]}')
+        return ResizeDestination(binding.device, shape[2], shape[3], is_uint8=False)
+    raise OptionError(f'`resizer="cuda"` writes float32 planes or uint8 pixels; {file} takes {dtype}{shape[1:]}')

@@ -1,7 +1,7 @@
 """The few calls of the CUDA runtime that are needed here, through cuda-python.
 
 Every failure is a `DeviceError` in CUDA's own words. Resources have `close`, which may be called twice; nothing is
-freed by the garbage collector, whose order would be anybody's guess.
+freed by the garbage collector, because the order of finalizers is undefined.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 
 from rtdetr_deploy.errors import DeviceError
 from rtdetr_deploy.packages import install_command, needed_for
-from rtdetr_deploy.runtimes import Array
+from rtdetr_deploy.runtimes.protocol import Array
+from rtdetr_deploy.words import plural
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Cuda:
         """Return a plain constant, e.g. `cudaStreamNonBlocking`."""
         return int(getattr(self._module, name))
 
-    def gpu(self) -> Gpu:
-        """Describe the current device. Raises `DeviceError` where there is none."""
+    def gpu(self, number: int | None = None) -> Gpu:
+        """Describe the GPU of this number, or else the current one. Raises `DeviceError` where there is none."""
         try:
             count = self.call("cudaGetDeviceCount")
         except DeviceError as error:
@@ -64,7 +65,9 @@ class Cuda:
             ) from error
         if count < 1:
             raise DeviceError("no NVIDIA GPU can be used: CUDA finds none")
-        number = int(self.call("cudaGetDevice"))
+        if number is not None and number >= count:
+            raise DeviceError(f"GPU {number} can't be used: CUDA finds {plural(count, 'GPU')}, counted from 0")
+        number = int(self.call("cudaGetDevice")) if number is None else number
         properties = self.call("cudaGetDeviceProperties", number)
         name = properties.name
         return Gpu(
@@ -158,8 +161,8 @@ class Stream:
         """Queue an event of CUDA's."""
         self._cuda.call("cudaEventRecord", event, self._stream)
 
-    def capture(self, work: Callable[[], None]) -> Graph:
-        """Record what `work` queues here, instead of doing it, and return it as a graph.
+    def capture(self, work: Callable[[], None]) -> CudaGraph:
+        """Record what `work` queues here, instead of doing it, and return it as a CUDA graph.
 
         The stream is usable afterwards, also when `work` raises or can't be recorded.
         """
@@ -172,7 +175,7 @@ class Stream:
             raise
         recorded = self._cuda.call("cudaStreamEndCapture", self._stream)
         try:
-            return Graph(self._cuda, self._cuda.call("cudaGraphInstantiate", recorded, 0))
+            return CudaGraph(self._cuda, self._cuda.call("cudaGraphInstantiate", recorded, 0))
         finally:
             self._cuda.call("cudaGraphDestroy", recorded)
 
@@ -183,7 +186,7 @@ class Stream:
             return
         self._cuda.call("cudaGraphDestroy", recorded)
 
-    def launch(self, graph: Graph) -> None:
+    def launch(self, graph: CudaGraph) -> None:
         """Queue all the work of `graph` at once."""
         self._cuda.call("cudaGraphLaunch", graph.executable, self._stream)
 
@@ -216,7 +219,7 @@ class Event:
             self._event = None
 
 
-class Graph:
+class CudaGraph:
     """Recorded work that is launched as a whole."""
 
     def __init__(self, cuda: Cuda, executable: Any) -> None:

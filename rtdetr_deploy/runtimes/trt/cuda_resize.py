@@ -70,25 +70,25 @@ ARGUMENTS = (ctypes.c_void_p, *(ctypes.c_int,) * 3, ctypes.c_void_p, *(ctypes.c_
 
 
 @dataclass(frozen=True)
-class Target:
-    """Where frames go: the model's input (B, H, W, 3) of `bytes`, or (B, 3, H, W) of float32, and bytes per row."""
+class ResizeDestination:
+    """Where frames go: the model's input (B, height, width, 3) of uint8, or (B, 3, height, width) of float32."""
 
     memory: DeviceMemory
-    rows: int
-    columns: int
-    bytes: bool
+    height: int
+    width: int
+    is_uint8: bool
 
     @property
     def stride(self) -> int:
         """Bytes of one image of the batch."""
-        return self.rows * self.columns * 3 * (1 if self.bytes else 4)
+        return self.height * self.width * 3 * (1 if self.is_uint8 else 4)
 
 
 class FrameResizer:
     """The kernel, and memory for frames on both sides of the bus, which grows with them."""
 
     def __init__(self, cuda: Cuda, gpu: Gpu) -> None:
-        with needed_for('resizer="cuda"', "tensorrt"):
+        with needed_for('`resizer="cuda"`', "tensorrt"):
             from cuda.bindings import driver, nvrtc
         self._cuda, self._driver = cuda, driver
         self._module = self._call("cuModuleLoadData", _compile(nvrtc, gpu))
@@ -96,8 +96,8 @@ class FrameResizer:
         self._host: PinnedArray | None = None
         self._device: DeviceMemory | None = None
 
-    def queue(self, stream: Stream, frames: Sequence[Frame], target: Target) -> None:
-        """Queue copies of the frames to the GPU, and the kernel for each, into the first images of `target`.
+    def queue(self, stream: Stream, frames: Sequence[Frame], destination: ResizeDestination) -> None:
+        """Queue copies of the frames to the GPU, and the kernel for each, into the first images of `destination`.
 
         The stream must be idle: the memory of the call before is used again.
         """
@@ -107,7 +107,7 @@ class FrameResizer:
             size = frame.pixels.nbytes
             host.array[offset : offset + size].reshape(frame.pixels.shape)[:] = frame.pixels
             stream.upload(device, host, size, offset)
-            self._launch(stream, device.address + offset, frame, target, index)
+            self._launch(stream, device.address + offset, frame, destination, index)
             offset += size
 
     def close(self) -> None:
@@ -120,11 +120,12 @@ class FrameResizer:
                     stack.callback(block.close)
         self._module = self._host = self._device = None
 
-    def _launch(self, stream: Stream, source: int, frame: Frame, target: Target, index: int) -> None:
+    def _launch(self, stream: Stream, source: int, frame: Frame, destination: ResizeDestination, index: int) -> None:
         height, width = frame.size
-        into = target.memory.address + index * target.stride
-        values = (source, height, width, int(frame.rgb), into, target.rows, target.columns, int(target.bytes))
-        grid = (-(-target.columns // BLOCK), -(-target.rows // BLOCK), 1)
+        into = destination.memory.address + index * destination.stride
+        rows, columns = destination.height, destination.width
+        values = (source, height, width, int(frame.rgb), into, rows, columns, int(destination.is_uint8))
+        grid = (-(-columns // BLOCK), -(-rows // BLOCK), 1)
         self._call("cuLaunchKernel", self._kernel, *grid, BLOCK, BLOCK, 1, 0, stream.handle, (values, ARGUMENTS), 0)
 
     def _reserve(self, size: int) -> tuple[PinnedArray, DeviceMemory]:
@@ -162,7 +163,7 @@ def _compile(nvrtc: Any, gpu: Gpu) -> bytes:
         if isinstance(error, DeviceError):
             raise
         raise MissingPackageError(
-            f'resizer="cuda" needs NVIDIA\'s run-time compiler ({error}): {install_command("tensorrt", whole=True)}'
+            f'`resizer="cuda"` needs NVIDIA\'s run-time compiler ({error}): {install_command("tensorrt", whole=True)}'
         ) from error
     try:
         call("nvrtcCompileProgram", program, 1, [architecture])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rtdetr_deploy.artifacts.metadata import METADATA_KEY, ArtifactInfo, read_metadata
+from rtdetr_deploy.artifacts.metadata import ArtifactInfo, read_stored
 from rtdetr_deploy.errors import ArtifactError
 from rtdetr_deploy.files import reason
 
@@ -26,10 +26,10 @@ AMPERE = (8, 0)
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """Facts about an engine file.
+    """Metadata of an engine file.
 
     `info` of the model; `tensorrt` version that built it; `gpu` name and compute `capability` ("7.5") of the device it
-    was built on; `profile` smallest, best and largest batch; SHA-256 of the ONNX file and of the engine;
+    was built on; `profile` minimum, optimum and maximum batch; SHA-256 of the ONNX file and of the engine;
     `version_compatible` and `hardware_compatible` as it was built.
     """
 
@@ -46,11 +46,11 @@ class EngineInfo:
     def to_json(self) -> str:
         """Return the content of the file beside the engine."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return json.dumps({"format": FORMAT, **values, "info": json.loads(self.info.to_json())}, indent=1)
+        return json.dumps({"format": FORMAT, **values, "info": self.info.to_stored()}, indent=1)
 
 
 def sidecar_path(engine: Path) -> Path:
-    """Return where the facts about `engine` are stored."""
+    """Return where the metadata of `engine` is stored."""
     return engine.with_name(engine.name + ".json")
 
 
@@ -70,31 +70,31 @@ def read_engine_info(engine: Path, content: bytes) -> EngineInfo | None:
         if stored["format"] > FORMAT:
             raise ArtifactError(f"{path} was written by a newer rtdetr-deploy; update this one")
         values = {field.name: stored[field.name] for field in fields(EngineInfo)}
-        smallest, best, largest = (int(batch) for batch in values["profile"])
-        info = read_metadata({METADATA_KEY: json.dumps(values["info"])}, path.name)
-        facts = EngineInfo(**{**values, "info": info, "profile": (smallest, best, largest)})
+        lowest, best, highest = (int(batch) for batch in values["profile"])
+        info = read_stored(values["info"], path.name)
+        found = EngineInfo(**{**values, "info": info, "profile": (lowest, best, highest)})
     except ArtifactError:
         raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ArtifactError(f"{path} does not describe an engine ({error!r}); build the engine again") from error
-    if facts.engine_digest != hashlib.sha256(content).hexdigest():
+    if found.engine_digest != hashlib.sha256(content).hexdigest():
         raise ArtifactError(f"{path.name} belongs to an engine other than {engine.name}; build it again, or delete it")
-    return facts
+    return found
 
 
-def check_fits(facts: EngineInfo, name: str, version: str, gpu: Gpu) -> None:
+def check_fits(engine_info: EngineInfo, name: str, version: str, gpu: Gpu) -> None:
     """Raise `ArtifactError` when an engine was built for another TensorRT or another GPU than these."""
-    built, here = _numbers(facts.tensorrt), _numbers(version)
-    later = facts.version_compatible and here[0] == built[0] and here > built
-    if version != facts.tensorrt and not later:
+    built, here = _numbers(engine_info.tensorrt), _numbers(version)
+    later = engine_info.version_compatible and here[0] == built[0] and here > built
+    if version != engine_info.tensorrt and not later:
         raise ArtifactError(
-            f"{name} was built by TensorRT {facts.tensorrt}, this is {version}; build it again here (engines built "
-            "with --version-compatible run on later versions of the same major number)"
+            f"{name} was built by TensorRT {engine_info.tensorrt}, this is {version}; build it again here (engines "
+            "built with `version_compatible=True` run on later versions of the same major number)"
         )
-    ampere = facts.hardware_compatible and _numbers(gpu.capability) >= AMPERE
-    if gpu.capability != facts.capability and not ampere:
+    ampere = engine_info.hardware_compatible and _numbers(gpu.capability) >= AMPERE
+    if gpu.capability != engine_info.capability and not ampere:
         raise ArtifactError(
-            f"{name} was built for {facts.gpu} (compute capability {facts.capability}), this is {gpu.name} "
+            f"{name} was built for {engine_info.gpu} (compute capability {engine_info.capability}), this is {gpu.name} "
             f"({gpu.capability}); build it again here"
         )
 

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rtdetr_deploy.boxes import pairwise_iou
 from rtdetr_train.data.coco import Sample
 
 Rng = np.random.Generator
@@ -100,22 +101,13 @@ def crop_by_iou(sample: Sample, rng: Rng) -> Sample:
         window = np.array([left, top, left + w, top + h], np.float32)
         centre = (sample.boxes[:, :2] + sample.boxes[:, 2:]) / 2
         inside = ((centre > window[:2]) & (centre < window[2:])).all(axis=1)
-        if not inside.any() or _overlaps(sample.boxes[inside], window).max() < overlap:
+        if not inside.any() or pairwise_iou(sample.boxes[inside], window[None]).max() < overlap:
             continue
         boxes = sample.boxes[inside].copy()
         boxes[:, 0::2] = boxes[:, 0::2].clip(left, left + w) - left
         boxes[:, 1::2] = boxes[:, 1::2].clip(top, top + h) - top
         return Sample(np.ascontiguousarray(sample.image[top : top + h, left : left + w]), boxes, sample.labels[inside])
     return sample
-
-
-def _overlaps(boxes: NDArray[np.float32], window: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the IoU of each box with `window`."""
-    shared = np.minimum(boxes[:, 2:], window[2:]) - np.maximum(boxes[:, :2], window[:2])
-    area = shared.clip(0).prod(axis=1)
-    union = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (window[2:] - window[:2]).prod() - area
-    result: NDArray[np.float32] = (area / np.maximum(union, 1e-6)).astype(np.float32)
-    return result
 
 
 def flip_horizontally(sample: Sample) -> Sample:

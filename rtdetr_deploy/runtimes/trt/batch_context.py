@@ -1,0 +1,132 @@
+"""One batch size of an engine: TensorRT's execution context, and the CUDA graphs of its calls.
+
+Each batch size has a context of its own, because a recorded graph belongs to the state of one; they share their working
+memory, since calls are serialized.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rtdetr_deploy.errors import ArtifactError, DeviceError
+from rtdetr_deploy.runtimes.protocol import Array
+from rtdetr_deploy.runtimes.trt.bindings import Binding
+from rtdetr_deploy.runtimes.trt.cuda import CudaGraph, DeviceMemory, Stream
+from rtdetr_deploy.runtimes.trt.logger import last_message
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+
+@dataclass
+class Shared:
+    """What the contexts of an engine share; `records` is False once a call could not be recorded."""
+
+    file: str
+    messages: list[str]
+    stream: Stream
+    workspace: DeviceMemory
+    inputs: tuple[Binding, ...]
+    outputs: tuple[Binding, ...]
+    records: bool = True
+
+    def demand(self, worked: bool, what: str) -> None:
+        """Raise `DeviceError` in TensorRT's words unless a call has worked."""
+        if not worked:
+            raise DeviceError(f"{self.file}: TensorRT refused {what}: {last_message(self.messages)}")
+
+
+class BatchContext:
+    """What runs `batch` rows; shapes, addresses and working memory are set once and for all."""
+
+    def __init__(self, engine: trt.ICudaEngine, batch: int, shared: Shared) -> None:
+        self.batch = batch
+        self.context = _open_context(engine, batch, shared)
+        self._shared = shared
+        self._graphs: dict[tuple[str, ...], CudaGraph] = {}
+        self._runs = 0
+
+    def prepare(self, uploads: Sequence[Binding], *, downloads: bool = True) -> Callable[[], None]:
+        """Return what queues a call that copies `uploads` in first and, with `downloads`, the outputs out.
+
+        From the second call of its kind on it is one CUDA graph, where it can be recorded; that is done here, so that
+        what is returned does nothing else.
+        """
+        key = tuple(binding.name for binding in (*uploads, *(self._shared.outputs if downloads else ())))
+        if key not in self._graphs and self._runs and self._shared.records:
+            graph = self._record(uploads, downloads)
+            if graph is not None:
+                self._graphs[key] = graph
+        if key in self._graphs:
+            return partial(self._shared.stream.launch, self._graphs[key])
+        return partial(self._enqueue, uploads, downloads)
+
+    def upload(self, bindings: Sequence[Binding]) -> None:
+        """Queue copies of inputs to the GPU."""
+        for binding in bindings:
+            self._shared.stream.upload(binding.device, binding.host, binding.size(self.batch))
+
+    def download(self) -> None:
+        """Queue copies of the outputs from the GPU."""
+        for binding in self._shared.outputs:
+            self._shared.stream.download(binding.host, binding.device, binding.size(self.batch))
+
+    def finish(self) -> dict[str, Array]:
+        """Wait for what is queued, and return copies of the outputs."""
+        self._shared.stream.synchronize()
+        self._runs += 1
+        return {binding.name: np.array(binding.host.array[: self.batch]) for binding in self._shared.outputs}
+
+    def close(self) -> None:
+        """Destroy the graphs; the context goes with the last reference to this."""
+        graphs = list(self._graphs.values())
+        self._graphs.clear()
+        with ExitStack() as stack:  # each is closed, also when another can't be
+            for graph in graphs:
+                stack.callback(graph.close)
+
+    def _enqueue(self, uploads: Sequence[Binding], downloads: bool) -> None:
+        self.upload(uploads)
+        self._shared.demand(self.context.execute_async_v3(self._shared.stream.handle), "execution")
+        if downloads:
+            self.download()
+
+    def _record(self, uploads: Sequence[Binding], downloads: bool) -> CudaGraph | None:
+        """Return the call as a CUDA graph; where an engine can't be recorded, say so once and go on without."""
+        try:
+            return self._shared.stream.capture(lambda: self._enqueue(uploads, downloads))
+        except (DeviceError, ArtifactError) as error:
+            self._shared.records = False
+            # The file says it all: which line happened to make the second call tells nothing.
+            warnings.warn(f"{self._shared.file} runs without CUDA graphs, a little slower: {error}", stacklevel=2)
+            return None
+
+
+def _open_context(engine: trt.ICudaEngine, batch: int, shared: Shared) -> trt.IExecutionContext:
+    import tensorrt as trt
+
+    file = shared.file
+    context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    if context is None:
+        raise DeviceError(f"{file}: no execution context could be made: {last_message(shared.messages)}")
+    context.set_device_memory(shared.workspace.address, shared.workspace.size)
+    for binding in shared.inputs:
+        shared.demand(context.set_input_shape(binding.name, (batch, *binding.host.array.shape[1:])), binding.name)
+    for binding in (*shared.inputs, *shared.outputs):
+        shared.demand(context.set_tensor_address(binding.name, binding.device.address), binding.name)
+    unknown = context.infer_shapes()
+    if unknown:
+        raise ArtifactError(f"{file}: the shapes of {', '.join(unknown)} are not determined by the images")
+    for binding in shared.outputs:
+        dims = context.get_tensor_shape(binding.name)
+        shape = tuple(int(dims[axis]) for axis in range(len(dims)))
+        if shape != (batch, *binding.host.array.shape[1:]):
+            raise ArtifactError(f"{file}: output {binding.name} is {shape} for {batch} images; expected a row each")
+    return context
