@@ -280,10 +280,10 @@ def print_result(result: ExportResult) -> None:
     info = result.info
     layers = plural(info.layers, "decoder layer")
     batch = "dynamic batch" if info.batch is None else f"batch {info.batch}"
-    if result.choice is not None:
-        print(result.choice)
-    if result.half is not None:
-        print(result.half)
+    if result.quantization is not None:
+        print(result.quantization)
+    if result.fp16 is not None:
+        print(result.fp16)
     print(result.report if result.report is not None else "not verified (--no-verify)")
     print(
         f"wrote {result.path} ({result.path.stat().st_size / 1e6:.1f} MB): {info.variant}, {layers}, "

@@ -15,9 +15,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import onnx_ir
 import torch
 from torch import nn
 
@@ -26,13 +28,16 @@ from rtdetr_deploy.artifacts.metadata import METADATA_KEY, ArtifactInfo
 from rtdetr_deploy.errors import ExportError, OptionError
 from rtdetr_deploy.files import atomic_write
 from rtdetr_deploy.images.frame import ImageLike
-from rtdetr_deploy.model import RTDETR, Checkpoint, load_checkpoint, reparameterize
+from rtdetr_deploy.model import Checkpoint, load_checkpoint
+from rtdetr_deploy.model.family import family_of
 from rtdetr_deploy.words import plural
-from rtdetr_export.graph import DetectionGraph, ScaleBytes, TopDetections
+from rtdetr_export.graph import DeployedModel, NormalizeUint8, PostProcessor
+from rtdetr_export.module_map import ModuleMap, record_modules
 from rtdetr_export.options import ExportOptions, check_files
 from rtdetr_export.precision.fp16 import Fp16Report, compile_pattern
+from rtdetr_export.precision.placement import Placement, place
 from rtdetr_export.precision.reduce import choose_images, reduce_to_fp16, reduce_to_int8
-from rtdetr_export.precision.sensitivity import Choice
+from rtdetr_export.precision.sensitivity import QuantizationPlan
 from rtdetr_export.simplify import serialize, simplify
 from rtdetr_export.verify.parity import ParityReport, verify_file
 from rtdetr_export.verify.reduced_precision import ReducedPrecisionReport, verify_reduced_precision
@@ -47,14 +52,14 @@ Progress = Callable[[str, float | None], None]
 class ExportResult:
     """`path` of the written file, its `info`, and the parity `report` (None where it was skipped).
 
-    `half` says which nodes are computed in FP16 and `choice` which blocks in INT8, for files that have some.
+    `fp16` says which nodes are computed in FP16 and `quantization` which blocks in INT8, for files that have some.
     """
 
     path: Path
     info: ArtifactInfo
     report: ParityReport | ReducedPrecisionReport | None
-    half: Fp16Report | None = None
-    choice: Choice | None = None
+    fp16: Fp16Report | None = None
+    quantization: QuantizationPlan | None = None
 
 
 def export_onnx(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
@@ -65,6 +70,54 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
     """
     check_files(options)
     step = _Steps(progress)
+    traced = trace_checkpoint(options, step)
+    graph, info, reference = traced.graph, traced.info, traced.checkpoint.model
+    options = options.fitted_to((info.height, info.width))
+    fp16, quantization = None, None
+    images: list[ImageLike] = []
+    if options.precision != "fp32":
+        images = choose_images(options.calibration, *options.input_size)
+    if options.precision == "int8":
+        with step(f"choose INT8 blocks on {plural(len(images), 'image')}"), _enough_memory(options):
+            quantization = reduce_to_int8(graph, traced.placement, info, images, options.keep_fp32, step.say)
+    if "fp16" in (options.precision, options.non_int8_precision):
+        with step(f"measure values on {plural(len(images), 'image')}, place FP16"), _enough_memory(options):
+            fp16 = reduce_to_fp16(graph, traced.placement, info, images, options.keep_fp32)
+    content = serialize(graph, {METADATA_KEY: info.to_json()}, __version__)
+    path = options.output or options.default_output(info)
+    report: ParityReport | ReducedPrecisionReport | None = None
+    with atomic_write(path) as beside:
+        with step(f"write {len(content) / 1e6:.0f} MB"):
+            beside.write_bytes(content)
+        if options.verify:
+            with step("verify against torch"), _enough_memory(options):
+                if options.precision == "fp32":
+                    report = verify_file(beside, reference, info)
+                else:
+                    report = verify_reduced_precision(beside, reference, info, images)
+                report.require(path.name)
+    return ExportResult(path, info, report, fp16, quantization)
+
+
+@dataclass(frozen=True)
+class TracedCheckpoint:
+    """A checkpoint as an FP32 graph in memory, which lower precisions start from, with the `info` for its file."""
+
+    checkpoint: Checkpoint
+    info: ArtifactInfo
+    graph: onnx_ir.Model
+    deployed: DeployedModel
+    modules: ModuleMap
+
+    @cached_property
+    def placement(self) -> Placement:
+        """What the model's family says about the nodes; read it before `graph` is changed."""
+        return place(self.graph, self.deployed, self.modules)
+
+
+def trace_checkpoint(options: ExportOptions, step: _Steps | None = None) -> TracedCheckpoint:
+    """Load, fold, trace and simplify a checkpoint as `options` say; raises what `export_onnx` does."""
+    step = step or _Steps(None)
     with step("load " + options.weights.name):
         checkpoint = load_checkpoint(
             options.weights,
@@ -76,78 +129,57 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
         sampler = decide_sampler(checkpoint, options.sampler)
     options = options.fitted_to(checkpoint.input_size)
     with step("fold batch normalization and RepVGG branches"):
-        model = reparameterize(checkpoint.model)
-        model.use_sampler(sampler)
+        deployed = build_deployed(checkpoint.model, sampler, options)
     with step("trace"), _enough_memory(options):
-        traced = trace(build_graph(model, options), options)
+        traced = trace(deployed, options)
     with step("simplify"):
         info = describe_export(checkpoint, options, sampler)
-        graph = simplify(traced)
+        graph = simplify(traced.content)
         for pattern in options.keep_fp32:
             compile_pattern(pattern, list(graph.graph))
-    half, choice = None, None
-    images: list[ImageLike] = []
-    if options.precision != "fp32":
-        images = choose_images(options.calibration, *options.input_size)
-    if options.precision == "int8":
-        with step(f"choose INT8 blocks on {plural(len(images), 'image')}"), _enough_memory(options):
-            choice = reduce_to_int8(graph, info, images, options.keep_fp32, step.say)
-    if "fp16" in (options.precision, options.non_int8_precision):
-        with step(f"measure values on {plural(len(images), 'image')}, place FP16"), _enough_memory(options):
-            half = reduce_to_fp16(graph, info, images, options.keep_fp32)
-    content = serialize(graph, {METADATA_KEY: info.to_json()}, __version__)
-    path = options.output or options.default_output(info)
-    report: ParityReport | ReducedPrecisionReport | None = None
-    with atomic_write(path) as beside:
-        with step(f"write {len(content) / 1e6:.0f} MB"):
-            beside.write_bytes(content)
-        if options.verify:
-            with step("verify against torch"), _enough_memory(options):
-                if options.precision == "fp32":
-                    report = verify_file(beside, checkpoint.model, info)
-                else:
-                    report = verify_reduced_precision(beside, checkpoint.model, info, images)
-                report.require(path.name)
-    return ExportResult(path, info, report, half, choice)
+    return TracedCheckpoint(checkpoint, info, graph, deployed, traced.modules)
 
 
 def decide_sampler(checkpoint: Checkpoint, asked: str | None) -> str:
-    """Return the sampler to export: what was asked for, else `discrete` for models trained so, else `gather`.
+    """Return the sampler to export: what was asked for, else the first of those that the model's family names.
 
     Raises `OptionError` for a sampler that computes another function than the one the model was trained with.
     """
-    variant = checkpoint.variant
-    if variant.sampling == "discrete" and asked not in (None, "discrete"):
-        raise OptionError(f"{variant.name} was trained with discrete sampling; leave --sampler {asked} out")
-    if variant.sampling != "discrete" and asked == "discrete":
+    allowed = family_of(checkpoint.model).samplers(checkpoint.model)
+    if asked is None or asked in allowed:
+        return asked or allowed[0]
+    name = checkpoint.variant.name
+    if asked == "discrete":
         raise OptionError(
-            f"--sampler discrete changes what {variant.name} detects: it is for models that were trained with discrete "
-            f"sampling. If this one was, say so: --variant {variant.name}-dsp"
+            f'`sampler="discrete"` changes what {name} detects: it is for models that were trained with discrete '
+            f'sampling. If this one was, say so: `variant="{name}-dsp"`'
         )
-    return asked or ("discrete" if variant.sampling == "discrete" else "gather")
+    raise OptionError(f"{name} was trained with {allowed[0]} sampling; leave `sampler` out")
 
 
-def build_graph(model: RTDETR, options: ExportOptions) -> DetectionGraph:
-    """Return the module that is traced, in eval mode."""
-    before = ScaleBytes() if options.raw_input else nn.Identity()
-    behind = None if options.raw_output else TopDetections(options.max_detections)
-    return DetectionGraph(model, before, behind).eval()
+def build_deployed(model: nn.Module, sampler: str, options: ExportOptions) -> DeployedModel:
+    """Return the module that is traced, in eval mode: `model` folded, and what stands around it."""
+    family = family_of(model)
+    folded = family.fold(model)
+    family.use_sampler(folded, sampler)
+    preprocess = NormalizeUint8() if options.raw_input else None
+    postprocess = None if options.raw_output else PostProcessor(options.max_detections)
+    return DeployedModel(folded, preprocess, postprocess).eval()
 
 
 def describe_export(checkpoint: Checkpoint, options: ExportOptions, sampler: str) -> ArtifactInfo:
     """Return the facts that are stored in the file."""
     height, width = options.input_size
-    tokens = sum((height // stride) * (width // stride) for stride in (8, 16, 32))
-    queries = min(checkpoint.variant.queries, tokens)
+    facts = family_of(checkpoint.model).facts(checkpoint.model, height, width)
     return ArtifactInfo(
         class_names=checkpoint.class_names,
         height=height,
         width=width,
         batch=None if options.batch == "dynamic" else options.batch,
-        variant=checkpoint.variant.name,
-        layers=checkpoint.model.layers,
-        queries=queries,
-        max_detections=min(options.max_detections, queries * checkpoint.variant.classes),
+        variant=facts.variant,
+        layers=facts.layers,
+        queries=facts.queries,
+        max_detections=min(options.max_detections, facts.queries * facts.classes),
         precision=options.precision,
         sampler=sampler,
         outputs="raw" if options.raw_output else "detections",
@@ -160,8 +192,16 @@ def describe_export(checkpoint: Checkpoint, options: ExportOptions, sampler: str
     )
 
 
-def trace(graph: DetectionGraph, options: ExportOptions) -> bytes:
-    """Return `graph` as a serialized ONNX model with the batch, size and opset of `options`."""
+@dataclass(frozen=True)
+class Traced:
+    """A serialized ONNX model and which module made each of its nodes."""
+
+    content: bytes
+    modules: ModuleMap
+
+
+def trace(deployed: DeployedModel, options: ExportOptions) -> Traced:
+    """Return `deployed` as an ONNX model with the batch, size and opset of `options`."""
     batch = 1 if options.batch == "dynamic" else options.batch
     if options.raw_input:
         images = torch.zeros(batch, *options.input_size, 3, dtype=torch.uint8)
@@ -169,10 +209,10 @@ def trace(graph: DetectionGraph, options: ExportOptions) -> bytes:
         images = torch.zeros(batch, 3, *options.input_size)
     outputs = OUTPUTS[options.raw_output]
     dynamic = {name: {0: "batch"} for name in ("images", *outputs)} if options.batch == "dynamic" else None
-    with TemporaryDirectory() as folder, _quiet():
+    with TemporaryDirectory() as folder, _quiet(), record_modules(deployed) as modules:
         path = Path(folder, "traced.onnx")
         torch.onnx.export(
-            graph,
+            deployed,
             (images,),
             path,
             dynamo=False,
@@ -181,7 +221,7 @@ def trace(graph: DetectionGraph, options: ExportOptions) -> bytes:
             output_names=list(outputs),
             dynamic_axes=dynamic,
         )
-        return path.read_bytes()
+        return Traced(path.read_bytes(), ModuleMap(modules))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from rtdetr_deploy.model.layers.attention import SelfAttention
 from rtdetr_deploy.model.layers.conv_norm import ConvNorm
+from rtdetr_deploy.model.layers.tokens import flatten_map
 from rtdetr_deploy.model.variants import HEADS, Variant
 
 REPVGG_BLOCKS = 3
@@ -124,11 +125,6 @@ class HybridEncoder(nn.Module):
     @staticmethod
     def _merge(block: nn.Module, coming: Tensor, waiting: Tensor) -> Tensor:
         return block(torch.cat((coming, waiting), dim=1))  # type: ignore[no-any-return]
-
-
-def flatten_map(x: Tensor) -> Tensor:
-    """Turn a map into tokens, row-major: `(B, D, h, w) -> (B, h * w, D)`."""
-    return x.reshape(-1, int(x.shape[1]), int(x.shape[2]) * int(x.shape[3])).transpose(1, 2)
 
 
 def _double(x: Tensor) -> Tensor:
