@@ -185,7 +185,7 @@ def test_images_too_large_for_the_memory_are_named(small_options: Any) -> None:
 
 
 def test_discrete_models_refuse_a_bilinear_sampler(small_options: Any) -> None:
-    with pytest.raises(OptionError, match="r18-dsp was trained with discrete sampling; leave --sampler grid out"):
+    with pytest.raises(OptionError, match="r18-dsp was trained with discrete sampling; leave `sampler` out"):
         export_onnx(small_options("no.onnx", variant="r18-dsp", sampler="grid"))
 
 

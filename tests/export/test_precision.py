@@ -223,8 +223,7 @@ def test_the_decoder_alone_in_half_keeps_every_query(name: str, tmp_path: Path) 
     spec, _, image = read_golden(name)
     options = {
         "weights": write_weights(name, tmp_path),
-        "height": spec["height"],
-        "width": spec["width"],
+        "size": (spec["height"], spec["width"]),
         "variant": VARIANTS[name],
         "raw_output": True,
     }

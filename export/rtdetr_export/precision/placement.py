@@ -35,26 +35,36 @@ class Placement:
 def place(graph: ir.Model, deployed: DeployedModel, modules: ModuleMap) -> Placement:
     """Return what the family of `deployed` says about the nodes of `graph`, which was traced from it.
 
-    Raises `ExportError` for a scope or block that matches nothing.
+    Raises `ExportError` for a scope or block that matches nothing, and for a node whose module is not known.
     """
-    found = {str(node.name): (module, node.op_type) for node, module in _with_modules(graph, modules)}
+    modules.require(str(node.name) for node in graph.graph)
+    module_of = modules_of(graph, modules)
+    operators = {str(node.name): node.op_type for node in graph.graph}
     kept: dict[str, Fp32Scope] = {}
     for scope in deployed.fp32_scopes:
-        nodes = [name for name, (module, operator) in found.items() if scope.covers(module, operator)]
+        nodes = [name for name, module in module_of.items() if scope.covers(module, operators[name])]
         if not nodes:
             raise ExportError(f"no node is in the FP32 scope {scope.name!r} ({scope.module})")
         kept |= {name: scope for name in nodes if name not in kept}
     globs = deployed.quantization_blocks
-    blocks = {name: block for name, (module, _) in found.items() if (block := _block_of(module, globs)) is not None}
+    blocks = {name: block for name, module in module_of.items() if (block := _block_of(module, globs)) is not None}
     for glob in globs:
         if not any(match_module(glob, f"{MODEL}.{block}") for block in blocks.values()):
             raise ExportError(f"no node is in a quantization block {glob}")
     return Placement(kept, blocks)
 
 
-def _with_modules(graph: ir.Model, modules: ModuleMap) -> list[tuple[ir.Node, str]]:
-    named = [(node, modules.module_of(str(node.name))) for node in graph.graph]
-    return [(node, module) for node, module in named if module is not None]
+def modules_of(graph: ir.Model, modules: ModuleMap) -> dict[str, str]:
+    """Return the path of the module that computes each node, by name of the node; what has none is left out."""
+    named = {str(node.name): _module_of(node, modules) for node in graph.graph}
+    return {name: module for name, module in named.items() if module is not None}
+
+
+def _module_of(node: ir.Node, modules: ModuleMap) -> str | None:
+    """Return the module that computes `node`. What the simplification put in for others keeps the names of values."""
+    names = (node.name, *(value.name for value in node.outputs))
+    found = (modules.module_of(str(name)) for name in names)
+    return next((module for module in found if module is not None), None)
 
 
 def _block_of(module: str, globs: Sequence[str]) -> str | None:
