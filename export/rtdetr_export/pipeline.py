@@ -13,23 +13,30 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import onnx_ir
 import torch
 from torch import nn
 
 from rtdetr_deploy import __version__
+from rtdetr_deploy.artifacts.class_names import read_class_names
 from rtdetr_deploy.artifacts.metadata import METADATA_KEY, ArtifactInfo
 from rtdetr_deploy.errors import ExportError, OptionError
 from rtdetr_deploy.files import atomic_write
 from rtdetr_deploy.images.frame import ImageLike
-from rtdetr_deploy.model import RTDETR, Checkpoint, load_checkpoint, reparameterize
+from rtdetr_deploy.model import Checkpoint, load_checkpoint
+from rtdetr_deploy.model.family import family_of
 from rtdetr_deploy.words import plural
 from rtdetr_export.checks import check_files
-from rtdetr_export.graph import DetectionGraph, ScaleBytes, TopDetections
+from rtdetr_export.graph import DeployedModel, NormalizeUint8, PostProcessor
+from rtdetr_export.module_map import ModuleMap, record_modules
 from rtdetr_export.options import ExportOptions
 from rtdetr_export.precision.fp16 import compile_pattern
+from rtdetr_export.precision.placement import Placement, place
 from rtdetr_export.precision.reduce import choose_images, reduce_to_fp16, reduce_to_int8
 from rtdetr_export.progress import Progress, Steps
 from rtdetr_export.result import ExportResult
@@ -51,8 +58,57 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
         raise OptionError(f"`output` is {options.output}, an engine; rtdetr_export.export builds those too")
     options = check_files(options)
     step = Steps(progress)
+    traced = trace_checkpoint(options, step)
+    graph, info, reference = traced.graph, traced.info, traced.checkpoint.model
+    options = options.fitted_to((info.height, info.width))
+    fp16, quantization = None, None
+    images: list[ImageLike] = []
+    if options.precision != "fp32":
+        images = choose_images(options.calibration, *options.input_size)
+    if options.precision == "int8":
+        with step(f"choose INT8 blocks on {plural(len(images), 'image')}"), _enough_memory(options):
+            quantization = reduce_to_int8(graph, traced.placement, info, images, options.keep_fp32, step.say)
+    if "fp16" in (options.precision, options.non_int8_precision):
+        with step(f"measure values on {plural(len(images), 'image')}, place FP16"), _enough_memory(options):
+            fp16 = reduce_to_fp16(graph, traced.placement, info, images, options.keep_fp32)
+    content = serialize(graph, {METADATA_KEY: info.to_json()}, __version__)
+    path = options.output or options.default_output(info)
+    report: Report | None = None
+    with atomic_write(path) as beside:
+        with step(f"write {len(content) / 1e6:.0f} MB"):
+            beside.write_bytes(content)
+        if options.verify:
+            with step("verify against torch"), _enough_memory(options):
+                if options.precision == "fp32":
+                    report = verify_file(beside, reference, info)
+                else:
+                    report = verify_reduced_precision(beside, reference, info, images)
+                report.require(path.name)
+    return ExportResult(path, info, report, fp16, quantization)
+
+
+@dataclass(frozen=True)
+class TracedCheckpoint:
+    """A checkpoint as an FP32 graph in memory, which lower precisions start from, with the `info` for its file."""
+
+    checkpoint: Checkpoint
+    info: ArtifactInfo
+    graph: onnx_ir.Model
+    deployed: DeployedModel
+    modules: ModuleMap
+
+    @cached_property
+    def placement(self) -> Placement:
+        """What the model's family says about the nodes; read it before `graph` is changed."""
+        return place(self.graph, self.deployed, self.modules)
+
+
+def trace_checkpoint(options: ExportOptions, step: Steps | None = None) -> TracedCheckpoint:
+    """Load, fold, trace and simplify a checkpoint as `options` say; raises what `export_onnx` does."""
+    step = step or Steps(None)
     names = options.class_names
-    assert not isinstance(names, Path), "it was read above"
+    if isinstance(names, Path):
+        names = read_class_names(names)
     with step("load " + options.weights.name):
         checkpoint = load_checkpoint(
             options.weights,
@@ -64,78 +120,57 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
         sampler = decide_sampler(checkpoint, options.sampler)
     options = options.fitted_to(checkpoint.input_size)
     with step("fold batch normalization and RepVGG branches"):
-        model = reparameterize(checkpoint.model)
-        model.use_sampler(sampler)
+        deployed = build_deployed(checkpoint.model, sampler, options)
     with step("trace"), _enough_memory(options):
-        traced = trace(build_graph(model, options), options)
+        traced = trace(deployed, options)
     with step("simplify"):
         info = describe_export(checkpoint, options, sampler)
-        graph = simplify(traced)
+        graph = simplify(traced.content)
         for pattern in options.keep_fp32:
             compile_pattern(pattern, list(graph.graph))
-    fp16, quantization = None, None
-    images: list[ImageLike] = []
-    if options.precision != "fp32":
-        images = choose_images(options.calibration, *options.input_size)
-    if options.precision == "int8":
-        with step(f"choose INT8 blocks on {plural(len(images), 'image')}"), _enough_memory(options):
-            quantization = reduce_to_int8(graph, info, images, options.keep_fp32, step.say)
-    if "fp16" in (options.precision, options.non_int8_precision):
-        with step(f"measure values on {plural(len(images), 'image')}, place FP16"), _enough_memory(options):
-            fp16 = reduce_to_fp16(graph, info, images, options.keep_fp32)
-    content = serialize(graph, {METADATA_KEY: info.to_json()}, __version__)
-    path = options.output or options.default_output(info)
-    report: Report | None = None
-    with atomic_write(path) as beside:
-        with step(f"write {len(content) / 1e6:.0f} MB"):
-            beside.write_bytes(content)
-        if options.verify:
-            with step("verify against torch"), _enough_memory(options):
-                if options.precision == "fp32":
-                    report = verify_file(beside, checkpoint.model, info)
-                else:
-                    report = verify_reduced_precision(beside, checkpoint.model, info, images)
-                report.require(path.name)
-    return ExportResult(path, info, report, fp16, quantization)
+    return TracedCheckpoint(checkpoint, info, graph, deployed, traced.modules)
 
 
 def decide_sampler(checkpoint: Checkpoint, asked: str | None) -> str:
-    """Return the sampler to export: what was asked for, else `discrete` for models trained so, else `gather`.
+    """Return the sampler to export: what was asked for, else the first of those that the model's family names.
 
     Raises `OptionError` for a sampler that computes another function than the one the model was trained with.
     """
-    variant = checkpoint.variant
-    if variant.sampling == "discrete" and asked not in (None, "discrete"):
-        raise OptionError(f"{variant.name} was trained with discrete sampling; leave `sampler` out")
-    if variant.sampling != "discrete" and asked == "discrete":
+    allowed = family_of(checkpoint.model).samplers(checkpoint.model)
+    if asked is None or asked in allowed:
+        return asked or allowed[0]
+    name = checkpoint.variant.name
+    if asked == "discrete":
         raise OptionError(
-            f'`sampler="discrete"` changes what {variant.name} detects: it is for models that were trained with '
-            f'discrete sampling. If this one was, say so: `variant="{variant.name}-dsp"`'
+            f'`sampler="discrete"` changes what {name} detects: it is for models that were trained with discrete '
+            f'sampling. If this one was, say so: `variant="{name}-dsp"`'
         )
-    return asked or ("discrete" if variant.sampling == "discrete" else "gather")
+    raise OptionError(f"{name} was trained with {allowed[0]} sampling; leave `sampler` out")
 
 
-def build_graph(model: RTDETR, options: ExportOptions) -> DetectionGraph:
-    """Return the module that is traced, in eval mode."""
-    before = ScaleBytes() if options.raw_input else nn.Identity()
-    behind = None if options.raw_output else TopDetections(options.max_detections)
-    return DetectionGraph(model, before, behind).eval()
+def build_deployed(model: nn.Module, sampler: str, options: ExportOptions) -> DeployedModel:
+    """Return the module that is traced, in eval mode: `model` folded, and what stands around it."""
+    family = family_of(model)
+    folded = family.fold(model)
+    family.use_sampler(folded, sampler)
+    preprocess = NormalizeUint8() if options.raw_input else None
+    postprocess = None if options.raw_output else PostProcessor(options.max_detections)
+    return DeployedModel(folded, preprocess, postprocess).eval()
 
 
 def describe_export(checkpoint: Checkpoint, options: ExportOptions, sampler: str) -> ArtifactInfo:
     """Return the facts that are stored in the file."""
     height, width = options.input_size
-    tokens = sum((height // stride) * (width // stride) for stride in (8, 16, 32))
-    queries = min(checkpoint.variant.queries, tokens)
+    facts = family_of(checkpoint.model).facts(checkpoint.model, height, width)
     return ArtifactInfo(
         class_names=checkpoint.class_names,
         height=height,
         width=width,
         batch=options.batch,
-        variant=checkpoint.variant.name,
-        layers=checkpoint.model.layers,
-        queries=queries,
-        max_detections=min(options.max_detections, queries * checkpoint.variant.classes),
+        variant=facts.variant,
+        layers=facts.layers,
+        queries=facts.queries,
+        max_detections=min(options.max_detections, facts.queries * facts.classes),
         precision=options.precision,
         sampler=sampler,
         outputs="raw" if options.raw_output else "detections",
@@ -148,8 +183,16 @@ def describe_export(checkpoint: Checkpoint, options: ExportOptions, sampler: str
     )
 
 
-def trace(graph: DetectionGraph, options: ExportOptions) -> bytes:
-    """Return `graph` as a serialized ONNX model with the batch, size and opset of `options`."""
+@dataclass(frozen=True)
+class Traced:
+    """A serialized ONNX model and which module made each of its nodes."""
+
+    content: bytes
+    modules: ModuleMap
+
+
+def trace(deployed: DeployedModel, options: ExportOptions) -> Traced:
+    """Return `deployed` as an ONNX model with the batch, size and opset of `options`."""
     batch = options.batch or 1
     if options.raw_input:
         images = torch.zeros(batch, *options.input_size, 3, dtype=torch.uint8)
@@ -157,10 +200,10 @@ def trace(graph: DetectionGraph, options: ExportOptions) -> bytes:
         images = torch.zeros(batch, 3, *options.input_size)
     outputs = OUTPUTS[options.raw_output]
     dynamic = {name: {0: "batch"} for name in ("images", *outputs)} if options.batch is None else None
-    with TemporaryDirectory() as folder, _quiet():
+    with TemporaryDirectory() as folder, _quiet(), record_modules(deployed) as modules:
         path = Path(folder, "traced.onnx")
         torch.onnx.export(
-            graph,
+            deployed,
             (images,),
             path,
             dynamo=False,
@@ -169,7 +212,7 @@ def trace(graph: DetectionGraph, options: ExportOptions) -> bytes:
             output_names=list(outputs),
             dynamic_axes=dynamic,
         )
-        return path.read_bytes()
+        return Traced(path.read_bytes(), ModuleMap(modules))
 
 
 @contextmanager

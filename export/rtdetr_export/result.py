@@ -11,7 +11,7 @@ from rtdetr_deploy.artifacts.metadata import ArtifactInfo
 if TYPE_CHECKING:
     from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo
     from rtdetr_export.precision.fp16 import Fp16Report
-    from rtdetr_export.precision.sensitivity import Choice
+    from rtdetr_export.precision.sensitivity import QuantizationPlan
     from rtdetr_export.verify.report import Report
 
 
@@ -27,6 +27,6 @@ class ExportResult:
     info: ArtifactInfo
     report: Report | None
     fp16: Fp16Report | None = None
-    quantization: Choice | None = None
+    quantization: QuantizationPlan | None = None
     engine_info: EngineInfo | None = None
     onnx: ExportResult | None = None

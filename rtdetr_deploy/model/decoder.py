@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rtdetr_deploy.model.hybrid_encoder import flatten_map
 from rtdetr_deploy.model.layers.attention import SelfAttention
 from rtdetr_deploy.model.layers.conv_norm import ConvNorm
-from rtdetr_deploy.model.layers.deformable_attention import DeformableAttention, Shapes
-from rtdetr_deploy.model.query_selection import Selection, select_queries
+from rtdetr_deploy.model.layers.deformable_attention import DeformableAttention
+from rtdetr_deploy.model.layers.tokens import LevelSizes, flatten_map
+from rtdetr_deploy.model.query_selection import QuerySelection, Selection, score_tokens
 from rtdetr_deploy.model.variants import DECODER_WIDTH, HEADS, Variant
 
 FEEDFORWARD = 1024
@@ -59,6 +59,7 @@ class Mlp(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., width_in) -> (..., width_out)."""
         *hidden, last = self.layers
         for layer in hidden:
             x = functional.relu(layer(x))
@@ -66,7 +67,7 @@ class Mlp(nn.Module):
 
 
 class SelectionProjection(nn.Module):
-    """Linear and LayerNorm before the selection's heads; invalid tokens enter as zeros. `(B, T, D) -> (B, T, D)`."""
+    """Linear and LayerNorm before the selection's heads; invalid tokens enter as zeros."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -74,7 +75,24 @@ class SelectionProjection(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, memory: Tensor) -> Tensor:
+        """Tokens (B, T, D) -> output_memory (B, T, D)."""
         return self.norm(self.proj(memory))
+
+
+class BoxRefinement(nn.Module):
+    """Boxes and the next reference from a reference and what a box head changes; all as logits of cxcywh.
+
+    Without parameters: a module, so that exports can name it (`1 - 1e-5` is 1 in half precision).
+    """
+
+    def forward(self, reference: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+        """Return boxes (B, Q, 4) cxcywh in [0, 1] and the next reference from `reference` and `change` (B, Q, 4).
+
+        In training the loss of a layer's boxes reaches that layer and the one before it, no further: each layer starts
+        from a detached box ("look forward twice", arXiv 2203.03605, section 3.5). Values are the same either way.
+        """
+        boxes = torch.sigmoid(change + reference.clamp(-LOGIT_LIMIT, LOGIT_LIMIT))
+        return boxes, change + reference.detach().clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
 
 
 class DecoderLayer(nn.Module):
@@ -96,11 +114,17 @@ class DecoderLayer(nn.Module):
         position: Tensor,
         reference: Tensor,
         memory: Tensor,
-        shapes: Shapes,
+        sizes: LevelSizes,
         mask: Tensor | None = None,
     ) -> Tensor:
+        """Return the content (B, Q, D) of the queries after this layer.
+
+        `content` (B, Q, D) and `position` (B, Q, D), which is added wherever queries attend; `reference` boxes
+        (B, Q, 4) as cxcywh in [0, 1]; `memory` (B, T, D), tokens of levels with `sizes`; `mask` (Q, Q), see
+        `SelfAttention`.
+        """
         content = self.norm1(content + self.self_attn(content, position, mask))
-        content = self.norm2(content + self.cross_attn(content + position, reference, memory, shapes))
+        content = self.norm2(content + self.cross_attn(content + position, reference, memory, sizes))
         return self.norm3(content + self.linear2(functional.relu(self.linear1(content))))
 
 
@@ -118,26 +142,27 @@ class Decoder(nn.Module):
     def __init__(self, variant: Variant, layers: int) -> None:
         super().__init__()
         width, classes = DECODER_WIDTH, variant.classes
-        self.queries = variant.queries
         self.input_proj = nn.ModuleList(ConvNorm(variant.width, width, 1) for _ in range(3))
         self.decoder = DecoderLayers(variant, layers)
         self.denoising_class_embed = nn.Embedding(classes + 1, width, padding_idx=classes)
         self.query_pos_head = Mlp(4, 2 * width, width, 2)
+        self.query_selection = QuerySelection(variant.queries)
         self.enc_output = SelectionProjection(width)
         self.enc_score_head = nn.Linear(width, classes)
         self.enc_bbox_head = Mlp(width, width, 4, 3)
+        self.reference_box = nn.Sigmoid()
+        self.refinement = BoxRefinement()
         self.dec_score_head = nn.ModuleList(nn.Linear(width, classes) for _ in range(layers))
         self.dec_bbox_head = nn.ModuleList(Mlp(width, width, 4, 3) for _ in range(layers))
 
     def forward(self, maps: list[Tensor], extra: ExtraQueries | None = None) -> DecoderOutput:
-        memory, shapes = self.flatten(maps)
-        selection = select_queries(
-            memory,
-            shapes,
-            self.queries,
-            project=self.enc_output,
-            score=self.enc_score_head,
-            box=self.enc_bbox_head,
+        """3 maps (B, D_encoder, H/s, W/s) -> logits (B, Q, K) and boxes (B, Q, 4) cxcywh of every layer.
+
+        With `extra` queries, E of them, each output has E + Q rows, theirs first.
+        """
+        memory, sizes = self.flatten(maps)
+        selection = self.query_selection(
+            memory, sizes, project=self.enc_output, score=self.enc_score_head, box=self.enc_bbox_head
         )
         # Training: the decoder's losses don't reach the encoder's heads, which have losses of their own.
         content, reference, mask = selection.content.detach(), selection.reference.detach(), None
@@ -145,32 +170,44 @@ class Decoder(nn.Module):
             content = torch.cat((extra.content, content), dim=1)
             reference = torch.cat((extra.reference, reference), dim=1)
             mask = extra.mask
-        logits, boxes = self.refine(content, reference, memory, shapes, mask)
+        logits, boxes = self.refine(content, reference, memory, sizes, mask)
         return DecoderOutput(logits, boxes, selection)
 
-    def flatten(self, maps: list[Tensor]) -> tuple[Tensor, Shapes]:
+    @property
+    def queries(self) -> int:
+        """Number of queries that are selected where there are tokens enough."""
+        return self.query_selection.queries
+
+    def flatten(self, maps: list[Tensor]) -> tuple[Tensor, LevelSizes]:
         """Project the maps and return them as tokens, memory (B, T, D), and the height and width of each level."""
-        shapes = [(int(x.shape[2]), int(x.shape[3])) for x in maps]
+        sizes = [(int(x.shape[2]), int(x.shape[3])) for x in maps]
         levels = [flatten_map(project(x)) for project, x in zip(self.input_proj, maps, strict=True)]
-        return torch.cat(levels, dim=1), shapes
+        return torch.cat(levels, dim=1), sizes
 
     def refine(
-        self, content: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes, mask: Tensor | None = None
+        self, content: Tensor, reference: Tensor, memory: Tensor, sizes: LevelSizes, mask: Tensor | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Run the layers from `content` (B, Q, D) and box logits `reference` (B, Q, 4); one output per layer.
-
-        In training the loss of a layer's boxes reaches that layer and the one before it, no further: each layer starts
-        from a detached box ("look forward twice", arXiv 2203.03605, section 3.5). Values are the same either way.
-        """
+        """Run the layers from `content` (B, Q, D) and box logits `reference` (B, Q, 4); one output per layer."""
         logits, boxes = [], []
-        box = torch.sigmoid(reference)
         for layer, score_head, box_head in zip(
             self.decoder.layers, self.dec_score_head, self.dec_bbox_head, strict=True
         ):
-            content = layer(content, self.query_pos_head(box), box, memory, shapes, mask)
-            change = box_head(content)
-            boxes.append(torch.sigmoid(change + reference.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)))
+            box = self.reference_box(reference).detach()
+            content = layer(content, self.query_pos_head(box), box, memory, sizes, mask)
+            refined, reference = self.refinement(reference, box_head(content))
+            boxes.append(refined)
             logits.append(score_head(content))
-            reference = change + reference.detach().clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
-            box = torch.sigmoid(reference).detach()
         return logits, boxes
+
+    def selection_margin(self, maps: list[Tensor]) -> float:
+        """Return by how much (logits) the last selected token of one image beats the first rejected one.
+
+        Infinite where no token is rejected.
+        """
+        memory, sizes = self.flatten(maps)
+        _, scores = score_tokens(memory, sizes, project=self.enc_output, score=self.enc_score_head)
+        best = scores[0].amax(dim=-1)
+        if len(best) <= self.queries:
+            return float("inf")
+        kept, rejected = best.topk(self.queries + 1).values[-2:]
+        return float(kept - rejected)

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from rtdetr_deploy.model.layers.attention import SelfAttention
 from rtdetr_deploy.model.layers.conv_norm import ConvNorm
+from rtdetr_deploy.model.layers.tokens import flatten_map
 from rtdetr_deploy.model.variants import HEADS, Variant
 
 REPVGG_BLOCKS = 3
@@ -148,11 +149,6 @@ class HybridEncoder(Ccff):
 def _fuse(block: nn.Module, upsampled: Tensor, lateral: Tensor) -> Tensor:
     """Join two maps `(B, D, h, w)` into one by a fusion block of 2 D channels."""
     return block(torch.cat((upsampled, lateral), dim=1))
-
-
-def flatten_map(x: Tensor) -> Tensor:
-    """Turn a map into tokens, row-major: `(B, D, h, w) -> (B, h * w, D)`."""
-    return x.reshape(-1, int(x.shape[1]), int(x.shape[2]) * int(x.shape[3])).transpose(1, 2)
 
 
 def _upsample2x(x: Tensor) -> Tensor:

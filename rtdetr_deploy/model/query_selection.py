@@ -19,18 +19,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rtdetr_deploy.model.layers.deformable_attention import Shapes
+from rtdetr_deploy.model.layers.tokens import LevelSizes, gather_rows
 
-BASE_SIZE = 0.05
-MARGIN = 0.01
-
-OUTSIDE = 1.0e4
+ANCHOR_SIZE = 0.05
+"""Side of an anchor on the finest level, in shares of the image; it doubles from level to level."""
+ANCHOR_EPS = 0.01
+"""Distance from 0 and 1 that centre and sides of a valid anchor keep."""
+INVALID_ANCHOR_LOGIT = 1.0e4
 """Logit of an invalid anchor: its sigmoid is exactly 1, as for the infinity of the released code, and it is finite in
 half precision too."""
 
 
 class Selection(NamedTuple):
-    """Result of `select_queries`; `scores` (B, Q, K) are the class logits of the selected tokens."""
+    """Selected tokens (B, Q), their content (B, Q, D), reference (B, Q, 4) and class logits `scores` (B, Q, K)."""
 
     tokens: Tensor
     content: Tensor
@@ -39,52 +40,52 @@ class Selection(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-def make_anchors(shapes: tuple[tuple[int, int], ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def make_anchors(sizes: tuple[tuple[int, int], ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return anchors `(T, 4)` as logits of cxcywh, and their validity `(T, 1)` as 0.0 or 1.0; both float32.
 
     Centres ((x + 0.5) / w, (y + 0.5) / h), size 0.05 * 2^level; valid where all four lie within (0.01, 0.99).
     """
     levels = []
-    for level, (height, width) in enumerate(shapes):
+    for level, (height, width) in enumerate(sizes):
         y, x = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
-        size = np.full(height * width, BASE_SIZE * 2**level)
+        size = np.full(height * width, ANCHOR_SIZE * 2**level)
         levels.append(np.stack([(x.ravel() + 0.5) / width, (y.ravel() + 0.5) / height, size, size], axis=1))
     anchors = np.concatenate(levels)
-    valid = ((anchors > MARGIN) & (anchors < 1.0 - MARGIN)).all(axis=1, keepdims=True)
-    logits = np.where(valid, np.log(anchors / (1.0 - anchors)), OUTSIDE)
+    valid = ((anchors > ANCHOR_EPS) & (anchors < 1.0 - ANCHOR_EPS)).all(axis=1, keepdims=True)
+    logits = np.where(valid, np.log(anchors / (1.0 - anchors)), INVALID_ANCHOR_LOGIT)
     return logits.astype(np.float32), np.asarray(valid, np.float32)
 
 
-def select_queries(
-    memory: Tensor,
-    shapes: Shapes,
-    queries: int,
-    *,
-    project: nn.Module,
-    score: nn.Module,
-    box: nn.Module,
-) -> Selection:
-    """Select the `queries` tokens with the largest class score (all of them where there are fewer)."""
-    # float32 whatever the tokens are: under autocast the boxes must not be rounded to bfloat16.
-    anchors = torch.from_numpy(make_anchors(tuple(shapes))[0]).to(memory.device)
-    output_memory, scores = score_tokens(memory, shapes, project=project, score=score)
-    count = min(queries, len(anchors))
-    tokens = scores.amax(dim=-1).topk(count, dim=1).indices  # (B, Q)
-    content = gather_rows(output_memory, tokens)
-    reference = box(content) + anchors.index_select(0, tokens.reshape(-1)).reshape(-1, count, 4)
-    return Selection(tokens, content, reference, gather_rows(scores, tokens))
+class QuerySelection(nn.Module):
+    """Selects the `queries` tokens with the largest class score (all of them where there are fewer).
+
+    It has no parameters: in the released checkpoints its heads belong to the decoder, which hands them in.
+    """
+
+    def __init__(self, queries: int) -> None:
+        super().__init__()
+        self.queries = queries
+
+    def forward(
+        self, memory: Tensor, sizes: LevelSizes, *, project: nn.Module, score: nn.Module, box: nn.Module
+    ) -> Selection:
+        """Memory (B, T, D) of levels with `sizes` -> the selection.
+
+        `project` (B, T, D) -> (B, T, D), `score` (B, T, D) -> class logits (B, T, K), `box` (B, Q, D) -> corrections
+        of the anchors' logits (B, Q, 4).
+        """
+        # float32 whatever the tokens are: under autocast the boxes must not be rounded to bfloat16.
+        anchors = torch.from_numpy(make_anchors(tuple(sizes))[0]).to(memory.device)
+        output_memory, scores = score_tokens(memory, sizes, project=project, score=score)
+        count = min(self.queries, len(anchors))
+        tokens = scores.amax(dim=-1).topk(count, dim=1).indices  # (B, Q)
+        content = gather_rows(output_memory, tokens)
+        reference = box(content) + anchors.index_select(0, tokens.reshape(-1)).reshape(-1, count, 4)
+        return Selection(tokens, content, reference, gather_rows(scores, tokens))
 
 
-def score_tokens(memory: Tensor, shapes: Shapes, *, project: nn.Module, score: nn.Module) -> tuple[Tensor, Tensor]:
+def score_tokens(memory: Tensor, sizes: LevelSizes, *, project: nn.Module, score: nn.Module) -> tuple[Tensor, Tensor]:
     """Return output_memory `(B, T, D)` and the class logits `(B, T, K)` of all tokens; invalid ones enter as zeros."""
-    valid = torch.from_numpy(make_anchors(tuple(shapes))[1]).to(memory)
+    valid = torch.from_numpy(make_anchors(tuple(sizes))[1]).to(memory)
     output_memory = project(memory * valid)
     return output_memory, score(output_memory)
-
-
-def gather_rows(table: Tensor, rows: Tensor) -> Tensor:
-    """Return `table[b, rows[b, q]]`: `(B, T, D)` and `(B, Q)` -> `(B, Q, D)`, as one flat row gather."""
-    length, width = int(table.shape[1]), int(table.shape[2])
-    batch = torch.arange(table.shape[0], dtype=rows.dtype, device=rows.device)[:, None]
-    flat = (batch * length + rows).reshape(-1)
-    return table.reshape(-1, width).index_select(0, flat).reshape(-1, int(rows.shape[1]), width)

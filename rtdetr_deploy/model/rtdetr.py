@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.model.backbones.hgnetv2 import HgNetV2Backbone
 from rtdetr_deploy.model.backbones.resnet_vd import ResNetVdBackbone
-from rtdetr_deploy.model.decoder import Decoder, DecoderLayer, DecoderOutput, ExtraQueries
+from rtdetr_deploy.model.decoder import Decoder, DecoderOutput, ExtraQueries
 from rtdetr_deploy.model.hybrid_encoder import HybridEncoder
-from rtdetr_deploy.model.layers.deformable_attention import SAMPLERS
+from rtdetr_deploy.model.layers.deformable_attention import DeformableAttention
 from rtdetr_deploy.model.variants import ResNetVdConfig, Variant
 
 
@@ -50,21 +50,33 @@ class RTDETR(nn.Module):
         return len(self.decoder.decoder.layers)
 
     def forward(self, images: Tensor) -> RawOutput:
-        """Return the last layer's output."""
+        """Images (B, 3, H, W) in [0, 1] -> logits (B, Q, K) and boxes (B, Q, 4) cxcywh of the last layer."""
         output = self.forward_layers(images)
         return RawOutput(output.logits[-1], output.boxes[-1])
 
     def forward_layers(self, images: Tensor, extra: ExtraQueries | None = None) -> DecoderOutput:
-        """Return the output of every decoder layer (the `extra` queries first) and of the query selection."""
-        return self.decoder(self.encoder(self.backbone(images)), extra)
+        """Images (B, 3, H, W) in [0, 1] -> the output of every decoder layer and of the query selection.
+
+        `extra` queries come first in the outputs of the layers.
+        """
+        return self.decoder(self.encode(images), extra)
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) in [0, 1] -> the encoder's 3 maps (B, D, H/s, W/s)."""
+        return self.encoder(self.backbone(images))
+
+    @property
+    def sampler(self) -> str:
+        """Name of the sampler that deformable attention uses."""
+        return self._cross_attention()[0].sampler_name
 
     def use_sampler(self, name: str) -> None:
         """Sample in deformable attention with `grid`, `gather` (the same function) or `discrete`."""
-        if name not in SAMPLERS:
-            raise OptionError(f"unknown sampler {name!r}; choose from {', '.join(SAMPLERS)}")
-        for layer in self.decoder.decoder.layers:
-            assert isinstance(layer, DecoderLayer)
-            layer.cross_attn.sampler = SAMPLERS[name]
+        for attention in self._cross_attention():
+            attention.use_sampler(name)
+
+    def _cross_attention(self) -> list[DeformableAttention]:
+        return [module for module in self.decoder.modules() if isinstance(module, DeformableAttention)]
 
 
 def check_layers(variant: Variant, layers: int | None) -> int:

@@ -21,8 +21,8 @@ from rtdetr_deploy.runtimes.trt.layer_precision import count_precisions
 from rtdetr_deploy.runtimes.trt.sidecar import sidecar_path
 from rtdetr_export import EngineOptions, ExportOptions, Step, build_engine, export, export_onnx
 from rtdetr_export.cli import main
-from rtdetr_export.precision.int8 import Layer
-from rtdetr_export.precision.sensitivity import Choice, Point
+from rtdetr_export.precision.int8 import QuantizableNode
+from rtdetr_export.precision.sensitivity import QuantizationPlan, TradeOff
 from rtdetr_export.verify.agreement import Agreement
 from rtdetr_export.verify.engine import EngineReport
 from rtdetr_export.verify.synthetic_images import structured_image
@@ -120,9 +120,9 @@ def test_engines_of_int8_files_have_the_share_of_the_graph(
     Image.fromarray(structured_image(128, 160, 0)).save(tmp_path / "0.png")
     nothing = np.empty(0, np.float32)
 
-    def choose(model: Any, layers: list[Layer], *_: object) -> Choice:
-        blocks = tuple(dict.fromkeys(layer.block for layer in layers if not layer.block.startswith("decoder")))
-        return Choice((Point(blocks, 0.7, Agreement((), 0, (), 0, nothing, nothing)),), 1)
+    def choose(model: Any, nodes: list[QuantizableNode], *_: object) -> QuantizationPlan:
+        blocks = tuple(dict.fromkeys(node.block for node in nodes if not node.block.startswith("decoder")))
+        return QuantizationPlan((TradeOff(blocks, 0.7, Agreement((), 0, (), 0, nothing, nothing)),), 1)
 
     monkeypatch.setattr("rtdetr_export.precision.reduce.choose_blocks", choose)
     options = {"precision": "int8", "non_int8_precision": rest, "calibration": tmp_path, "verify": False}

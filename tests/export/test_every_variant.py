@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from rtdetr_deploy.model import RTDETR, VARIANTS  # noqa: E402
 from rtdetr_deploy.model.random_weights import fill_randomly  # noqa: E402
 from rtdetr_deploy.model.variants import find_variant  # noqa: E402
 from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
+from rtdetr_export.pipeline import TracedCheckpoint, trace_checkpoint  # noqa: E402
+from rtdetr_export.precision.int8 import find_quantizable  # noqa: E402
 from rtdetr_export.verify.parity import ParityReport  # noqa: E402
 
 HEIGHT, WIDTH = 64, 96
@@ -40,12 +43,23 @@ def _write_weights(name: str, folder: Path) -> Path:
         ("r50-dsp", 1),
     ],
 )
-def test_every_variant_is_loaded_exported_and_run(name: str, layers: int, tmp_path: Path) -> None:
+def test_every_variant_is_loaded_exported_and_run(
+    name: str, layers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced: list[TracedCheckpoint] = []
+
+    def record(*arguments: Any) -> TracedCheckpoint:
+        traced.append(trace_checkpoint(*arguments))
+        return traced[-1]
+
+    monkeypatch.setattr("rtdetr_export.pipeline.trace_checkpoint", record)
     weights = _write_weights(name, tmp_path)
     dsp = name if name.endswith("-dsp") else None
     result = export_onnx(ExportOptions(weights, layers=layers, size=(HEIGHT, WIDTH), variant=dsp))
     assert isinstance(result.report, ParityReport)
     assert result.report.passed
+    placement = traced[0].placement  # every scope and block has a node, or this raises
+    assert find_quantizable(traced[0].graph, placement)
     with Predictor(result.path, 0.0) as predictor:
         assert isinstance(predictor.info, ArtifactInfo)
         assert (predictor.info.variant, predictor.info.layers, predictor.info.queries) == (name, layers, QUERIES)

@@ -143,9 +143,9 @@ def test_unverified_files_say_so(small_options: Any) -> None:
 
 
 def test_disagreement_leaves_no_file(small_options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rtdetr_deploy.model.layers.deformable_attention import SAMPLERS, sample_discrete
+    from rtdetr_deploy.model.layers.deformable_attention import SAMPLERS
 
-    monkeypatch.setitem(SAMPLERS, "gather", sample_discrete)
+    monkeypatch.setitem(SAMPLERS, "gather", SAMPLERS["discrete"])
     options = small_options("wrong.onnx")
     options.output.write_bytes(b"an older file")
     with pytest.raises(
@@ -171,7 +171,7 @@ def test_infinite_constants_are_refused(small_options: Any, monkeypatch: pytest.
     from rtdetr_deploy.model import query_selection
 
     query_selection.make_anchors.cache_clear()
-    monkeypatch.setattr(query_selection, "OUTSIDE", float("inf"))
+    monkeypatch.setattr(query_selection, "INVALID_ANCHOR_LOGIT", float("inf"))
     with pytest.raises(ExportError, match="constant .* of the graph is not finite"):
         export_onnx(small_options("inf.onnx", size=(128, 1600)))
     query_selection.make_anchors.cache_clear()

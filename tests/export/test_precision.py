@@ -22,8 +22,10 @@ from rtdetr_deploy import ArtifactInfo, Detections, ExportError, OptionError, Pr
 from rtdetr_deploy.runtimes import open_runtime  # noqa: E402
 from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
 from rtdetr_export.cli import main  # noqa: E402
-from rtdetr_export.precision.fp16 import LARGEST_HALF, to_fp16  # noqa: E402
-from rtdetr_export.precision.magnitudes import measure_magnitudes  # noqa: E402
+from rtdetr_export.pipeline import trace_checkpoint  # noqa: E402
+from rtdetr_export.precision.activations import measure_magnitudes  # noqa: E402
+from rtdetr_export.precision.fp16 import MAX_FP16, to_fp16  # noqa: E402
+from rtdetr_export.simplify import serialize  # noqa: E402
 from rtdetr_export.verify.agreement import Agreement, compare  # noqa: E402
 from rtdetr_export.verify.tolerances import Tolerance  # noqa: E402
 
@@ -111,7 +113,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(half: Path, small_options: Any
 def test_patterns_keep_more_in_fp32(small_options: Any) -> None:
     more = export_onnx(small_options("kept.onnx", precision="fp16", keep_fp32=(ENCODER,), verify=False))
     assert more.fp16 is not None
-    assert all(name.startswith("/model/decoder/") for name in more.fp16.half if not name.startswith("node_"))
+    assert all(name.startswith("/model/decoder/") for name in more.fp16.fp16_nodes if not name.startswith("node_"))
     with pytest.raises(ExportError, match="no node's name matches 'nothing'"):
         export_onnx(small_options("x.onnx", precision="fp16", keep_fp32=("nothing",)))
 
@@ -164,14 +166,14 @@ def test_values_near_the_limit_of_half_stay_in_fp32() -> None:
     assert magnitudes == pytest.approx({"large": 60000.0, "kept": 60000.0, "y": 2.0, "z": 2.0})
     model = onnx_ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(onnx.load_from_string(content)))
     report = to_fp16(model, magnitudes=magnitudes)
-    assert report.beyond == report.single == ("grow", "relu", "shrink")
-    assert report.half == ("last",)
-    assert report.largest == ("last", 2.0)
+    assert report.out_of_range == report.fp32_nodes == ("grow", "relu", "shrink")
+    assert report.fp16_nodes == ("last",)
+    assert report.max_value == ("last", 2.0)
     assert "stays in FP32, its values are too large: relu" in str(report)
 
 
 def test_constants_beyond_half_are_refused() -> None:
-    content = _scaled_graph(2 * LARGEST_HALF)
+    content = _scaled_graph(2 * MAX_FP16)
     model = onnx_ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(onnx.load_from_string(content)))
     with pytest.raises(ExportError, match="does not fit into FP16"):
         to_fp16(model)
@@ -225,15 +227,15 @@ def test_the_decoder_alone_in_half_keeps_every_query(name: str, tmp_path: Path) 
         "size": (spec["height"], spec["width"]),
         "variant": VARIANTS[name],
         "raw_output": True,
-        "verify": False,
     }
-    single = export_onnx(ExportOptions(**options, output=tmp_path / "single.onnx")).path
-    outputs = [open_runtime(single).run({"images": image})]
-    for keep in (ENCODER, None):
-        model = onnx_ir.load(single)
-        to_fp16(model, keep_fp32=(keep,) if keep else ())
-        onnx_ir.save(model, tmp_path / "half.onnx")
-        outputs.append(open_runtime(tmp_path / "half.onnx").run({"images": image}))
+    traced = trace_checkpoint(ExportOptions(**options))
+    models = [traced.graph, traced.graph.clone(), traced.graph.clone()]
+    for model, keep in zip(models[1:], ((ENCODER,), ()), strict=True):
+        to_fp16(model, keep=traced.placement.kept, keep_fp32=keep)
+    outputs = []
+    for model in models:
+        (tmp_path / "model.onnx").write_bytes(serialize(model, {}, "0"))
+        outputs.append(open_runtime(tmp_path / "model.onnx").run({"images": image}))
     assert all(np.isfinite(array).all() for found in outputs for array in found.values())
     logits, boxes = zip(*((found["logits"][0], found["boxes"][0]) for found in outputs[:2]), strict=True)
     pixels = 640 * np.abs(boxes[0][:, None] - boxes[1][None]).max(axis=-1)

@@ -11,22 +11,26 @@ import pytest
 
 from conftest import ROOT, shared_folder
 
-onnx_ir = pytest.importorskip("onnx_ir")
+pytest.importorskip("onnx_ir")
 pytest.importorskip("torch")
 
-from rtdetr_bench.accuracy import open_any  # noqa: E402
-from rtdetr_deploy import Detections  # noqa: E402
-from rtdetr_deploy.evaluate.coco import average_precision, read_annotations  # noqa: E402
-from rtdetr_deploy.runtimes.onnx_file import read_graph  # noqa: E402
-from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
-from rtdetr_export.precision.fp16 import ISLANDS, to_fp16  # noqa: E402
-from rtdetr_export.precision.int8 import Layer  # noqa: E402
-from rtdetr_export.precision.sensitivity import Choice, Point  # noqa: E402
-from rtdetr_export.trt.lint import lint_file  # noqa: E402
-from rtdetr_export.verify.agreement import Agreement, compare  # noqa: E402
-from rtdetr_export.verify.reduced_precision import ReducedPrecisionReport  # noqa: E402
-from rtdetr_export.verify.tolerances import TOLERANCES  # noqa: E402
-from rtdetr_train.data.smears import write_smears  # noqa: E402
+from rtdetr_bench.accuracy import open_any
+from rtdetr_deploy import Detections
+from rtdetr_deploy.artifacts.metadata import METADATA_KEY
+from rtdetr_deploy.evaluate.coco import average_precision, read_annotations
+from rtdetr_deploy.runtimes.onnx_file import read_graph
+from rtdetr_export import ExportOptions, export_onnx
+from rtdetr_export.graph import POSTPROCESS
+from rtdetr_export.pipeline import trace_checkpoint
+from rtdetr_export.precision.fp16 import to_fp16
+from rtdetr_export.precision.int8 import QuantizableNode
+from rtdetr_export.precision.sensitivity import QuantizationPlan, TradeOff
+from rtdetr_export.simplify import serialize
+from rtdetr_export.trt.lint import lint_file
+from rtdetr_export.verify.agreement import Agreement, compare
+from rtdetr_export.verify.reduced_precision import ReducedPrecisionReport
+from rtdetr_export.verify.tolerances import TOLERANCES
+from rtdetr_train.data.smears import write_smears
 
 CELLS = ROOT / "demo" / "blood-cells-r18.pth"
 Found = tuple[list[Detections], float]
@@ -62,9 +66,10 @@ def test_half_keeps_every_detection(batch: Any, reference: Found, tmp_path: Path
 
 def test_half_everywhere_loses_detections(reference: Found, tmp_path: Path) -> None:
     """What the placement is for: the same comparison without it fails."""
-    naive = onnx_ir.load(export_onnx(ExportOptions(CELLS, tmp_path / "single.onnx", verify=False)).path)
-    to_fp16(naive, islands=[island for island in ISLANDS if island.pattern == "^/behind/"])
-    onnx_ir.save(naive, tmp_path / "naive.onnx")
+    traced = trace_checkpoint(ExportOptions(CELLS))
+    to_fp16(traced.graph, keep=traced.placement.only(POSTPROCESS.name).kept)
+    content = serialize(traced.graph, {METADATA_KEY: traced.info.to_json()}, "0")
+    (tmp_path / "naive.onnx").write_bytes(content)
     assert compare(reference[0], _detect(tmp_path / "naive.onnx")[0]).match_rate() < 0.999
 
 
@@ -79,7 +84,7 @@ def test_int8_keeps_detections(reference: Found, tmp_path: Path, monkeypatch: py
     assert agreement.match_rate(-1) >= 0.95
     assert ap >= reference[1] - 0.003
     assert result.quantization is not None
-    assert result.quantization.work > 0.8
+    assert result.quantization.macs > 0.8
     assert lint_file(result.path) == []
     assert result.path.stat().st_size < 0.4 * 79.8e6
 
@@ -103,7 +108,7 @@ def test_int8_with_an_fp16_rest_passes_its_own_verification(tmp_path: Path, monk
     assert read_graph(result.path).dequantizes_to_half()
 
 
-def _backbone(model: Any, layers: Sequence[Layer], *_: Any) -> Choice:
-    blocks = tuple(dict.fromkeys(layer.block for layer in layers if layer.block.startswith("backbone/res_layers")))
+def _backbone(model: Any, nodes: Sequence[QuantizableNode], *_: Any) -> QuantizationPlan:
+    blocks = tuple(dict.fromkeys(node.block for node in nodes if node.block.startswith("backbone.res_layers")))
     nothing = Agreement(TOLERANCES, 0, (0,) * len(TOLERANCES), 0, np.zeros(0, np.float32), np.zeros(0, np.float32))
-    return Choice((Point(blocks, 1.0, nothing),), 1)
+    return QuantizationPlan((TradeOff(blocks, 1.0, nothing),), 1)

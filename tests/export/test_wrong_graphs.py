@@ -17,16 +17,17 @@ from torch import Tensor, nn  # noqa: E402
 
 from rtdetr_deploy import ExportError  # noqa: E402
 from rtdetr_deploy.artifacts.metadata import METADATA_KEY  # noqa: E402
-from rtdetr_deploy.model import RTDETR, Checkpoint, load_checkpoint, reparameterize  # noqa: E402
+from rtdetr_deploy.model import RTDETR, Checkpoint, load_checkpoint  # noqa: E402
 from rtdetr_deploy.model import decoder as decoder_module  # noqa: E402
 from rtdetr_deploy.model import hybrid_encoder as encoder_module  # noqa: E402
 from rtdetr_deploy.model import query_selection as selection_module  # noqa: E402
 from rtdetr_deploy.model.layers import deformable_attention as attention_module  # noqa: E402
+from rtdetr_deploy.model.layers.tokens import gather_rows  # noqa: E402
 from rtdetr_deploy.model.random_weights import fill_randomly  # noqa: E402
 from rtdetr_deploy.model.variants import find_variant  # noqa: E402
 from rtdetr_export import ExportOptions  # noqa: E402
 from rtdetr_export import graph as graph_module  # noqa: E402
-from rtdetr_export.pipeline import build_graph, decide_sampler, describe_export, trace  # noqa: E402
+from rtdetr_export.pipeline import build_deployed, decide_sampler, describe_export, trace  # noqa: E402
 from rtdetr_export.simplify import serialize, simplify  # noqa: E402
 from rtdetr_export.verify import parity as verify  # noqa: E402
 from rtdetr_export.verify.parity import ParityReport, verify_file  # noqa: E402
@@ -74,15 +75,13 @@ def _verify(subject: Subject, mutate: Mutate | None, path: Path) -> ParityReport
     """Export without the gate, with the mistake `mutate`, and return the report."""
     sampler = decide_sampler(subject.checkpoint, None)
     info = describe_export(subject.checkpoint, subject.options, sampler)
-    model = reparameterize(subject.checkpoint.model)
-    model.use_sampler(sampler)
+    deployed = build_deployed(subject.checkpoint.model, sampler, subject.options)
     with pytest.MonkeyPatch.context() as patch:
         if mutate is not None:
-            mutate(model, patch)
+            mutate(deployed.model, patch)
         _forget_constants()
-        content = serialize(
-            simplify(trace(build_graph(model, subject.options), subject.options)), {METADATA_KEY: info.to_json()}, "0"
-        )
+        traced = trace(deployed, subject.options)
+        content = serialize(simplify(traced.content), {METADATA_KEY: info.to_json()}, "0")
     _forget_constants()
     path.write_bytes(content)
     return verify_file(path, subject.checkpoint.model, info)
@@ -100,22 +99,19 @@ def _nearest_cell(model: Any, patch: pytest.MonkeyPatch) -> None:
 def _aligned_corners(model: Any, patch: pytest.MonkeyPatch) -> None:
     """Locations as if 0 and 1 were the centres of the outermost pixels."""
     for layer in model.decoder.decoder.layers:
-        sampler = layer.cross_attn.sampler
+        points = layer.cross_attn.points
 
-        def shifted(value: Tensor, locations: Tensor, *rest: Any, sampler: Any = sampler) -> Tensor:
-            sizes, _ = attention_module._point_constants(rest[1], rest[2], locations)
-            moved: Tensor = sampler(value, locations + (0.5 - locations) / sizes, *rest)
-            return moved
+        def shifted(cells: Any, inputs: Any, points: Any = points) -> Any:
+            locations, weights, sizes = inputs
+            axes, _ = attention_module._point_constants(sizes, points, locations)
+            return locations + (0.5 - locations) / axes, weights, sizes
 
-        layer.cross_attn.sampler = shifted
+        layer.cross_attn.sampler.cells.register_forward_pre_hook(shifted)
 
 
 def _swapped_axes(model: Any, patch: pytest.MonkeyPatch) -> None:
     for layer in model.decoder.decoder.layers:
-        sampler = layer.cross_attn.sampler
-        layer.cross_attn.sampler = lambda value, locations, *rest, sampler=sampler: sampler(
-            value, locations.flip(-1), *rest
-        )
+        layer.cross_attn.coordinates.register_forward_hook(lambda module, inputs, locations: locations.flip(-1))
 
 
 def _lost_bias(model: Any, patch: pytest.MonkeyPatch) -> None:
@@ -209,11 +205,11 @@ def _one_class_per_query(model: Any, patch: pytest.MonkeyPatch) -> None:
     def forward(self: Any, logits: Tensor, boxes: Tensor) -> Any:
         best, labels = logits.max(dim=-1)
         scores, rows = best.topk(min(self.max_detections, logits.shape[1]), dim=1)
-        centre, size = selection_module.gather_rows(boxes, rows).chunk(2, dim=-1)
+        centre, size = gather_rows(boxes, rows).chunk(2, dim=-1)
         corners = torch.cat((centre - 0.5 * size, centre + 0.5 * size), dim=-1)
         return labels.gather(1, rows).to(torch.int32), corners.clamp(0.0, 1.0), scores.sigmoid()
 
-    patch.setattr(graph_module.TopDetections, "forward", forward)
+    patch.setattr(graph_module.PostProcessor, "forward", forward)
 
 
 def _centres_as_corners(model: Any, patch: pytest.MonkeyPatch) -> None:

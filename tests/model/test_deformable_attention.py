@@ -8,11 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from rtdetr_deploy.model.layers.deformable_attention import sample_discrete, sample_gather, sample_grid  # noqa: E402
+from rtdetr_deploy.model.layers.deformable_attention import SAMPLERS  # noqa: E402
 
-SHAPES = [(6, 9), (3, 5), (2, 2)]
+SIZES = [(6, 9), (3, 5), (2, 2)]
 POINTS = [4, 2, 3]
-TOKENS = sum(h * w for h, w in SHAPES)
+TOKENS = sum(h * w for h, w in SIZES)
 
 
 def _inputs(low: float, high: float) -> tuple[Any, Any, Any]:
@@ -26,8 +26,8 @@ def _inputs(low: float, high: float) -> tuple[Any, Any, Any]:
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-0.3, 1.3), (-1e6, 1e6)])
 def test_gather_equals_grid_inside_at_the_border_and_far_outside(low: float, high: float) -> None:
     value, locations, weights = _inputs(low, high)
-    expected = sample_grid(value, locations, weights, SHAPES, POINTS)
-    found = sample_gather(value, locations, weights, SHAPES, POINTS)
+    expected = SAMPLERS["grid"](POINTS)(value, locations, weights, SIZES)
+    found = SAMPLERS["gather"](POINTS)(value, locations, weights, SIZES)
     assert found.shape == (3, 7, 32)
     assert (found - expected).abs().max() <= 2e-6
 
@@ -38,7 +38,7 @@ def test_gather_hits_cell_centres_exactly() -> None:
     locations = torch.tensor([(x + 0.5) / 9, (y + 0.5) / 6]).expand(3, 1, 8, sum(POINTS), 2)
     weights = torch.zeros(3, 1, 8, sum(POINTS))
     weights[..., 0] = 1.0
-    found = sample_gather(value, locations, weights, SHAPES, POINTS).reshape(3, 8, 4)
+    found = SAMPLERS["gather"](POINTS)(value, locations, weights, SIZES).reshape(3, 8, 4)
     assert torch.allclose(found, value[:, y * 9 + x], atol=1e-6)
 
 
@@ -47,5 +47,5 @@ def test_discrete_clamps_each_axis_by_its_own_size() -> None:
     locations = torch.tensor([0.99, 5.0]).expand(3, 1, 8, sum(POINTS), 2)
     weights = torch.zeros(3, 1, 8, sum(POINTS))
     weights[..., 0] = 1.0
-    found = sample_discrete(value, locations, weights, SHAPES, POINTS).reshape(3, 8, 4)
+    found = SAMPLERS["discrete"](POINTS)(value, locations, weights, SIZES).reshape(3, 8, 4)
     assert torch.equal(found, value[:, 5 * 9 + 8])

@@ -18,7 +18,7 @@ from rtdetr_deploy.model.checkpoints.huggingface import from_huggingface  # noqa
 from rtdetr_deploy.model.checkpoints.infer_variant import infer_variant  # noqa: E402
 from rtdetr_deploy.model.random_weights import fill_randomly  # noqa: E402
 from rtdetr_deploy.model.rtdetr import RTDETR  # noqa: E402
-from rtdetr_export.verify.parity import MIN_GAP, selection_gap, to_input  # noqa: E402
+from rtdetr_export.verify.parity import MIN_MARGIN, to_input  # noqa: E402
 from rtdetr_export.verify.synthetic_images import structured_image  # noqa: E402
 
 TOLERANCE = 1e-4
@@ -109,8 +109,8 @@ def _decided_images(model: RTDETR, count: int) -> Any:
     for seed in range(100):
         image = torch.from_numpy(to_input(structured_image(SIZE, SIZE, seed)[None]))
         with torch.no_grad():
-            gap = selection_gap(model, model.encoder(model.backbone(image)))
-        if gap > MIN_GAP:
+            margin = model.decoder.selection_margin(model.encode(image))
+        if margin > MIN_MARGIN:
             chosen.append(image)
         if len(chosen) == count:
             return torch.cat(chosen)

@@ -143,11 +143,11 @@ def _export_encoder(name: str, variant: str, path: Path, size: tuple[int, int]) 
     """Write a model with this encoder and random weights; return millions of parameters before folding."""
     _exporter()
     from rtdetr_bench.studies.encoders import build_encoder
-    from rtdetr_deploy.model import RTDETR, reparameterize
+    from rtdetr_deploy.model import RTDETR
     from rtdetr_deploy.model.random_weights import fill_randomly
     from rtdetr_deploy.model.variants import find_variant
     from rtdetr_export import ExportOptions
-    from rtdetr_export.pipeline import build_graph, trace
+    from rtdetr_export.pipeline import build_deployed, trace
     from rtdetr_export.simplify import serialize, simplify
 
     described = find_variant(variant)
@@ -155,10 +155,9 @@ def _export_encoder(name: str, variant: str, path: Path, size: tuple[int, int]) 
     model.encoder = build_encoder(name, described)  # type: ignore[assignment]
     fill_randomly(model)
     count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    model = reparameterize(model.eval())
-    model.use_sampler("gather")
     options = ExportOptions(path, size=size)
-    path.write_bytes(serialize(simplify(trace(build_graph(model, options), options)), {}, ""))
+    traced = trace(build_deployed(model.eval(), "gather", options), options)
+    path.write_bytes(serialize(simplify(traced.content), {}, ""))
     return count
 
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rtdetr_deploy.model.hybrid_encoder import Aifi, AifiLayer, HybridEncoder, flatten_map, position_embedding
+from rtdetr_deploy.model.hybrid_encoder import Aifi, AifiLayer, HybridEncoder, position_embedding
 from rtdetr_deploy.model.layers.conv_norm import ConvNorm
+from rtdetr_deploy.model.layers.tokens import flatten_map
 from rtdetr_deploy.model.variants import Variant
 
 

@@ -24,23 +24,27 @@ import onnx_ir
 
 from rtdetr_bench.accuracy import open_any
 from rtdetr_bench.machine import describe_machine, today
-from rtdetr_deploy import Detections
-from rtdetr_deploy.artifacts.metadata import read_metadata
+from rtdetr_deploy import Detections, __version__
+from rtdetr_deploy.artifacts.metadata import METADATA_KEY, ArtifactInfo
 from rtdetr_deploy.cli.arguments import path_argument
 from rtdetr_deploy.cli.run import run_main
 from rtdetr_deploy.evaluate.coco import average_precision, read_annotations, require_evaluator
 from rtdetr_deploy.files import check_writable, refuse_overwriting, write_bytes
 from rtdetr_export import ExportOptions, export_onnx
-from rtdetr_export.precision.fp16 import ISLANDS, to_fp16
+from rtdetr_export.graph import POSTPROCESS
+from rtdetr_export.pipeline import TracedCheckpoint, trace_checkpoint
+from rtdetr_export.precision.fp16 import to_fp16
 from rtdetr_export.precision.int8 import quantize
-from rtdetr_export.precision.reduce import choose_images, measure_layers
+from rtdetr_export.precision.placement import Placement
+from rtdetr_export.precision.reduce import choose_images, measure_quantizable
 from rtdetr_export.precision.sensitivity import choose_blocks
+from rtdetr_export.simplify import serialize
 from rtdetr_export.verify.agreement import Agreement, compare
 from rtdetr_export.verify.tolerances import TOLERANCES
 
 SCHEMA = 1
-PIXELS = r"conv1/conv1_1|stem/stem1"
-"""The island of the first convolution."""
+PIXELS = "first convolution"
+"""The FP32 scope of the convolution that reads pixels."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +58,10 @@ class Row:
     int8: float = 0.0
 
 
-def _without(model: onnx_ir.Model, *left_out: str) -> None:
-    islands = [island for island in ISLANDS if not any(part in island.pattern for part in left_out)]
-    to_fp16(model, islands=islands)
-
-
-def _everywhere(model: onnx_ir.Model) -> None:
-    to_fp16(model, islands=[island for island in ISLANDS if island.pattern == "^/behind/"])
-
-
-PLACEMENTS: dict[str, Callable[[onnx_ir.Model], object]] = {
-    "FP16 by rtdetr-export": to_fp16,
-    "the same, first convolution in FP16 too": lambda model: _without(model, PIXELS),
-    "FP16 everywhere": _everywhere,
+PLACEMENTS: dict[str, Callable[[Placement], Placement]] = {
+    "FP16 by rtdetr-export": lambda placement: placement,
+    "the same, first convolution in FP16 too": lambda placement: placement.without(PIXELS),
+    "FP16 everywhere": lambda placement: placement.only(POSTPROCESS.name),
 }
 
 
@@ -88,26 +83,34 @@ def _files(weights: Path, calibration: Path | None, folder: Path) -> Iterator[tu
     """Yield the name of each file, the file, and the share of its work that is in INT8."""
     single, trial = export_onnx(ExportOptions(weights, Path(folder, "single.onnx"))).path, Path(folder, "trial.onnx")
     yield "FP32", single, 0.0
-    for name, place in PLACEMENTS.items():
-        model = onnx_ir.load(single)
-        place(model)
-        onnx_ir.save(model, trial)
-        yield name, trial, 0.0
+    traced = trace_checkpoint(ExportOptions(weights))
+    for name, change in PLACEMENTS.items():
+        model = traced.graph.clone()
+        to_fp16(model, keep=change(traced.placement).kept)
+        yield name, _save(model, traced.info, trial), 0.0
     if _convert(single, trial):
         yield "onnxconverter-common", trial, 0.0
     if calibration is None:
         return
-    model = onnx_ir.load(single)
-    info = read_metadata(model.metadata_props, single.name)
-    assert info is not None
+    yield from _quantized(traced, calibration, trial)
+
+
+def _quantized(traced: TracedCheckpoint, calibration: Path, trial: Path) -> Iterator[tuple[str, Path, float]]:
+    """Yield the points of INT8's curve."""
+    graph, info = traced.graph, traced.info
     pictures = choose_images(calibration, info.height, info.width)
-    layers, scales = measure_layers(model, info, pictures)
-    choice = choose_blocks(model, layers, scales, pictures)
-    for count, point in enumerate(choice.curve, start=1):
-        changed = model.clone()
-        quantize(changed, [layer for layer in layers if layer.block in point.blocks], scales)
-        onnx_ir.save(changed, trial)
-        yield f"{'* ' * (count == choice.taken)}INT8 to {point.blocks[-1]}", trial, point.work
+    nodes, scales = measure_quantizable(graph, traced.placement, info, pictures)
+    plan = choose_blocks(graph, nodes, scales, pictures)
+    for count, point in enumerate(plan.curve, start=1):
+        changed = graph.clone()
+        quantize(changed, [node for node in nodes if node.block in point.blocks], scales)
+        mark = "* " * (count == plan.chosen)
+        yield f"{mark}INT8 to {point.blocks[-1]}", _save(changed, info, trial), point.macs
+
+
+def _save(model: onnx_ir.Model, info: ArtifactInfo, path: Path) -> Path:
+    path.write_bytes(serialize(model, {METADATA_KEY: info.to_json()}, __version__))
+    return path
 
 
 def _convert(source: Path, target: Path) -> bool:

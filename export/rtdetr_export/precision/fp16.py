@@ -1,16 +1,16 @@
-"""FP16 that is in the graph: every node's precision is decided here by its name, and every Cast is placed here.
+"""FP16 that is in the graph: every node's precision is decided here, and every Cast is placed here.
 
 Such a file is strongly typed. TensorRT builds exactly these precisions (its builder flags for FP16 are gone since
 version 11), ONNX Runtime and OpenVINO run the same arithmetic, and nothing depends on a converter's guess.
 
-What stays in FP32 is listed in `ISLANDS` with the reason. All else is computed in FP16: convolutions, matrix products,
-attention. Inputs and outputs of the file keep their types.
+What stays in FP32 is what the model's family says, by module and with the reason (see `placement`). All else is
+computed in FP16: convolutions, matrix products, attention. Inputs and outputs of the file keep their types.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,111 +18,82 @@ import onnx_ir as ir
 
 from rtdetr_deploy.errors import ExportError
 
-LARGEST_HALF = 65504.0
+MAX_FP16 = 65504.0
 HEADROOM = 0.25
 """Share of FP16's range that values on calibration images may use; nodes beyond it stay in FP32."""
 
 
-@dataclass(frozen=True)
-class Island:
-    """Nodes whose name matches `pattern` stay in FP32 because of `reason`."""
-
-    pattern: str
-    reason: str
-
-
-ISLANDS = (
-    Island(
-        r"^/model/backbone/(conv1/conv1_1|stem/stem1)/",
-        "pixels: 8-bit steps are rounded in FP16, and the first convolution looks at small differences between them",
-    ),
-    Island(r"/LayerNormalization$", "sums of squares lose the small differences that they are about"),
-    Island(r"/Softmax$", "exponentials of scores"),
-    Island(
-        r"^/model/decoder/(input_proj|Concat|Mul|enc_output|enc_score_head|ReduceMax|TopK)",
-        "scores decide which queries are selected, and rounded scores select others",
-    ),
-    Island(r"^/model/decoder/(enc|dec)_bbox_head", "box corrections are added to the reference box's logit"),
-    Island(r"^/model/decoder/(Add|Clip|Sigmoid)(_\d+)?$", "reference boxes and their logit: 1 - 1e-5 is 1 in FP16"),
-    Island(r"/cross_attn/sampling_offsets/", "pixel coordinates: FP16 moves them by up to 0.05 cells of 80"),
-    Island(r"/cross_attn/(?!(value_proj|output_proj|attention_weights)/|MatMul$|Softmax$)", "likewise"),
-    Island(r"/dec_score_head\.\d+/", "confidence that users compare with a threshold"),
-    Island(r"^/behind/", "the final selection, boxes in pixels of large images"),
-    Island(r"^/before/", "bytes to [0, 1]"),
-)
-
 _MOVERS = frozenset({"Reshape", "Transpose", "Slice", "Gather", "Unsqueeze", "Squeeze", "Concat", "Split", "Expand"})
-"""Operators that only move numbers: they take the precision of what they move, unless an island names them."""
+"""Operators that only move numbers: they take the precision of what they move, unless they must stay in FP32."""
 _SCALED = frozenset({"QuantizeLinear", "DequantizeLinear"})
-"""INT8 pairs are in the precision of their reader, which `quantize` never takes from an island."""
+"""INT8 pairs are in the precision of their reader; what stays in FP32 has none."""
 _MOVED_INPUTS = {"Concat": slice(None)}
 _FIXED_INPUTS = {"Resize": slice(1, None)}
 """Inputs that the operator's definition wants in FP32 whatever the data is."""
-_FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+_FP32, _FP16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
 @dataclass(frozen=True)
 class Fp16Report:
     """Where FP16 was placed: names of the float nodes in FP16 and in FP32, and the number of Casts.
 
-    `largest` is the largest value in FP16 on the images that were measured, with its node (None: not measured);
-    `beyond` are nodes that stay in FP32 because their values come near FP16's limit.
+    `max_value` is the largest magnitude in FP16 on the images that were measured, with its node (None: not measured);
+    `out_of_range` are nodes that stay in FP32 because their values come near FP16's limit.
     """
 
-    half: tuple[str, ...]
-    single: tuple[str, ...]
+    fp16_nodes: tuple[str, ...]
+    fp32_nodes: tuple[str, ...]
     casts: int
-    largest: tuple[str, float] | None
-    beyond: tuple[str, ...]
+    max_value: tuple[str, float] | None
+    out_of_range: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [f"{len(self.half)} nodes in FP16, {len(self.single)} in FP32, {self.casts} casts"]
-        if self.largest is not None:
-            lines.append(
-                f"largest value in FP16: {self.largest[1]:.4g} (limit {LARGEST_HALF:.0f}) at {self.largest[0]}"
-            )
-        lines += [f"stays in FP32, its values are too large: {name}" for name in self.beyond]
+        lines = [f"{len(self.fp16_nodes)} nodes in FP16, {len(self.fp32_nodes)} in FP32, {self.casts} casts"]
+        if self.max_value is not None:
+            lines.append(f"maximum in FP16: {self.max_value[1]:.4g} (limit {MAX_FP16:.0f}) at {self.max_value[0]}")
+        lines += [f"stays in FP32, its values are too large: {name}" for name in self.out_of_range]
         return "\n".join(lines)
 
 
 def to_fp16(
     model: ir.Model,
     *,
-    islands: Sequence[Island] = ISLANDS,
+    keep: Collection[str] = (),
     keep_fp32: Sequence[str] = (),
     magnitudes: Mapping[str, float] | None = None,
 ) -> Fp16Report:
     """Turn an FP32 `model` into a mixed FP16 one in place.
 
-    `keep_fp32` are further patterns (regular expressions, searched in node names); `magnitudes` the largest absolute
-    value by value name (see `measure_magnitudes`). Raises `ExportError` for a pattern that matches no node or isn't a
-    regular expression, and for weights beyond FP16's range.
+    Nodes called as in `keep` stay in FP32 (`Placement.kept` has those of a model's family), and so do those whose name
+    matches one of the regular expressions `keep_fp32`. `magnitudes` are the largest absolute values by value name (see
+    `measure_magnitudes`). Raises `ExportError` for a pattern that matches no node or isn't a regular expression, and
+    for weights beyond FP16's range.
     """
     nodes = [node for node in model.graph if _is_float(node)]
     patterns = [compile_pattern(pattern, nodes) for pattern in keep_fp32]
-    patterns += [re.compile(island.pattern) for island in islands]
     known = magnitudes or {}
     conversion = _Conversion(model)
-    half: dict[str, float] = {}
-    single, beyond = [], []
+    fp16: dict[str, float] = {}
+    fp32, out_of_range = [], []
     for node in nodes:
         name = str(node.name)
         values = [value for value in (*node.inputs, *node.outputs) if value is not None]
         largest = max((known.get(str(value.name), 0.0) for value in values), default=0.0)
-        named = node.op_type not in _SCALED and any(pattern.search(name) for pattern in patterns)
-        too_large = largest > HEADROOM * LARGEST_HALF
-        if conversion.convert(node, named or too_large) == _HALF:
-            half[name] = largest
+        named = name in keep or any(pattern.search(name) for pattern in patterns)
+        stays = named and node.op_type not in _SCALED
+        too_large = largest > HEADROOM * MAX_FP16
+        if conversion.convert(node, stays or too_large) == _FP16:
+            fp16[name] = largest
         else:
-            single.append(name)
-            beyond += [name] if too_large and not named else []
+            fp32.append(name)
+            out_of_range += [name] if too_large and not stays else []
     casts = conversion.finish()
-    top = max(half.items(), key=lambda item: item[1]) if half and magnitudes is not None else None
-    return Fp16Report(tuple(half), tuple(single), casts, top, tuple(beyond))
+    top = max(fp16.items(), key=lambda item: item[1]) if fp16 and magnitudes is not None else None
+    return Fp16Report(tuple(fp16), tuple(fp32), casts, top, tuple(out_of_range))
 
 
 def compile_pattern(pattern: str, nodes: Sequence[ir.Node]) -> re.Pattern[str]:
-    """Return the regular expression. Raises `ExportError` when it isn't one, or matches no name."""
+    """Return the regular expression. Raises `ExportError` when it isn't one, or matches no node's name."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -133,7 +104,7 @@ def compile_pattern(pattern: str, nodes: Sequence[ir.Node]) -> re.Pattern[str]:
 
 
 def _is_float(node: ir.Node) -> bool:
-    return any(value is not None and value.dtype == _FLOAT for value in (*node.inputs, *node.outputs))
+    return any(value is not None and value.dtype == _FP32 for value in (*node.inputs, *node.outputs))
 
 
 class _Conversion:
@@ -149,25 +120,25 @@ class _Conversion:
         target = self._decide(node, keep)
         fixed = range(*_FIXED_INPUTS.get(node.op_type, slice(0)).indices(len(node.inputs)))
         for index, value in enumerate(node.inputs):
-            if value is not None and value.dtype in (_FLOAT, _HALF) and index not in fixed and value.dtype != target:
+            if value is not None and value.dtype in (_FP32, _FP16) and index not in fixed and value.dtype != target:
                 node.replace_input_with(index, self._as(value, target))
         if node.op_type != "Cast":
             for value in node.outputs:
-                if value.dtype == _FLOAT:
+                if value.dtype == _FP32:
                     value.dtype = target
         return target
 
     def _decide(self, node: ir.Node, keep: bool) -> ir.DataType:
         if keep or node.op_type == "Cast":
-            return _FLOAT
+            return _FP32
         if node.op_type in _MOVERS:
             moved = node.inputs[_MOVED_INPUTS.get(node.op_type, slice(0, 1))]
-            return _HALF if all(value is not None and value.dtype == _HALF for value in moved) else _FLOAT
-        return _HALF
+            return _FP16 if all(value is not None and value.dtype == _FP16 for value in moved) else _FP32
+        return _FP16
 
     def _as(self, value: ir.Value, target: ir.DataType) -> ir.Value:
         """Return `value` in the precision `target`: a constant converted now, anything else through one Cast."""
-        name = f"{value.name}_{'fp16' if target == _HALF else 'fp32'}"
+        name = f"{value.name}_{'fp16' if target == _FP16 else 'fp32'}"
         key = (str(value.name), target)
         if key not in self._versions:
             if value.const_value is not None:
@@ -190,8 +161,8 @@ class _Conversion:
         return cast
 
     def _constant(self, array: np.ndarray, name: str, target: ir.DataType) -> ir.Value:
-        if target == _HALF and array.size and float(np.abs(array).max()) > LARGEST_HALF:
-            raise ExportError(f"constant {name} does not fit into FP16; keep its node with --keep-fp32")
+        if target == _FP16 and array.size and float(np.abs(array).max()) > MAX_FP16:
+            raise ExportError(f"constant {name} does not fit into FP16; keep its node with `keep_fp32`")
         converted = ir.tensor(array.astype(target.numpy()), name=name)
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(target), const_value=converted)
         self._graph.register_initializer(value)
@@ -200,10 +171,10 @@ class _Conversion:
     def finish(self) -> int:
         """Give outputs their FP32 back, drop constants that nobody reads any more, return the number of Casts."""
         for index, value in enumerate(self._graph.outputs):
-            if value.dtype == _HALF:
+            if value.dtype == _FP16:
                 name = str(value.name)
                 value.name = f"{name}_fp16"
-                cast = self._cast(value, name, _FLOAT)
+                cast = self._cast(value, name, _FP32)
                 self._graph.append(cast)
                 self._graph.outputs[index] = cast.outputs[0]
         for name, value in list(self._graph.initializers.items()):

@@ -7,7 +7,6 @@ error of the values that it rounds and clips (arXiv 1810.05723, section 3), rath
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,9 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from rtdetr_export.precision.fp16 import ISLANDS
+from rtdetr_deploy.errors import ExportError
+from rtdetr_export.precision.activations import collect_activations
+from rtdetr_export.precision.placement import Placement
 
 Floats = NDArray[np.float32]
 
@@ -27,76 +28,53 @@ CLIPS = np.linspace(0.2, 1.0, 41)
 SMALLEST_SCALE = np.float16(2.0**-20)
 SAMPLED = 4096
 """Values kept of each activation and image when ranges are chosen."""
-_BLOCKS = (
-    re.compile(r"^/model/(backbone)/(res_layers\.\d+)/blocks/(blocks\.\d+)/"),
-    re.compile(r"^/model/(backbone)/(stages\.\d+)/blocks/?\.?(\d+)?"),
-    re.compile(r"^/model/(backbone)/(\w+)"),
-    re.compile(r"^/model/(encoder)/(\w+\.\d+)/"),
-    re.compile(r"^/model/(decoder)/(layers\.\d+)/"),
-    re.compile(r"^/model/(\w+)/([\w.]+)"),
-)
-
-
 StoredWeights = dict[str, tuple[NDArray[np.int8], Floats]]
 """INT8 levels and scales of weights, by name."""
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A node that can be quantized: its name, the values that it reads and multiplies with, and its block."""
+class QuantizableNode:
+    """A convolution or matrix product with constant weights that may go to INT8.
 
-    node: str
+    `name` of the node, the values that it reads (`activation`) and multiplies with (`weight`), the `axis` of the
+    weights' output channels, and the `block` that goes to INT8 as a whole.
+    """
+
+    name: str
     activation: str
     weight: str
     axis: int
     block: str
 
 
-def find_layers(model: ir.Model) -> list[Layer]:
-    """Return the convolutions and matrix products with constant weights that `precision` doesn't keep in FP32."""
-    kept = [re.compile(island.pattern) for island in ISLANDS]
-    layers = []
+def find_quantizable(model: ir.Model, placement: Placement) -> list[QuantizableNode]:
+    """Return the convolutions and matrix products with constant weights that `placement` doesn't keep in FP32.
+
+    Raises `ExportError` for one that belongs to no block.
+    """
+    found = []
     for node in model.graph:
         name = str(node.name)
-        if node.op_type not in ("Conv", "MatMul") or any(pattern.search(name) for pattern in kept):
+        if node.op_type not in ("Conv", "MatMul") or name in placement.kept:
             continue
         activation, weight = node.inputs[:2]
         if activation is None or weight is None or weight.const_value is None:
             continue
+        if name not in placement.blocks:
+            raise ExportError(f"{name} is in no quantization block of the model's family")
         axis = 0 if node.op_type == "Conv" else len(weight.const_value.shape) - 1
-        layers.append(Layer(name, str(activation.name), str(weight.name), axis, block_of(name)))
-    return layers
-
-
-def block_of(name: str) -> str:
-    """Return the part of the model that a node belongs to, e.g. `backbone/res_layers.2/blocks.0`."""
-    for pattern in _BLOCKS:
-        found = pattern.search(name)
-        if found:
-            return "/".join(part for part in found.groups() if part)
-    return name
+        found.append(QuantizableNode(name, str(activation.name), str(weight.name), axis, placement.blocks[name]))
+    return found
 
 
 def measure_scales(content: bytes, names: Collection[str], batches: Iterable[NDArray[np.generic]]) -> dict[str, float]:
     """Return the scale of each activation, chosen on values sampled from every prepared input array."""
-    import onnxruntime
-
-    model = onnx.load_from_string(content)
-    wanted = sorted(names)
-    known = {value.name for value in model.graph.input}
-    made = [name for name in wanted if name not in known]
-    for name in made:
-        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    source = session.get_inputs()[0].name
     rng = np.random.default_rng(0)
+    wanted = sorted(names)
     samples: dict[str, list[Floats]] = {name: [] for name in wanted}
-    for batch in batches:
-        arrays = dict(zip(made, session.run(made, {source: batch}), strict=True))
+    for found in collect_activations(onnx.load_from_string(content), wanted, batches):
         for name in wanted:
-            values = np.abs(arrays.get(name, batch)).reshape(-1)
+            values = np.abs(found[name]).reshape(-1)
             kept = rng.choice(values, min(SAMPLED, values.size), replace=False)
             samples[name].append(np.append(kept, values.max()).astype(np.float32))
     return {name: float(choose_scale(np.concatenate(parts)[None])[0]) for name, parts in samples.items()}
@@ -128,9 +106,12 @@ def quantize_weight(weight: Floats, axis: int) -> tuple[NDArray[np.int8], Floats
 
 
 def quantize(
-    model: ir.Model, layers: Sequence[Layer], scales: Mapping[str, float], stored: StoredWeights | None = None
+    model: ir.Model,
+    chosen: Sequence[QuantizableNode],
+    scales: Mapping[str, float],
+    stored: StoredWeights | None = None,
 ) -> None:
-    """Put Q/DQ pairs before the activations and weights of `layers`, in place. One pair serves all readers.
+    """Put Q/DQ pairs before the activations and weights of `chosen`, in place. One pair serves all readers.
 
     `stored` keeps quantized weights for other calls with the same weights.
     """
@@ -139,17 +120,17 @@ def quantize(
     nodes = {str(node.name): node for node in graph}
     activations: dict[str, ir.Value] = {}
     weights: dict[str, ir.Value] = {}
-    for layer in layers:
-        node = nodes[layer.node]
+    for target in chosen:
+        node = nodes[target.name]
         activation, weight = node.inputs[0], node.inputs[1]
         assert activation is not None
         assert weight is not None
-        if layer.activation not in activations:
-            activations[layer.activation] = _add_pair(graph, activation, scales[layer.activation])
-        node.replace_input_with(0, activations[layer.activation])
-        if layer.weight not in weights:
-            weights[layer.weight] = _store_weight(graph, node, weight, layer.axis, stored)
-        node.replace_input_with(1, weights[layer.weight])
+        if target.activation not in activations:
+            activations[target.activation] = _add_pair(graph, activation, scales[target.activation])
+        node.replace_input_with(0, activations[target.activation])
+        if target.weight not in weights:
+            weights[target.weight] = _store_weight(graph, node, weight, target.axis, stored)
+        node.replace_input_with(1, weights[target.weight])
     for name, value in list(graph.initializers.items()):
         if not value.uses():
             del graph.initializers[name]

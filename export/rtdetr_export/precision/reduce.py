@@ -13,14 +13,15 @@ from rtdetr_deploy.images.find import find_images
 from rtdetr_deploy.images.frame import ImageLike, load_frame
 from rtdetr_deploy.images.preprocess import HostPreprocessor
 from rtdetr_deploy.runtimes import Array
+from rtdetr_export.precision.activations import evenly_spaced, measure_magnitudes
 from rtdetr_export.precision.fp16 import Fp16Report, compile_pattern, to_fp16
-from rtdetr_export.precision.int8 import Layer, find_layers, measure_scales, quantize
-from rtdetr_export.precision.magnitudes import measure_magnitudes
-from rtdetr_export.precision.sensitivity import Choice, Done, choose_blocks
+from rtdetr_export.precision.int8 import QuantizableNode, find_quantizable, measure_scales, quantize
+from rtdetr_export.precision.placement import Placement
+from rtdetr_export.precision.sensitivity import Done, QuantizationPlan, choose_blocks
 from rtdetr_export.simplify import serialize
 from rtdetr_export.verify.synthetic_images import synthetic_images
 
-MOST_IMAGES = 128
+MAX_IMAGES = 128
 """Calibration images that are used, evenly chosen from more."""
 
 
@@ -31,42 +32,49 @@ def choose_images(folder: Path | None, height: int, width: int) -> list[ImageLik
     """
     if folder is None:
         return synthetic_images(height, width)
-    paths = find_images([str(folder)])
-    step = max(1, len(paths) / MOST_IMAGES)
-    return [paths[int(index * step)] for index in range(min(len(paths), MOST_IMAGES))]
+    return list(evenly_spaced(find_images([str(folder)]), MAX_IMAGES))
 
 
 def reduce_to_fp16(
-    graph: onnx_ir.Model, info: ArtifactInfo, images: Sequence[ImageLike], keep_fp32: Sequence[str]
+    graph: onnx_ir.Model,
+    placement: Placement,
+    info: ArtifactInfo,
+    images: Sequence[ImageLike],
+    keep_fp32: Sequence[str],
 ) -> Fp16Report:
     """Turn the FP32 `graph` into a mixed FP16 one in place; nodes with values near FP16's limit stay in FP32."""
     magnitudes = measure_magnitudes(serialize(graph, {}, __version__), _prepare(info, images))
-    return to_fp16(graph, keep_fp32=keep_fp32, magnitudes=magnitudes)
+    return to_fp16(graph, keep=placement.kept, keep_fp32=keep_fp32, magnitudes=magnitudes)
 
 
 def reduce_to_int8(
     graph: onnx_ir.Model,
+    placement: Placement,
     info: ArtifactInfo,
     images: Sequence[ImageLike],
     keep_fp32: Sequence[str],
     on_done: Done | None = None,
-) -> Choice:
-    """Quantize the blocks of the FP32 `graph` that bear it, in place, and return the choice; see `choose_blocks`."""
-    layers, scales = measure_layers(graph, info, images, keep_fp32)
-    choice = choose_blocks(graph, layers, scales, images, on_done)
-    quantize(graph, [layer for layer in layers if layer.block in choice.blocks], scales)
-    return choice
+) -> QuantizationPlan:
+    """Quantize the blocks of the FP32 `graph` that bear it, in place, and return the plan; see `choose_blocks`."""
+    nodes, scales = measure_quantizable(graph, placement, info, images, keep_fp32)
+    plan = choose_blocks(graph, nodes, scales, images, on_done)
+    quantize(graph, [node for node in nodes if node.block in plan.blocks], scales)
+    return plan
 
 
-def measure_layers(
-    graph: onnx_ir.Model, info: ArtifactInfo, images: Sequence[ImageLike], keep_fp32: Sequence[str] = ()
-) -> tuple[list[Layer], dict[str, float]]:
-    """Return the layers of the FP32 `graph` that may go to INT8, and the scales of their inputs on `images`."""
-    nodes = list(graph.graph)
-    patterns = [compile_pattern(pattern, nodes) for pattern in keep_fp32]
-    layers = [layer for layer in find_layers(graph) if not any(p.search(layer.node) for p in patterns)]
+def measure_quantizable(
+    graph: onnx_ir.Model,
+    placement: Placement,
+    info: ArtifactInfo,
+    images: Sequence[ImageLike],
+    keep_fp32: Sequence[str] = (),
+) -> tuple[list[QuantizableNode], dict[str, float]]:
+    """Return the nodes of the FP32 `graph` that may go to INT8, and the scales of what they read on `images`."""
+    patterns = [compile_pattern(pattern, list(graph.graph)) for pattern in keep_fp32]
+    found = find_quantizable(graph, placement)
+    nodes = [node for node in found if not any(pattern.search(node.name) for pattern in patterns)]
     content = serialize(graph, {METADATA_KEY: info.to_json()}, __version__)
-    return layers, measure_scales(content, {layer.activation for layer in layers}, _prepare(info, images))
+    return nodes, measure_scales(content, {node.activation for node in nodes}, _prepare(info, images))
 
 
 def _prepare(info: ArtifactInfo, images: Sequence[ImageLike]) -> Iterator[Array]:

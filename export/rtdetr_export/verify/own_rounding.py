@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rtdetr_deploy.model import RTDETR
+from rtdetr_deploy.model.family import family_of
 from rtdetr_export.verify.differences import RawOutput
 
 RUNS = 8
@@ -36,18 +36,23 @@ class OwnRounding:
 class Float64Reference:
     """Runs a model in float64 and, several times, in float32; holds the float64 copy."""
 
-    def __init__(self, model: RTDETR) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self._family = family_of(model)
         self._single = model
         self._double = copy.deepcopy(model).double()
 
     @torch.no_grad()
     def measure(self, image: Tensor) -> OwnRounding:
         """Return the outputs for one `image` (1, 3, H, W) float32 in [0, 1]. The same image gives the same outputs."""
-        maps = self._single.encoder(self._single.backbone(image))
-        exact = self._double.encoder(self._double.backbone(image.double()))
-        rounded = [_decode(self._single, maps)]
-        rounded += [_decode(self._single, disturbed) for disturbed in _disturb(exact, maps)]
-        return OwnRounding(_decode(self._double, exact), tuple(rounded))
+        maps = self._family.encode(self._single, image)
+        exact = self._family.encode(self._double, image.double())
+        rounded = [self._decode(self._single, maps)]
+        rounded += [self._decode(self._single, disturbed) for disturbed in _disturb(exact, maps)]
+        return OwnRounding(self._decode(self._double, exact), tuple(rounded))
+
+    def _decode(self, model: nn.Module, maps: list[Tensor]) -> RawOutput:
+        logits, boxes = self._family.decode(model, maps)
+        return RawOutput(logits[0].float().numpy(), boxes[0].float().numpy())
 
 
 def _disturb(exact: list[Tensor], maps: list[Tensor]) -> Iterator[list[Tensor]]:
@@ -57,8 +62,3 @@ def _disturb(exact: list[Tensor], maps: list[Tensor]) -> Iterator[list[Tensor]]:
     for _ in range(RUNS):
         noise = [torch.randn(double.shape, generator=generator, dtype=double.dtype) for double in exact]
         yield [(double + size * part).float() for double, size, part in zip(exact, sizes, noise, strict=True)]
-
-
-def _decode(model: RTDETR, maps: list[Tensor]) -> RawOutput:
-    output = model.decoder(maps)
-    return RawOutput(output.logits[-1][0].float().numpy(), output.boxes[-1][0].float().numpy())

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo
-from rtdetr_deploy.model import RTDETR
-from rtdetr_deploy.model.query_selection import score_tokens
+from rtdetr_deploy.model.family import family_of
 from rtdetr_deploy.runtimes import Array, Runtime, open_runtime
 from rtdetr_export.verify.differences import Differences, Floats, RawOutput, as_file_outputs, compare_outputs
 from rtdetr_export.verify.own_rounding import Float64Reference
@@ -30,10 +30,10 @@ from rtdetr_export.verify.tolerances import FIXED, MAX_MEDIAN_BOX, MAX_MEDIAN_SC
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 """Shares of the detections for which differences are compared with what is allowed."""
-MIN_GAP = 1e-4
-"""Selection gap (logits) below which rounding alone may swap the last query for the first rejected one."""
+MIN_MARGIN = 1e-4
+"""Selection margin (logits) below which rounding alone may swap the last query for the first rejected one."""
 MAX_SEEDS = 6
-"""Images that are tried until the gap is wide enough."""
+"""Images that are tried until the margin is wide enough."""
 
 REMEDY = (
     "Something between the model and its file is wrong: try another version of ONNX Runtime or another opset, and "
@@ -144,7 +144,7 @@ class ParityReport(Report):
         return "\n".join(lines)
 
 
-def verify_file(path: Path, reference: RTDETR, info: ArtifactInfo) -> ParityReport:
+def verify_file(path: Path, reference: nn.Module, info: ArtifactInfo) -> ParityReport:
     """Run the file and `reference` (unfolded, eval mode) on structured and noisy images and compare.
 
     A dynamic batch is run with one and with three images. Raises `ArtifactError` when the file can't be run.
@@ -167,7 +167,7 @@ def verify_file(path: Path, reference: RTDETR, info: ArtifactInfo) -> ParityRepo
 class _Comparison:
     """A file and its model, compared batch by batch."""
 
-    def __init__(self, runtime: Runtime, reference: RTDETR, info: ArtifactInfo) -> None:
+    def __init__(self, runtime: Runtime, reference: nn.Module, info: ArtifactInfo) -> None:
         self._runtime, self._reference, self._info = runtime, reference, info
 
     def compare(self, title: str, makers: Sequence[ImageMaker]) -> Parity:
@@ -232,30 +232,20 @@ def to_input(images: NDArray[np.uint8]) -> Floats:
 
 
 @torch.no_grad()
-def _choose(maker: ImageMaker, reference: RTDETR, info: ArtifactInfo, seed: int) -> tuple[NDArray[np.uint8], RawOutput]:
+def _choose(
+    maker: ImageMaker, reference: nn.Module, info: ArtifactInfo, seed: int
+) -> tuple[NDArray[np.uint8], RawOutput]:
     """Return an image whose selected queries are separated from the rejected by more than rounding, and the output."""
     best: tuple[float, NDArray[np.uint8], RawOutput] | None = None
+    family = family_of(reference)
     for attempt in range(MAX_SEEDS):
         image = maker(info.height, info.width, seed + attempt)
-        maps = reference.encoder(reference.backbone(torch.from_numpy(to_input(image[None]))))
-        gap = selection_gap(reference, maps)
-        if best is None or gap > best[0]:
-            output = reference.decoder(maps)
-            best = (gap, image, RawOutput(output.logits[-1][0].numpy(), output.boxes[-1][0].numpy()))
-        if gap >= MIN_GAP:
+        maps = family.encode(reference, torch.from_numpy(to_input(image[None])))
+        margin = family.selection_margin(reference, maps)
+        if best is None or margin > best[0]:
+            logits, boxes = family.decode(reference, maps)
+            best = (margin, image, RawOutput(logits[0].numpy(), boxes[0].numpy()))
+        if margin >= MIN_MARGIN:
             break
     assert best is not None
     return best[1:]
-
-
-@torch.no_grad()
-def selection_gap(reference: RTDETR, maps: list[torch.Tensor]) -> float:
-    """Return the score difference (logits) between the last selected and the first rejected token of one image."""
-    decoder = reference.decoder
-    memory, shapes = decoder.flatten(maps)
-    _, scores = score_tokens(memory, shapes, project=decoder.enc_output, score=decoder.enc_score_head)
-    best = scores[0].amax(dim=-1)
-    if len(best) <= decoder.queries:
-        return float("inf")
-    kept, rejected = best.topk(decoder.queries + 1).values[-2:]
-    return float(kept - rejected)

@@ -1,0 +1,174 @@
+"""Detector families: all that export, verification, precision and metadata ask about a model.
+
+They know no attribute of a model. Another family (another decoder, a model of another library) is added by writing one
+`Family` and putting it into `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from rtdetr_deploy.model.checkpoints.infer_variant import infer_variant
+from rtdetr_deploy.model.fp32_scope import Fp32Scope
+from rtdetr_deploy.model.reparameterize import reparameterize
+from rtdetr_deploy.model.rtdetr import RTDETR, RawOutput
+from rtdetr_deploy.model.variants import STRIDES, VARIANTS, HgNetV2Config, Variant
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a file's metadata say about the model: name of the variant, decoder `layers`, `queries` and `classes`.
+
+    `queries` are those of one input size: there are no more than an image has tokens.
+    """
+
+    variant: str
+    layers: int
+    queries: int
+    classes: int
+
+
+@dataclass(frozen=True)
+class Family(Generic[Model]):
+    """Functions and data of one family. Models are in eval mode; images are (B, 3, H, W) float32 RGB in [0, 1].
+
+    Building
+        `model_type`; `variants` by name; `build(variant, layers)`: a model with untrained weights, `layers` None is as
+        many as the variant runs; `infer_variant(shapes, points_scale)`: the variant of a checkpoint's parameters;
+        `fold(model)`: a copy for inference, that computes the same with fewer operations.
+    Samplers
+        `samplers(model)`: the names of those that compute what the model was trained with, first the one that exports
+        use; `use_sampler(model, name)`. A family without a choice has one name.
+    Precision
+        `fp32_scopes(model)`: see `Fp32Scope`. `quantization_blocks(model)`: globs of the parts that go to INT8 as a
+        whole; the first that matches a module names its block. Of either, each must match something in the model.
+    Verification
+        `encode(model, images)` gives feature maps and `decode(model, maps)` the raw output: the model in two parts, of
+        which the second is run on slightly disturbed maps too. `selection_margin(model, maps)`: by how much (logits)
+        the last selected query of one image beats the first rejected one, infinite where nothing is selected.
+    Metadata
+        `facts(model, height, width)` for an input of that size.
+    """
+
+    name: str
+    model_type: type[Model]
+    variants: Mapping[str, Variant]
+    build: Callable[[Variant, int | None], Model]
+    infer_variant: Callable[..., Variant | None]
+    fold: Callable[[Model], Model]
+    samplers: Callable[[Model], tuple[str, ...]]
+    use_sampler: Callable[[Model, str], None]
+    fp32_scopes: Callable[[Model], tuple[Fp32Scope, ...]]
+    quantization_blocks: Callable[[Model], tuple[str, ...]]
+    encode: Callable[[Model, Tensor], list[Tensor]]
+    decode: Callable[[Model, list[Tensor]], RawOutput]
+    selection_margin: Callable[[Model, list[Tensor]], float]
+    facts: Callable[[Model, int, int], ModelFacts]
+
+
+def family_of(model: nn.Module) -> Family[Any]:
+    """Return the family that `model` belongs to. Raises `TypeError` for a model of none."""
+    for family in FAMILIES:
+        if isinstance(model, family.model_type):
+            return family
+    raise TypeError(f"{type(model).__name__} is not a model of {', '.join(family.name for family in FAMILIES)}")
+
+
+def _samplers(model: RTDETR) -> tuple[str, ...]:
+    return ("discrete",) if model.variant.sampling == "discrete" else ("gather", "grid")
+
+
+def _decode(model: RTDETR, maps: list[Tensor]) -> RawOutput:
+    output = model.decoder(maps)
+    return RawOutput(output.logits[-1], output.boxes[-1])
+
+
+def _facts(model: RTDETR, height: int, width: int) -> ModelFacts:
+    variant = model.variant
+    tokens = sum((height // stride) * (width // stride) for stride in STRIDES)
+    return ModelFacts(variant.name, model.layers, min(variant.queries, tokens), variant.classes)
+
+
+def _has_hgnet(model: RTDETR) -> bool:
+    return isinstance(model.variant.backbone, HgNetV2Config)
+
+
+_SCOPES = (
+    Fp32Scope(
+        "normalization", "*", "sums of squares lose the small differences that they are about", ("LayerNormalization",)
+    ),
+    Fp32Scope("softmax", "*", "sums of exponentials of scores reach beyond what FP16 tells apart", ("Softmax",)),
+    Fp32Scope("selection's maps", "decoder.input_proj", "the class scores of all tokens are computed from these maps"),
+    Fp32Scope("selection's projection", "decoder.enc_output", "the class scores of all tokens are computed from it"),
+    Fp32Scope("selection's scores", "decoder.enc_score_head", "rounded scores select other queries"),
+    Fp32Scope("query selection", "decoder.query_selection", "rounded scores tie, and ties select other queries"),
+    Fp32Scope("selection's boxes", "decoder.enc_bbox_head", "corrections are added to the logit of an anchor"),
+    Fp32Scope("box heads", "decoder.dec_bbox_head", "corrections are added to the logit of the reference box"),
+    Fp32Scope("box refinement", "decoder.refinement", "logits of boxes: 1 - 1e-5 is 1 in FP16, and its logit infinite"),
+    Fp32Scope(
+        "reference boxes", "decoder.reference_box", "boxes in shares of the image: FP16 has steps of 0.3 in 640 pixels"
+    ),
+    Fp32Scope(
+        "sampling offsets",
+        "decoder.decoder.layers.*.cross_attn.sampling_offsets",
+        "distances in pixels: FP16 moves them by up to 0.05 cells of 80",
+    ),
+    Fp32Scope(
+        "sampling locations",
+        "decoder.decoder.layers.*.cross_attn.coordinates",
+        "pixel coordinates: FP16 moves them by up to 0.05 cells of 80",
+    ),
+    Fp32Scope("class heads", "decoder.dec_score_head", "confidence that users compare with a threshold"),
+)
+_PIXELS = "8-bit steps are rounded in FP16, and the first convolution looks at small differences between them"
+
+
+def _fp32_scopes(model: RTDETR) -> tuple[Fp32Scope, ...]:
+    first = "backbone.stem.stem1" if _has_hgnet(model) else "backbone.conv1.conv1_1"
+    attention = "decoder.decoder.layers.*.cross_attn"
+    sampler = (
+        Fp32Scope("grid sampling", f"{attention}.sampler", "GridSample reads values and pixel coordinates in one type")
+        if model.sampler == "grid"
+        else Fp32Scope(
+            "sampled cells",
+            f"{attention}.sampler.cells",
+            "indices of cells and shares of a cell: what is left of a coordinate after its whole part is taken off",
+        )
+    )
+    return (Fp32Scope("first convolution", first, _PIXELS), *_SCOPES, sampler)
+
+
+def _quantization_blocks(model: RTDETR) -> tuple[str, ...]:
+    resnet = ("backbone.conv1", "backbone.res_layers.*.blocks.*")
+    hgnet = ("backbone.stem", "backbone.stages.*.downsample", "backbone.stages.*.blocks.*")
+    return (
+        *(hgnet if _has_hgnet(model) else resnet),
+        "encoder.*.*",
+        "decoder.decoder.layers.*",
+        "decoder.query_pos_head",
+    )
+
+
+RTDETR_FAMILY: Family[RTDETR] = Family(
+    name="RT-DETR",
+    model_type=RTDETR,
+    variants=VARIANTS,
+    build=RTDETR,
+    infer_variant=infer_variant,
+    fold=reparameterize,
+    samplers=_samplers,
+    use_sampler=RTDETR.use_sampler,
+    fp32_scopes=_fp32_scopes,
+    quantization_blocks=_quantization_blocks,
+    encode=RTDETR.encode,
+    decode=_decode,
+    selection_margin=lambda model, maps: model.decoder.selection_margin(maps),
+    facts=_facts,
+)
+FAMILIES: tuple[Family[Any], ...] = (RTDETR_FAMILY,)
