@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from rtdetr_deploy.artifacts.metadata import ArtifactInfo
     from rtdetr_deploy.images.frame import Frame
+    from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 
 Array = NDArray[Any]
 
@@ -111,7 +112,7 @@ class PreprocessingRuntime(Runtime, Protocol):
     def resizers(self) -> AbstractSet[str]:
         """Names of the resizers that it offers besides those of the host."""
 
-    def preprocessor(self, name: str, resizer: str, spec: Any) -> Preprocessor:
+    def preprocessor(self, name: str, resizer: str, spec: PreprocessSpec) -> Preprocessor:
         """Return what makes the input `name` of frames by `resizer`, one of `resizers`, as the `PreprocessSpec` says.
 
         Raises `OptionError` for other resizers, and for inputs and specs that it can't make.

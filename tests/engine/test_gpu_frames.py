@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -19,6 +19,7 @@ from rtdetr_deploy import ArtifactError, DeviceError, MissingPackageError, Optio
 from rtdetr_deploy.cli.detect import main as detect
 from rtdetr_deploy.images.frame import Frame
 from rtdetr_deploy.images.preprocess import prepare_batch
+from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 from rtdetr_deploy.runtimes import PreprocessingRuntime, open_runtime
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, Gpu, PinnedArray, Stream
 from rtdetr_deploy.runtimes.trt.cuda_resize import KERNEL, FrameResizer, ResizeDestination
@@ -128,7 +129,7 @@ def test_rows_without_a_frame_are_black(
     onnx = export_onnx(small_options("two.onnx", batch=2, verify=False)).path
     runtime = open_runtime(make_engine(onnx, tmp_path, profile=(2, 2, 2)))
     assert isinstance(runtime, PreprocessingRuntime)
-    prepare = runtime.preprocessor("images", "cuda", None)
+    prepare = runtime.preprocessor("images", "cuda", PreprocessSpec.rtdetr((128, 160)))
     frame, black = Frame(picture, rgb=True), Frame(np.zeros((9, 9, 3), np.uint8), rgb=True)
     runtime.run({"images": prepare([frame, frame], 2)})
     outputs = runtime.run({"images": prepare([frame], 2)})
@@ -146,16 +147,16 @@ def test_rows_without_a_frame_are_black(
 def test_what_the_kernel_cannot_make_is_refused(
     world: fake_tensorrt.World, dynamic_onnx: Path, small_onnx: Path, tmp_path: Path, picture: NDArray[np.uint8]
 ) -> None:
-    engine = make_engine(dynamic_onnx, tmp_path)
+    engine, plain = make_engine(dynamic_onnx, tmp_path), PreprocessSpec.rtdetr((128, 160), "uint8")
     runtime, other = open_runtime(engine), open_runtime(engine)
     assert isinstance(runtime, PreprocessingRuntime)
     assert isinstance(other, PreprocessingRuntime)
     for name, resizer in (("images", "opencv"), ("pictures", "cuda")):
         with pytest.raises(OptionError, match=f"has no `resizer` '{resizer}' for an input '{name}'"):
-            runtime.preprocessor(name, resizer, None)
+            runtime.preprocessor(name, resizer, plain)
     with pytest.raises(OptionError, match=r'`resizer="cuda"` makes RGB in \[0, 1\], stretched; dynamic.engine wants'):
-        runtime.preprocessor("images", "cuda", SimpleNamespace(is_plain=False))
-    batch = other.preprocessor("images", "cuda", SimpleNamespace(is_plain=True))([Frame(picture, rgb=True)], 1)
+        runtime.preprocessor("images", "cuda", replace(plain, letterbox=True))
+    batch = other.preprocessor("images", "cuda", plain)([Frame(picture, rgb=True)], 1)
     with pytest.raises(ArtifactError, match="takes images from its own preprocessor, not another one's"):
         runtime.run({"images": batch})
     with pytest.raises(ArtifactError, match="takes images float32.*, not FrameBatch"):

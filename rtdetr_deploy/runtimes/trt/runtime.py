@@ -33,6 +33,8 @@ from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo, check_fits, read_engi
 if TYPE_CHECKING:
     import tensorrt as trt
 
+    from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
+
 Made = TypeVar("Made")
 
 MAX_CONTEXTS = 16
@@ -95,12 +97,12 @@ class TensorRtRuntime:
             stack.callback(self._close_contexts)
             self._resources = stack.pop_all()
 
-    def preprocessor(self, name: str, resizer: str, spec: Any = None) -> Preprocessor:
-        """See `PreprocessingRuntime.preprocessor`; without a `spec` the input is what RT-DETR wants."""
+    def preprocessor(self, name: str, resizer: str, spec: PreprocessSpec) -> Preprocessor:
+        """See `PreprocessingRuntime.preprocessor`; the kernel makes what RT-DETR wants."""
         binding = next((one for one in self._inputs if one.name == name), None)
         if binding is None or resizer not in self.resizers:
             raise OptionError(f"{self.file} has no `resizer` {resizer!r} for an input {name!r}")
-        if spec is not None and not spec.is_plain:
+        if not spec.is_plain:
             raise OptionError(f'`resizer="{resizer}"` makes RGB in [0, 1], stretched; {self.file} wants {spec}')
         return CudaPreprocessor(binding, resize_destination(binding, self.file), self.min_batch)
 
