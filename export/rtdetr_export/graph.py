@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rtdetr_deploy.model.boxes import cxcywh_to_xyxy
 from rtdetr_deploy.model.family import family_of
 from rtdetr_deploy.model.fp32_scope import Fp32Scope
 from rtdetr_deploy.model.layers.tokens import gather_rows
@@ -50,8 +51,7 @@ class PostProcessor(nn.Module):
         best, pairs = logits.reshape(-1, queries * classes).topk(count, dim=1)
         rows = torch.div(pairs, classes, rounding_mode="trunc")
         labels = (pairs - rows * classes).to(torch.int32)
-        centre, size = gather_rows(boxes, rows).chunk(2, dim=-1)
-        corners = torch.cat((centre - 0.5 * size, centre + 0.5 * size), dim=-1)
+        corners = cxcywh_to_xyxy(gather_rows(boxes, rows))
         return labels, corners.clamp(0.0, 1.0), best.sigmoid()
 
 

@@ -172,6 +172,15 @@ def test_values_near_the_limit_of_half_stay_in_fp32() -> None:
     assert "stays in FP32, its values are too large: relu" in str(report)
 
 
+def test_a_clone_in_half_leaves_the_graph_as_it_is() -> None:
+    graph = onnx_ir.serde.deserialize_model(
+        onnx.shape_inference.infer_shapes(onnx.load_from_string(_scaled_graph(2.0)))
+    )
+    before = onnx_ir.serde.serialize_model(graph)
+    assert to_fp16(graph.clone()).fp16_nodes == ("grow", "relu", "shrink", "last")
+    assert onnx_ir.serde.serialize_model(graph) == before
+
+
 def test_constants_beyond_half_are_refused() -> None:
     content = _scaled_graph(2 * MAX_FP16)
     model = onnx_ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(onnx.load_from_string(content)))

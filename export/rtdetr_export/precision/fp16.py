@@ -125,7 +125,7 @@ class _Conversion:
         if node.op_type != "Cast":
             for value in node.outputs:
                 if value.dtype == _FP32:
-                    value.dtype = target
+                    value.type = ir.TensorType(target)  # a new one: clones of a graph share their types
         return target
 
     def _decide(self, node: ir.Node, keep: bool) -> ir.DataType:
