@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 
 from rtdetr_deploy.artifacts.class_names import Classes, as_classes, find_labels, resolve_class_names
-from rtdetr_deploy.artifacts.decoding import RTDETR_DECODING
+from rtdetr_deploy.artifacts.decoding import MAX_DETECTIONS, RTDETR_DECODING
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo, ThirdPartyInfo
 from rtdetr_deploy.detections import Detections, check_threshold
 from rtdetr_deploy.errors import OptionError
@@ -27,9 +27,6 @@ from rtdetr_deploy.runtimes import RuntimeOptions, open_runtime
 from rtdetr_deploy.runtimes.protocol import Array, PreprocessingRuntime, Preprocessor, Runtime
 from rtdetr_deploy.signature import IOSignature, check_outputs, infer_signature
 from rtdetr_deploy.stream import Batch, Found, Stages, Unreadable, check_iterable, detections_of, run_stream
-
-MAX_DETECTIONS = 300
-"""Detections kept of raw outputs, as the released models do."""
 
 MAX_BATCH = 8
 """Images that go through a model of dynamic batch at once."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from rtdetr_deploy.artifacts.decoding import MAX_DETECTIONS
 from rtdetr_deploy.artifacts.input_size import DEFAULT_INPUT_SIZE, check_input_size
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo
 from rtdetr_deploy.cli.arguments import path_argument, refuse_options, size_argument
@@ -76,7 +77,7 @@ class ExportOptions:
     queries: int | None = option(
         None, "queries that the encoder selects", type=int, metavar="Q", default_help="the model's, 300"
     )
-    max_detections: int = option(300, "rows returned per image", type=int, metavar="N")
+    max_detections: int = option(MAX_DETECTIONS, "rows returned per image", type=int, metavar="N")
     sampler: Sampler | None = option(
         None,
         "how deformable attention samples: gather avoids GridSample, grid uses it; discrete is what --variant ...-dsp "
@@ -225,7 +226,7 @@ class ExportOptions:
         extras = {
             "bn" if info.batch is None else f"b{info.batch}": info.batch != 1,
             f"q{self.queries}": self.queries is not None,
-            f"d{self.max_detections}": self.max_detections != 300,
+            f"d{self.max_detections}": self.max_detections != MAX_DETECTIONS,
             info.sampler: info.sampler != "gather",
             "fp16": self.non_int8_precision == "fp16",
             f"op{info.opset}": self.opset not in (None, OPSETS[0]),

@@ -159,9 +159,10 @@ def build_deployed(model: nn.Module, sampler: str, options: ExportOptions) -> De
 
 
 def describe_export(checkpoint: Checkpoint, options: ExportOptions, sampler: str) -> ArtifactInfo:
-    """Return the facts that are stored in the file."""
+    """Return the metadata that are stored in the file."""
     height, width = options.input_size
-    facts = family_of(checkpoint.model).facts(checkpoint.model, height, width)
+    family = family_of(checkpoint.model)
+    facts = family.facts(checkpoint.model, height, width)
     return ArtifactInfo(
         class_names=checkpoint.class_names,
         height=height,
@@ -180,6 +181,9 @@ def describe_export(checkpoint: Checkpoint, options: ExportOptions, sampler: str
         source_digest=checkpoint.digest,
         verified=options.verify,
         version=__version__,
+        family=family.name,
+        preprocess=family.preprocess((height, width), "uint8" if options.raw_input else "float32"),
+        decoding=family.decoding,
     )
 
 

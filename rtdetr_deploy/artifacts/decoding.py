@@ -8,6 +8,9 @@ from typing import Literal
 from rtdetr_deploy.artifacts.fields import find_wrong_field
 from rtdetr_deploy.errors import ArtifactError, OptionError
 
+MAX_DETECTIONS = 300
+"""Detections kept of an image, as the released models do."""
+
 
 @dataclass(frozen=True)
 class ScoreDecoding:

@@ -12,6 +12,8 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from rtdetr_deploy.artifacts.decoding import RTDETR_DECODING, ScoreDecoding
+from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 from rtdetr_deploy.model.checkpoints.infer_variant import infer_variant
 from rtdetr_deploy.model.fp32_scope import Fp32Scope
 from rtdetr_deploy.model.reparameterize import reparameterize
@@ -53,7 +55,8 @@ class Family(Generic[Model]):
         which the second is run on slightly disturbed maps too. `selection_margin(model, maps)`: by how much (logits)
         the last selected query of one image beats the first rejected one, infinite where nothing is selected.
     Metadata
-        `facts(model, height, width)` for an input of that size.
+        `facts(model, height, width)` for an input of that size; `preprocess(size, dtype)`: what such an input wants of
+        images; `decoding` of the raw scores. `name` is stored too.
     """
 
     name: str
@@ -70,6 +73,8 @@ class Family(Generic[Model]):
     decode: Callable[[Model, list[Tensor]], RawOutput]
     selection_margin: Callable[[Model, list[Tensor]], float]
     facts: Callable[[Model, int, int], ModelFacts]
+    preprocess: Callable[[tuple[int, int], str], PreprocessSpec]
+    decoding: ScoreDecoding
 
 
 def family_of(model: nn.Module) -> Family[Any]:
@@ -156,7 +161,7 @@ def _quantization_blocks(model: RTDETR) -> tuple[str, ...]:
 
 
 RTDETR_FAMILY: Family[RTDETR] = Family(
-    name="RT-DETR",
+    name="rtdetr",
     model_type=RTDETR,
     variants=VARIANTS,
     build=RTDETR,
@@ -170,5 +175,7 @@ RTDETR_FAMILY: Family[RTDETR] = Family(
     decode=_decode,
     selection_margin=lambda model, maps: model.decoder.selection_margin(maps),
     facts=_facts,
+    preprocess=PreprocessSpec.rtdetr,
+    decoding=RTDETR_DECODING,
 )
 FAMILIES: tuple[Family[Any], ...] = (RTDETR_FAMILY,)

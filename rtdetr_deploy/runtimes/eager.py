@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rtdetr_deploy.artifacts.decoding import MAX_DETECTIONS
 from rtdetr_deploy.artifacts.input_size import DEFAULT_INPUT_SIZE, check_input_size
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo
 from rtdetr_deploy.errors import ArtifactError, DeviceError, OptionError
 from rtdetr_deploy.model.checkpoints.load import load_checkpoint
+from rtdetr_deploy.model.family import family_of
 from rtdetr_deploy.model.rtdetr import RTDETR
 from rtdetr_deploy.runtimes.feed import check_feed, closed
 from rtdetr_deploy.runtimes.options import RuntimeOptions, cpu_or_cuda
@@ -115,18 +117,19 @@ def _describe(
     model: RTDETR, class_names: Sequence[str], size: tuple[int, int], source: str, source_digest: str
 ) -> ArtifactInfo:
     """Return what an export of the model would store; `opset` 0, and no version: it was never written."""
-    variant = model.variant
+    family = family_of(model)
+    facts = family.facts(model, *size)
     return ArtifactInfo(
         class_names=tuple(class_names),
         height=size[0],
         width=size[1],
         batch=None,
-        variant=variant.name,
-        layers=model.layers,
-        queries=variant.queries,
-        max_detections=300,
+        variant=facts.variant,
+        layers=facts.layers,
+        queries=facts.queries,
+        max_detections=min(MAX_DETECTIONS, facts.queries * facts.classes),
         precision="fp32",
-        sampler="discrete" if variant.sampling == "discrete" else "grid",
+        sampler=model.sampler,
         outputs="raw",
         raw_input=False,
         opset=0,
@@ -134,4 +137,7 @@ def _describe(
         source_digest=source_digest,
         verified=False,
         version="",
+        family=family.name,
+        preprocess=family.preprocess(size, "float32"),
+        decoding=family.decoding,
     )

@@ -15,6 +15,7 @@ onnx = pytest.importorskip("onnx")
 from torch import Tensor, nn  # noqa: E402
 
 from rtdetr_deploy import ArtifactInfo, ExportError  # noqa: E402
+from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 from rtdetr_deploy.model import RTDETR, VARIANTS  # noqa: E402
 from rtdetr_deploy.model import family as family_module  # noqa: E402
 from rtdetr_deploy.model.family import RTDETR_FAMILY, Family, ModelFacts  # noqa: E402
@@ -200,6 +201,8 @@ CENTRES: Family[_Centres] = Family(
     decode=_Centres.decode,
     selection_margin=lambda *_: float("inf"),
     facts=lambda *_: ModelFacts("centres", 1, 4, 2),
+    preprocess=PreprocessSpec.rtdetr,
+    decoding=RTDETR_DECODING,
 )
 
 

@@ -86,7 +86,7 @@ def test_a_scope_covers_what_is_inside_and_its_operators_alone() -> None:
 
 def test_models_know_their_family() -> None:
     assert family_of(_on_meta("r18")) is RTDETR_FAMILY
-    with pytest.raises(TypeError, match="Linear is not a model of RT-DETR"):
+    with pytest.raises(TypeError, match="Linear is not a model of rtdetr"):
         family_of(nn.Linear(1, 1))
 
 
