@@ -15,7 +15,8 @@ onnx = pytest.importorskip("onnx")
 from torch import Tensor, nn  # noqa: E402
 
 from rtdetr_deploy import ArtifactInfo, ExportError  # noqa: E402
-from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
+from rtdetr_deploy.artifacts.decoding import RTDETR_DECODING  # noqa: E402
+from rtdetr_deploy.images.preprocess_spec import PreprocessSpec  # noqa: E402
 from rtdetr_deploy.model import RTDETR, VARIANTS  # noqa: E402
 from rtdetr_deploy.model import family as family_module  # noqa: E402
 from rtdetr_deploy.model.family import RTDETR_FAMILY, Family, ModelFacts  # noqa: E402
