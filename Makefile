@@ -10,13 +10,14 @@ PEERS ?= build/peers
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup test lint format demo wheel-check tensorrt-check bench peers clean
+.PHONY: help setup test lint format demo wheel-check tensorrt-check bench report peers clean
 
 help:
 	@echo "make demo [WEIGHTS=FILE]  export, detect on a photograph, show boxes and times"
 	@echo "make test                 run the tests"
 	@echo "make lint                 ruff, ruff format, mypy"
 	@echo "make bench                measure this machine, rewrite benchmarks/results (after make peers; 10 to 20 minutes)"
+	@echo "make report               make build/report.html of benchmarks/results"
 	@echo "make peers                export the models to compare with, in environments of their own (BCCD=FOLDER)"
 	@echo "make tensorrt-check       check the TensorRT code against its real Python bindings (needs a C compiler)"
 	@echo "make wheel-check          build the wheel, predict with it where torch is not installed"
@@ -89,12 +90,14 @@ bench: setup
 		$(call AGAINST,$(sort $(filter-out %-trained.onnx,$(wildcard $(PEERS)/models/*.onnx))))
 	$(BENCH) --engine $(OURS)/blood-cells-r18.onnx --runs 100 --json $(RESULTS)/latency-blood-cells.json $(VAL) \
 		$(call AGAINST,$(OURS)/blood-cells-r18-int8.onnx $(PEERS)/models/yolov8n-trained.onnx)
-	$(BENCH) --nms-study $(PEERS)/models/yolov8n-trained.onnx --engine $(OURS)/blood-cells-r18.onnx $(VAL) \
+	$(BENCH) nms --engine $(PEERS)/models/yolov8n-trained.onnx --against $(OURS)/blood-cells-r18.onnx $(VAL) \
 		--json $(RESULTS)/nms-blood-cells.json
-	$(BENCH) --decoder-study demo/blood-cells-r18.pth --runs 60 $(VAL) --json $(RESULTS)/decoder-blood-cells.json
-	$(BENCH) --decoder-study $(OURS)/r50.pth --runs 30 --json $(RESULTS)/decoder-r50.json
-	$(BENCH) --encoder-study r50 --runs 15 --json $(RESULTS)/encoder-r50.json
-	$(BENCH) --report $(RESULTS)/report.html --combine $(addprefix $(RESULTS)/,latency-blood-cells.json nms-blood-cells.json \
+	$(BENCH) decoder --weights demo/blood-cells-r18.pth --runs 60 $(VAL) --json $(RESULTS)/decoder-blood-cells.json
+	$(BENCH) decoder --weights $(OURS)/r50.pth --runs 30 --json $(RESULTS)/decoder-r50.json
+	$(BENCH) encoder --variant r50 --runs 15 --json $(RESULTS)/encoder-r50.json
+
+report: setup
+	$(BENCH) report --output build/report.html $(addprefix $(RESULTS)/,latency-blood-cells.json nms-blood-cells.json \
 		latency-640.json decoder-blood-cells.json decoder-r50.json encoder-r50.json)
 
 clean:

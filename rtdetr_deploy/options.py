@@ -22,9 +22,9 @@ class Option:
     """How a field is typed on a command line.
 
     `type` turns the typed text into the value (None for switches); `flag` is the spelling (default: `--` and the
-    field's name with dashes, or `--no-...` for a switch that is on by default); `old` are spellings of earlier
-    versions, which still work with a warning; `repeated` options may be typed several times and make a tuple;
-    `default_help` replaces the default that the help shows.
+    field's name with dashes, or `--no-...` for a switch that is on by default; without dashes: a positional argument,
+    shown by its `metavar`); `old` are spellings of earlier versions, which still work with a warning; `repeated`
+    options may be typed several times and make a tuple; `default_help` replaces the default that the help shows.
     """
 
     help: str

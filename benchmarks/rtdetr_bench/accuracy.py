@@ -5,46 +5,55 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from rtdetr_bench.options import AccuracyOptions, RunOptions
 from rtdetr_deploy import Predictor
-from rtdetr_deploy.artifacts.weights_file import is_checkpoint
-from rtdetr_deploy.evaluate.coco import Accuracy, read_annotations, require_evaluator
+from rtdetr_deploy.evaluate.coco import Accuracy
 from rtdetr_deploy.evaluate.coco import evaluate as evaluate_predictor
-from rtdetr_deploy.images.preprocess import Resizer
 from rtdetr_deploy.packages import needed_for
-from rtdetr_deploy.runtimes import RuntimeOptions
+from rtdetr_deploy.runtimes import open_runtime
+from rtdetr_deploy.words import plural, printable
 
 
-def open_any(
-    engine: Path, *, size: tuple[int, int] | None = None, resizer: Resizer = "opencv", threads: int | None = None
-) -> Predictor:
-    """Open a model file or a torch checkpoint for evaluation; `size` is (height, width).
+def open_any(engine: Path, options: RunOptions | None = None) -> Predictor:
+    """Open a model file or a torch checkpoint; without a size, a checkpoint is run at what it names, else at 640x640.
 
-    Without `size` a checkpoint is run at what it names, else at 640x640.
+    Raises `ArtifactError` or `CheckpointError` when it can't be opened, `OptionError` for options that don't fit it.
     """
-    if not is_checkpoint(engine):
-        return Predictor(engine, size=size, resizer=resizer, threads=threads)
-    with needed_for("running a checkpoint", "export"):
-        from rtdetr_deploy.runtimes.eager import open_checkpoint
-    return Predictor(open_checkpoint(engine, size, options=RuntimeOptions(threads=threads)), resizer=resizer)
+    run = options or RunOptions()
+    run.check_runtime([engine])
+    name = run.runtime_of(engine)
+    if name == "torch":
+        with needed_for("running a checkpoint", "export"):
+            from rtdetr_deploy.runtimes.eager import open_checkpoint
+        return Predictor(open_checkpoint(engine, run.size, options=run.where), resizer=run.resizer)
+    runtime = open_runtime(engine, name, run.where)
+    try:
+        return Predictor(runtime, size=run.size, resizer=run.resizer)
+    except BaseException:
+        runtime.close()
+        raise
 
 
-def evaluate(
-    engine: Path,
-    annotations: Path,
-    images: Path,
-    *,
-    size: tuple[int, int] | None = None,
-    resizer: Resizer = "opencv",
-    threads: int | None = None,
-    on_image: Callable[[int], object] | None = None,
-) -> Accuracy:
-    """Return COCO's figures of the model `engine` at the released protocol: threshold 0, top 300, no NMS.
+def evaluate(options: AccuracyOptions, *, on_image: Callable[[int], object] | None = None) -> Accuracy:
+    """Return COCO's figures of a model at the released protocol: threshold 0, top 300, no NMS.
 
     `on_image` is called with the number of images after each of them. Raises `OptionError` when annotations, images or
     classes don't fit, `ArtifactError` or `CheckpointError` when the model can't be opened.
     """
-    require_evaluator()
-    with open_any(engine, size=size, resizer=resizer, threads=threads) as predictor:
-        truth = read_annotations(annotations, images, predictor.class_names)
+    with open_any(options.engine, options.run) as predictor:
+        truth = options.data.read(predictor.class_names)
         total = len(truth.images)
         return evaluate_predictor(predictor, truth, None if on_image is None else lambda: on_image(total))
+
+
+def format_accuracy(engine: Path, accuracy: Accuracy) -> str:
+    """Return COCO's figures as lines; -1 where no object qualifies."""
+    counts = f"{plural(accuracy.images, 'image')}, {plural(accuracy.detections, 'detection')}"
+    values = (f"{printable(name)} {value:.4f}" for name, value in accuracy.per_class.items())
+    return "\n".join(
+        [
+            f"{printable(engine.name)}: {counts} (threshold 0, no NMS)",
+            "  ".join(f"{name} {value:.4f}" for name, value in accuracy.metrics.items()),
+            "AP per class: " + "  ".join(values),
+        ]
+    )

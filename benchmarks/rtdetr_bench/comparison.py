@@ -11,21 +11,20 @@ from typing import Any
 import numpy as np
 
 from rtdetr_bench.machine import describe_state
-from rtdetr_bench.models.contestants import Contestant, Entry
+from rtdetr_bench.models.timed_model import TimedModel
+from rtdetr_bench.options import LatencyOptions
 from rtdetr_bench.ratios import Ratio, compare_medians
-from rtdetr_bench.timing import Latency, Plan, check_batch, measure, open_all
-from rtdetr_deploy import Detections, OptionError
-from rtdetr_deploy.evaluate.coco import Annotations, average_precision, read_annotations, require_evaluator
-from rtdetr_deploy.images.frame import ImageLike
+from rtdetr_bench.timing import Latency, check_batch, measure, open_all
+from rtdetr_deploy import Detections
+from rtdetr_deploy.evaluate.coco import Annotations, average_precision
 from rtdetr_deploy.predictor import MAX_BATCH
 from rtdetr_deploy.words import plural
 
 COLUMNS = ("p50", "p90", "p99", "mean", "min")
-MOST_BATCH = 1024
 
 
 @dataclass(frozen=True)
-class Pair:
+class ModelPair:
     """How much longer `name` takes than `base`, at one batch: in the paper's span, and in the whole call."""
 
     name: str
@@ -45,16 +44,16 @@ class Comparison:
     """Latencies by batch and model, every pair of models, and AP by model (empty without annotations)."""
 
     latencies: tuple[Latency, ...]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[ModelPair, ...]
     accuracy: dict[str, float]
-    confidence: float
+    threshold: float
     state: dict[str, object] = field(default_factory=dict)
     real_images: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return everything for a JSON file, each sample included."""
         return {
-            "confidence": self.confidence,
+            "threshold": self.threshold,
             "state": self.state,
             "real_images": self.real_images,
             "rounds": len(self.latencies[0].paper),
@@ -67,7 +66,7 @@ class Comparison:
                     "memory_mb": None if one.memory is None else one.memory / 1e6,
                     "gpu_memory_mb": None if one.gpu_memory is None else one.gpu_memory / 1e6,
                     "warmup_calls": one.warmup,
-                    "boxes_suppressed_from": one.boxes,
+                    "nms_input_boxes": one.nms_input_boxes,
                     "images_per_second": one.throughput,
                     "AP": self.accuracy.get(one.name),
                     "milliseconds": one.rows(),
@@ -79,43 +78,32 @@ class Comparison:
         }
 
 
-def compare_models(
-    paths: Sequence[Path],
-    plan: Plan,
-    entry: Entry,
-    *,
-    batches: Sequence[int] = (),
-    images: Sequence[ImageLike] = (),
-    annotations: Path | None = None,
-    folder: Path | None = None,
-    on_round: Callable[[], object] | None = None,
-) -> Comparison:
-    """Time the models in turn at each batch (default: the first model's own), the first being the base.
+def compare_models(options: LatencyOptions, *, on_round: Callable[[], object] | None = None) -> Comparison:
+    """Time the models in turn at each batch, the first being the base; with annotations measure their AP too.
 
-    Raises what opening raises, and `OptionError` when a model can't take a batch, or annotations don't fit.
+    `on_round` is called after each round. Raises what opening raises, and `OptionError` when a model can't take a
+    batch, or annotations don't fit.
     """
+    images, evaluation = options.images.find(), options.images.evaluation
     latencies: list[Latency] = []
-    accuracy: dict[str, float] = {}
-    with open_all(paths, entry) as opened:
-        rename(opened_models := [one.contestant for one in opened])
-        chosen = list(batches) or [opened_models[0].batch or 1]
-        for batch in chosen:
-            for model in opened_models:
+    with open_all(options.models, options.run) as loaded:
+        rename(models := [one.model for one in loaded])
+        batches = options.batch or (models[0].batch or 1,)
+        for batch in batches:
+            for model in models:
                 check_batch(model, batch)
         truths: dict[str, Annotations] = {}
-        if annotations is not None and folder is not None:  # what doesn't fit is said before anything is timed
-            require_evaluator()
-            truths = {model.name: read_annotations(annotations, folder, model.class_names) for model in opened_models}
-        for batch in chosen:
-            latencies += measure(opened, plan, batch=batch, images=images, on_round=on_round)
-        state = describe_state()
-        if truths:
-            accuracy = {model.name: measure_precision(model, truths[model.name]) for model in opened_models}
+        if evaluation is not None:  # what doesn't fit is said before anything is timed
+            truths = {model.name: evaluation.read(model.class_names) for model in models}
+        for batch in batches:
+            latencies += measure(loaded, options.timing, batch=batch, images=images, on_round=on_round)
+        state = describe_state(options.run.where.device)
+        accuracy = {model.name: measure_precision(model, truths[model.name]) for model in models if truths}
     pairs = tuple(_pairs(latencies))
-    return Comparison(tuple(latencies), pairs, accuracy, entry.nms.confidence, state, bool(images))
+    return Comparison(tuple(latencies), pairs, accuracy, options.run.nms.threshold, state, bool(images))
 
 
-def rename(models: Sequence[Contestant]) -> None:
+def rename(models: Sequence[TimedModel]) -> None:
     """Add numbers to names that several models share."""
     seen: dict[str, int] = {}
     for model in models:
@@ -124,13 +112,13 @@ def rename(models: Sequence[Contestant]) -> None:
             model.name = f"{model.name} ({seen[model.name]})"
 
 
-def measure_precision(model: Contestant, truth: Annotations) -> float:
-    """Return COCO's AP of a contestant, with the thresholds that it was timed with."""
+def measure_precision(model: TimedModel, truth: Annotations) -> float:
+    """Return COCO's AP of a model, with the thresholds that it was timed with."""
     return average_precision(_detect(model, [path for _, path in truth.images]), truth, model.class_names).ap
 
 
-def _detect(model: Contestant, paths: Sequence[Path]) -> Iterator[Detections]:
-    """Yield what a contestant finds in each image, in full batches."""
+def _detect(model: TimedModel, paths: Sequence[Path]) -> Iterator[Detections]:
+    """Yield what a model finds in each image, in full batches."""
     step = model.batch or min(MAX_BATCH, model.max_batch or MAX_BATCH)
     for start in range(0, len(paths), step):
         part = list(paths[start : start + step])
@@ -138,9 +126,9 @@ def _detect(model: Contestant, paths: Sequence[Path]) -> Iterator[Detections]:
         yield from found[: len(part)]
 
 
-def _pairs(latencies: Sequence[Latency]) -> list[Pair]:
+def _pairs(latencies: Sequence[Latency]) -> list[ModelPair]:
     return [
-        Pair(
+        ModelPair(
             other.name,
             base.name,
             base.batch,
@@ -168,10 +156,10 @@ def format_comparison(comparison: Comparison) -> str:
         columns = "".join(f"{'-':>12}" if part is None else f"{part:>12.2f}" for part in (*parts, one.throughput))
         ap = f"{comparison.accuracy[one.name]:>8.4f}" if one.name in comparison.accuracy else f"{'-':>8}"
         memory = f"{_megabytes(one):>7}{one.opened:>8.2f}"
-        boxes = "-" if one.boxes is None else f"{one.boxes:.0f}"
+        boxes = "-" if one.nms_input_boxes is None else f"{one.nms_input_boxes:.0f}"
         lines.append(f"{one.name:<{width}}{one.batch:>6}{columns}{boxes:>7}{ap}{memory}")
     lines.append("boxes: what NMS outside the graph was given, per image")
-    if not comparison.real_images and any(one.boxes is not None for one in latencies):
+    if not comparison.real_images and any(one.nms_input_boxes is not None for one in latencies):
         lines.append("a synthetic image holds no objects: without --images NMS has next to nothing to do")
     lines.append(f"ratio of medians to {latencies[0].name} [95 % confidence], the paper's span and the whole call")
     for pair in comparison.pairs:
@@ -192,7 +180,7 @@ def format_latency(latency: Latency, accuracy: float | None = None) -> str:
     for name, row in latency.rows().items():
         lines.append(f"{name:<24}" + "".join(f"{row[column]:>9.2f}" for column in COLUMNS))
     end = "" if accuracy is None else f"; AP {accuracy:.4f}"
-    lines.append(f"{latency.throughput:.1f} images per second{end}; the paper's span is infer + postprocess")
+    lines.append(f"{latency.throughput:.1f} images per second{end}; the paper's span is infer + decode")
     return "\n".join(lines)
 
 
@@ -203,14 +191,3 @@ def _megabytes(latency: Latency) -> str:
 def _first(latencies: Sequence[Latency]) -> list[Latency]:
     """Return one latency per model."""
     return list({one.name: one for one in latencies}.values())
-
-
-def parse_batches(text: str) -> tuple[int, ...]:
-    """Return the batches in "1,4,8". Raises `OptionError` for anything else."""
-    try:
-        batches = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        batches = ()
-    if not batches or min(batches) < 1 or max(batches) > MOST_BATCH or len(set(batches)) < len(batches):
-        raise OptionError(f"--batch is {text!r}, expected different numbers from 1 to {MOST_BATCH}, like 1,4,8")
-    return batches

@@ -1,4 +1,4 @@
-"""What a figure was measured on; a time without it says nothing."""
+"""Hardware and software environment of a measurement."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ except ImportError:  # what it tells is left out then
     psutil = None  # type: ignore[assignment]
 
 PACKAGES = (
-    "rtdetr-deploy", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "torch", "tensorrt",
-    "tensorrt-cu12",
+    "rtdetr-deploy", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "openvino", "torch",
+    "tensorrt", "tensorrt-cu12",
 )  # fmt: skip
 GPU_FIELDS = {
     "name": "name",
     "driver": "driver_version",
     "clock": "clocks.sm",
-    "highest clock": "clocks.max.sm",
+    "max clock": "clocks.max.sm",
     "temperature": "temperature.gpu",
     "power limit": "power.limit",
     "throttled by": "clocks_event_reasons.active",
@@ -60,7 +60,7 @@ def machine_text(machine: Mapping[str, Any], threads: int | None = None) -> str:
     parts = [machine["processor"], plural(cores, "core")]
     if machine.get("pinned") and machine.get("affinity"):
         parts[-1] += f" of more (numbers {_ranges(machine['affinity'])})"
-    parts.append("threads as the engine chooses" if threads is None else plural(threads, "thread"))
+    parts.append("threads as the runtime chooses" if threads is None else plural(threads, "thread"))
     packages = [f"{name} {found}" for name, found in machine["packages"].items()]
     return ", ".join([*parts, machine["system"], f"Python {machine['python']}", *packages])
 
@@ -87,8 +87,11 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
 
 
-def describe_state() -> dict[str, object]:
-    """Return what changes while one measures, as far as the machine tells: load, clocks, temperatures, the GPU."""
+def describe_state(device: str | None = None) -> dict[str, object]:
+    """Return what changes while one measures, as far as the machine tells: load, clocks, temperatures, the GPU.
+
+    `device` ("cuda:1") tells which GPU; by default it is the first.
+    """
     state: dict[str, object] = {}
     if psutil is not None:
         state["load"] = round(psutil.getloadavg()[0], 2)
@@ -99,7 +102,7 @@ def describe_state() -> dict[str, object]:
         hottest = max((one.current for group in temperatures.values() for one in group), default=None)
         if hottest is not None:
             state["temperature"] = f"{hottest:.0f} C"
-    gpu = _gpu()
+    gpu = _gpu(device)
     if gpu:
         state["gpu"] = gpu
     return state
@@ -110,9 +113,9 @@ def resident_memory() -> int | None:
     return None if psutil is None else int(psutil.Process().memory_info().rss)
 
 
-def gpu_memory() -> int | None:
-    """Return the bytes in use on the GPU, by whomever; None without one."""
-    used = _gpu().get("memory", "")
+def gpu_memory(device: str | None = None) -> int | None:
+    """Return the bytes in use on the GPU `device` (default: the first), by whomever; None without one."""
+    used = _gpu(device).get("memory", "")
     return int(used) << 20 if used.isdigit() else None
 
 
@@ -123,22 +126,44 @@ def usable_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def _gpu() -> dict[str, str]:
-    """Return what nvidia-smi tells about the first GPU that may be used; empty where there is none."""
+def visible_gpu(device: str | None, visible: str | None) -> str:
+    """Return what nvidia-smi calls the GPU `device` ("cuda:1"; default: the first) of CUDA_VISIBLE_DEVICES' `visible`.
+
+    CUDA counts the GPUs that are visible to it.
+    """
+    kind, _, number = (device or "").lower().partition(":")
+    index = int(number) if kind == "cuda" and number.isdecimal() else 0
+    names = [name.strip() for name in (visible or "").split(",") if name.strip()]
+    return names[index] if index < len(names) else str(index)
+
+
+def _gpu(device: str | None = None) -> dict[str, str]:
+    """Return what nvidia-smi tells about a GPU; empty where there is none."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return {}
     query = ",".join(GPU_FIELDS.values())
-    device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
+    name = visible_gpu(device, os.environ.get("CUDA_VISIBLE_DEVICES"))
     try:
         result = subprocess.run(  # noqa: S603
-                [command, f"--query-gpu={query}", "--format=csv,noheader,nounits", f"--id={device}"],
+                [command, f"--query-gpu={query}", "--format=csv,noheader,nounits", f"--id={name}"],
             capture_output=True, text=True, check=True, timeout=10,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return {}
-    values = [value.strip() for value in result.stdout.strip().split(",")]
-    return dict(zip(GPU_FIELDS, values, strict=False))
+    return parse_gpu(result.stdout)
+
+
+def parse_gpu(line: str) -> dict[str, str]:
+    """Return the values in a line of nvidia-smi by their names in `GPU_FIELDS`, without those that it doesn't know."""
+    values = [value.strip() for value in line.strip().split(",")]
+    if len(values) != len(GPU_FIELDS):
+        return {}
+    return {name: value for name, value in zip(GPU_FIELDS, values, strict=True) if not _is_unknown(value)}
+
+
+def _is_unknown(value: str) -> bool:
+    return value.startswith("[")  # [N/A], [Not Supported], [Unknown Error]
 
 
 def _processor() -> str:

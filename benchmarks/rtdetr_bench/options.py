@@ -1,215 +1,324 @@
-"""The options of `rtdetr-bench`, and which of them each thing takes that can be asked for."""
+"""What each study is asked for: one frozen dataclass per study, made of parts that several of them share.
+
+`rtdetr-bench VERB` makes its command line options of these fields and hands the object to the study's Python call, so
+that both say the same.
+"""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import ClassVar, Literal
 
-from rtdetr_bench.models.nms import Method
-from rtdetr_bench.tools.insert_nms import KINDS
-from rtdetr_deploy import OptionError
-from rtdetr_deploy.cli.arguments import flag, parse_given, path_argument
-from rtdetr_deploy.images.preprocess import RESIZERS
+from rtdetr_bench.models.nms import NmsOptions
+from rtdetr_bench.parts import part
+from rtdetr_deploy import OptionError, find_images
+from rtdetr_deploy.cli.arguments import path_argument, size_argument
+from rtdetr_deploy.evaluate.coco import Annotations, read_annotations, require_evaluator
+from rtdetr_deploy.images.preprocess import RESIZERS, Resizer
+from rtdetr_deploy.options import option
+from rtdetr_deploy.runtimes import RUNTIMES, RuntimeOptions
 
-MEASURING = frozenset({"runs", "duration", "warmup", "pause"})
-RUNNING = frozenset({"resizer", "size", "threads"})
-RESULTS = frozenset({"json", "report"})
-VERBS: Mapping[str, frozenset[str]] = {
-    "engine": MEASURING | RUNNING | RESULTS | {"against", "images", "annotations", "batch", "confidence", "iou", "nms"},
-    "nms_study": RUNNING | RESULTS | {"engine", "images", "annotations"},
-    "decoder_study": MEASURING | RUNNING | RESULTS | {"images", "annotations", "confidence"},
-    "encoder_study": MEASURING | RUNNING | RESULTS | {"encoders", "confidence"},
-    "accuracy": RUNNING | {"engine", "images", "json"},
-    "study": frozenset({"accuracy", "engine", "images", "size", "threads", "json"}),
-    "insert_nms": frozenset({"output", "nms_kind", "confidence", "iou", "size"}),
-    "combine": frozenset({"report"}),
-}
-"""What can be asked for, and the options that it takes; any other option is an error, never ignored."""
-ALONE = ("insert_nms", "combine", "study", "accuracy")
-"""What can't be asked for together with anything else."""
-NOT_TIMED = {
-    "accuracy": "; with --annotations instead of --accuracy models are timed and evaluated at once",
-    "nms_study": "; with --nms-study, --engine is shown beside the YOLO and not timed",
-}
+MAX_BATCH = 1024
+MAX_RUNS = 1_000_000
+MAX_SECONDS = 86_400
+"""Seconds of a day: more rounds, or a longer measurement or pause, are taken for typing errors."""
+RUNS = 100
+ENCODERS = ("A", "B", "C", "D", "D_S5", "E")
+"""The paper's encoders, in its order."""
+NmsKind = Literal["onnx", "tensorrt"]
+NMS_KINDS: tuple[NmsKind, ...] = ("onnx", "tensorrt")
 
 
 @dataclass(frozen=True)
-class Request:
-    """A command line: every option's value, and the names of those that were typed."""
+class TimingOptions:
+    """How long to measure: `runs` rounds (100), or as many as begin within `duration` seconds, at least 3.
 
-    arguments: argparse.Namespace
-    given: tuple[str, ...]
+    `warmup` is a number of calls, or None: until two windows of 3 calls differ by less than 5 %, at most 40 calls.
+    `pause` is slept between rounds, in seconds, for machines that get hot.
+    """
+
+    title: ClassVar[str] = "how to measure"
+
+    runs: int | None = option(None, "measured rounds", type=int, metavar="N", default_help=str(RUNS))
+    duration: float | None = option(
+        None, "measure for this long instead, at least 3 rounds", type=float, metavar="SECONDS"
+    )
+    warmup: int | None = option(
+        None, "calls before measuring", type=int, metavar="N", default_help="until times are stable"
+    )
+    pause: float = option(0.0, "sleep between rounds, for machines that get hot", type=float, metavar="SECONDS")
+
+    def __post_init__(self) -> None:
+        for name, value in (("runs", self.runs), ("warmup", self.warmup)):
+            if value is not None and not 1 <= value <= MAX_RUNS:
+                raise OptionError(f"`{name}` is {value}, expected a number from 1 to {MAX_RUNS}")
+        if self.duration is not None and not 0 < self.duration <= MAX_SECONDS:
+            raise OptionError(f"`duration` is {self.duration}, expected seconds above 0 and up to {MAX_SECONDS}")
+        if not 0 <= self.pause <= MAX_SECONDS:
+            raise OptionError(f"`pause` is {self.pause}, expected seconds from 0 to {MAX_SECONDS}")
+        if self.runs is not None and self.duration is not None:
+            raise OptionError("`runs` and `duration` both say how long to measure; leave one of them out")
 
     @property
-    def verbs(self) -> tuple[str, ...]:
-        """What is asked for: one of `ALONE`, or studies and the timing of --engine."""
-        for verb in ALONE:
-            if verb in self.given:
-                return (verb,)
-        beside = "nms_study" in self.given  # there --engine is what the YOLO is shown with
-        return tuple(verb for verb in VERBS if verb in self.given and not (verb == "engine" and beside))
-
-    def check(self) -> None:
-        """Raise `OptionError` when nothing is asked for, or an option was typed that would be ignored."""
-        if not self.verbs:
-            raise OptionError("nothing to do: give --engine MODEL, a study, or --help")
-        taken = frozenset(self.verbs).union(*(VERBS[verb] for verb in self.verbs))
-        for name in self.given:
-            if name not in taken:
-                hint = NOT_TIMED.get(self.verbs[0], "") if name in VERBS["engine"] else ""
-                told = f"{flag(name)} does not apply to {_listed(self.verbs, 'and')}"
-                raise OptionError(f"{told}; {_advice(name)}{hint}")
-        if {"runs", "duration"} <= set(self.given):
-            raise OptionError("--runs and --duration both say how long to measure; leave one of them out")
-
-    def command(self) -> list[str]:
-        """Return the command as it may be shown anywhere: paths by their last part alone."""
-        words = ["rtdetr-bench"]
-        for name in self.given:
-            values = getattr(self.arguments, name)
-            if name in ("against", "images"):  # options that are repeated
-                words += [word for value in values for word in (flag(name), _portable(value))]
-            else:
-                words += [flag(name), *_words(values)]
-        return words
-
-    def values(self) -> dict[str, object]:
-        """Return the values, typed or not, of the options that apply, paths by their last part alone."""
-        taken = frozenset(self.verbs).union(*(VERBS[verb] for verb in self.verbs)) - RESULTS
-        return {name: _shown(value) for name, value in vars(self.arguments).items() if name in taken}
+    def rounds(self) -> int | None:
+        """How many rounds are measured; None where `duration` decides."""
+        return None if self.duration is not None else self.runs or RUNS
 
 
-def parse(argv: Sequence[str] | None = None) -> Request:
-    """Return what the command line asks for, not checked yet."""
-    return Request(*parse_given(build_parser(), argv))
+@dataclass(frozen=True)
+class RunOptions:
+    """How models are opened and run, the same for all of them: arguments of `Predictor`, and thresholds.
 
+    `size` (height, width) is the input of checkpoints and of models that leave it open. `runtime` None is what a
+    file's suffix says. `where` says on which device and with how many threads.
+    """
 
-def _listed(names: Sequence[str], word: str) -> str:
-    *first, last = map(flag, names)
-    return f"{', '.join(first)} {word} {last}" if first else last
+    title: ClassVar[str] = "how models are run"
 
-
-def _advice(name: str) -> str:
-    owners = [verb for verb, options in VERBS.items() if name in options]
-    if name in VERBS or not owners:
-        return "ask for one after the other"
-    return f"it is an option of {_listed(owners, 'or')}"
-
-
-def _words(value: object) -> Iterator[str]:
-    if value is True:
-        return
-    yield from map(_portable, value if isinstance(value, list) else [value])
-
-
-def _portable(value: object) -> str:
-    """Return an argument as text; of a path, or a pattern of paths, its last part."""
-    text = str(value)
-    return Path(text).name or text
-
-
-def _shown(value: object) -> object:
-    if isinstance(value, list):
-        return [_portable(item) for item in value]
-    return value.name if isinstance(value, Path) else value
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of `rtdetr-bench`."""
-    parser = argparse.ArgumentParser(
-        prog="rtdetr-bench",
-        description="Measure models where they run: RT-DETR beside others, NMS included where a model needs it.",
+    nms: NmsOptions = part(NmsOptions)
+    size: tuple[int, int] | None = option(
+        None,
+        "input of checkpoints (default: what they name, else 640) and of models that leave it open: 640 or "
+        "HEIGHTxWIDTH",
+        type=size_argument,
+        metavar="SIZE",
     )
-    add = parser.add_argument
-    add("--engine", type=path_argument, metavar="MODEL", help="model file or checkpoint to time, or to evaluate")
-    add(
-        "--against", type=path_argument, action="append", default=[], metavar="MODEL",
-        help="model timed in turn with it, RT-DETR or YOLO (may be repeated)",
-    )  # fmt: skip
-    add("--images", action="append", default=[], metavar="PATH", help="image, folder or glob (default: synthetic 720p)")
-    add("--annotations", type=path_argument, metavar="JSON", help="COCO json: also AP; --images names the folder")
-    _add_studies(parser.add_argument_group("studies"))
-    _add_accuracy(parser.add_argument_group("accuracy alone"))
-    _add_measuring(parser.add_argument_group("how to measure"))
-    _add_models(parser.add_argument_group("how models are run"))
-    group = parser.add_argument_group("results")
-    group.add_argument(
-        "--json", type=path_argument, metavar="FILE", help="write date, command, machine and every sample"
+    resizer: Resizer = option(
+        RESIZERS[0], "library that resizes images for RT-DETR; cuda: on the GPU, for engines", choices=RESIZERS
     )
-    group.add_argument("--report", type=path_argument, metavar="FILE", help="write a page with plots, in one HTML file")
-    group.add_argument(
-        "--combine",
+    runtime: str | None = option(
+        None, "runtime of the models that it opens", choices=tuple(RUNTIMES), default_help="what a file's suffix says"
+    )
+    where: RuntimeOptions = part(RuntimeOptions)
+
+    def __post_init__(self) -> None:
+        if self.runtime is not None and self.runtime not in RUNTIMES:
+            raise OptionError(f"`runtime` is {self.runtime!r}, expected one of {', '.join(RUNTIMES)}")
+
+    def runtime_of(self, path: Path) -> str | None:
+        """Return the name of what opens the model file or checkpoint `path`: `runtime` if it can, else by the suffix.
+
+        None where no runtime has the suffix.
+        """
+        if self.runtime is not None and RUNTIMES[self.runtime].opens(path):
+            return self.runtime
+        return next((name for name, known in RUNTIMES.items() if known.opens(path)), None)
+
+    def check_runtime(self, paths: Sequence[Path]) -> None:
+        """Raise `OptionError` for a `runtime` that opens none of the models: it would be ignored."""
+        if self.runtime is not None and not any(RUNTIMES[self.runtime].opens(path) for path in paths):
+            names = ", ".join(path.name for path in paths)
+            known = ", ".join(RUNTIMES[self.runtime].suffixes)
+            raise OptionError(f'`runtime="{self.runtime}"` opens {known}, and none of {names}; leave it out')
+
+
+OPENED = ("size", "resizer", "runtime", "device", "threads")
+"""Options of `RunOptions` for studies that set the thresholds themselves."""
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """A COCO json, and the folder of its images, for AP."""
+
+    annotations: Path = option(help="COCO json", type=path_argument, metavar="JSON")
+    images: Path = option(help="folder of its images", type=path_argument, metavar="DIR")
+
+    def read(self, class_names: Sequence[str]) -> Annotations:
+        """Return the annotations for a model with these classes.
+
+        Raises `OptionError` when annotations, images or classes don't fit, `MissingPackageError` without an evaluator.
+        """
+        require_evaluator()
+        return read_annotations(self.annotations, self.images, class_names)
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """The images that models are shown (none: a synthetic one), and a COCO json whose folder they are."""
+
+    images: tuple[str | Path, ...] = option(
+        (), "image, folder or glob (may be repeated; default: synthetic 720p)", metavar="PATH", repeated=True
+    )
+    annotations: Path | None = option(
+        None,
+        "COCO json, whose images are the folder given with --images: measure AP too",
         type=path_argument,
-        nargs="+",
         metavar="JSON",
-        help="make the report of these results instead of measuring",
-    )
-    return parser
-
-
-def _add_studies(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "--nms-study", type=path_argument, metavar="YOLO",
-        help="boxes left, NMS time and (with --annotations) AP by threshold; --engine is shown beside it",
-    )  # fmt: skip
-    add("--decoder-study", type=path_argument, metavar="WEIGHTS", help="time a checkpoint with 1 to n decoder layers")
-    add(
-        "--encoder-study", nargs="?", const="r50", metavar="VARIANT",
-        help="time the encoders that the paper compares, weights random (default: r50)",
-    )  # fmt: skip
-    add(
-        "--encoders", default="A,B,C,D,D_S5,E", metavar="NAMES",
-        help="encoders that the study times (default: %(default)s)",
-    )  # fmt: skip
-    add("--insert-nms", type=path_argument, metavar="YOLO", help="write a copy with NMS in its graph to --output")
-    add(
-        "--nms-kind", choices=KINDS, default=KINDS[0],
-        help="NMS that is inserted: the standard operator, or EfficientNMS_TRT for TensorRT (default: %(default)s)",
-    )  # fmt: skip
-    add("--output", type=path_argument, metavar="FILE", help="file that --insert-nms writes")
-
-
-def _add_accuracy(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--accuracy", type=path_argument, metavar="JSON", help="evaluate --engine on this COCO json, untimed"
-    )
-    group.add_argument(
-        "--study",
-        action="store_true",
-        help="with --accuracy and a checkpoint: repeat with fewer layers and queries, both resizers, in torch and ONNX",
     )
 
+    def __post_init__(self) -> None:
+        if self.annotations is not None and len(self.images) != 1:
+            raise OptionError("`annotations` needs `images` with the folder of the json's images")
 
-def _add_measuring(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--batch", metavar="N[,N]", help="images per call (default: what the first model takes, else 1)")
-    add("--runs", type=int, default=100, metavar="N", help="measured rounds (default: %(default)s)")
-    add("--duration", type=float, metavar="SECONDS", help="measure for this long instead, at least 3 rounds")
-    add("--warmup", type=int, metavar="N", help="calls before measuring (default: until times are stable)")
-    add("--pause", type=float, default=0.0, metavar="SECONDS", help="sleep between rounds, for machines that get hot")
+    @property
+    def evaluation(self) -> EvaluationSet | None:
+        """The annotations and their folder; None without annotations."""
+        return None if self.annotations is None else EvaluationSet(self.annotations, Path(self.images[0]))
+
+    def find(self) -> list[Path]:
+        """Return the image files. Raises `OptionError` for a path that is missing or holds none."""
+        return find_images([str(path) for path in self.images])
 
 
-def _add_models(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "--resizer", choices=RESIZERS, default=RESIZERS[0],
-        help="library that resizes images for RT-DETR (default: %(default)s)",
+def check_batches(batches: Sequence[int]) -> tuple[int, ...]:
+    """Return the batches. Raises `OptionError` unless they are different numbers from 1 to `MAX_BATCH`."""
+    if any(not 1 <= batch <= MAX_BATCH for batch in batches) or len(set(batches)) < len(batches):
+        raise OptionError(
+            f"`batch` is {','.join(map(str, batches))}, expected different numbers from 1 to {MAX_BATCH}, like 1,4,8"
+        )
+    return tuple(batches)
+
+
+def batches_argument(text: str) -> tuple[int, ...]:
+    """Return the batches in "1,4,8", for argparse."""
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise ArgumentTypeError(
+            f"{text!r} is not understood; expected different numbers from 1 to {MAX_BATCH}, like 1,4,8"
+        ) from None
+
+
+def names_argument(text: str) -> tuple[str, ...]:
+    """Return the names in "A,B"."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+@dataclass(frozen=True)
+class LatencyOptions:
+    """Models timed in turn: `engine` first, to which the others, `against`, are compared.
+
+    `batch` are the numbers of images per call; empty: what the first model takes, else 1.
+    """
+
+    engine: Path = option(help="model file or checkpoint to time", type=path_argument, metavar="MODEL")
+    against: tuple[Path, ...] = option(
+        (), "model timed in turn with it, RT-DETR or YOLO (may be repeated)",
+        type=path_argument, metavar="MODEL", repeated=True,
     )  # fmt: skip
-    add(
-        "--size", metavar="SIZE",
-        help="input of checkpoints (default: what they name, else 640) and of models that leave it open",
-    )  # fmt: skip
-    add("--threads", type=int, metavar="N", help="threads of the engine (default: the engine decides)")
-    add(
-        "--confidence", type=float, default=0.001, metavar="X",
-        help="score threshold of all models (default: %(default)s)",
-    )  # fmt: skip
-    add("--iou", type=float, default=0.7, metavar="X", help="IoU threshold of NMS (default: %(default)s)")
-    add(
-        "--nms", choices=get_args(Method), default="cv2",
-        help="implementation of NMS outside the graph (default: %(default)s)",
-    )  # fmt: skip
+    batch: tuple[int, ...] = option(
+        (), "images per call (default: what the first model takes, else 1)", type=batches_argument, metavar="N[,N]"
+    )
+    images: ImageOptions = part(ImageOptions)
+    timing: TimingOptions = part(TimingOptions)
+    run: RunOptions = part(RunOptions)
+
+    def __post_init__(self) -> None:
+        check_batches(self.batch)
+
+    @property
+    def models(self) -> tuple[Path, ...]:
+        """All models, the one that the others are compared with first."""
+        return (self.engine, *self.against)
+
+
+@dataclass(frozen=True)
+class AccuracyOptions:
+    """A model file or checkpoint, evaluated at the released protocol: threshold 0, top 300, no NMS."""
+
+    engine: Path = option(help="model file or checkpoint to evaluate", type=path_argument, metavar="MODEL")
+    data: EvaluationSet = part(EvaluationSet, required=True)
+    run: RunOptions = part(RunOptions, only=OPENED)
+
+
+@dataclass(frozen=True)
+class AblationOptions:
+    """A checkpoint, evaluated with one thing changed at a time."""
+
+    weights: Path = option(help="checkpoint to evaluate", type=path_argument, metavar="CHECKPOINT")
+    data: EvaluationSet = part(EvaluationSet, required=True)
+    run: RunOptions = part(RunOptions, only=("size", "device", "threads"))
+
+
+@dataclass(frozen=True)
+class NmsStudyOptions:
+    """A YOLO without NMS in its graph, and the RT-DETR `against` which it is shown (None: alone)."""
+
+    engine: Path = option(help="YOLO without NMS in its graph", type=path_argument, metavar="YOLO")
+    against: Path | None = option(
+        None, "RT-DETR that is shown beside it, at the same thresholds", type=path_argument, metavar="MODEL"
+    )
+    images: ImageOptions = part(ImageOptions)
+    run: RunOptions = part(RunOptions, only=OPENED)
+
+
+@dataclass(frozen=True)
+class DecoderStudyOptions:
+    """A checkpoint that is exported with each number of decoder layers, timed, and with annotations evaluated."""
+
+    weights: Path = option(help="checkpoint to export", type=path_argument, metavar="CHECKPOINT")
+    images: ImageOptions = part(ImageOptions)
+    timing: TimingOptions = part(TimingOptions)
+    run: RunOptions = part(RunOptions, only=(*OPENED, "threshold"))
+
+
+@dataclass(frozen=True)
+class EncoderStudyOptions:
+    """A variant that is timed with each of the `encoders`, weights random."""
+
+    variant: str = option("r50", "model whose encoder is replaced", metavar="VARIANT")
+    encoders: tuple[str, ...] = option(
+        ENCODERS, "encoders to time", type=names_argument, metavar="A,B", default_help=",".join(ENCODERS)
+    )
+    timing: TimingOptions = part(TimingOptions)
+    run: RunOptions = part(RunOptions, only=(*OPENED, "threshold"))
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.encoders if name not in ENCODERS]
+        if unknown:
+            raise OptionError(f"unknown encoder {', '.join(unknown)}; choose from {', '.join(ENCODERS)}")
+        if not self.encoders or len(set(self.encoders)) < len(self.encoders):
+            raise OptionError(f"name each encoder once, and one at least; choose from {', '.join(ENCODERS)}")
+
+
+@dataclass(frozen=True)
+class PrecisionStudyOptions:
+    """A checkpoint whose exports in reduced precision are compared with it; INT8 too where there is `calibration`."""
+
+    weights: Path = option(help="checkpoint to export", type=path_argument, metavar="CHECKPOINT")
+    data: EvaluationSet = part(EvaluationSet, required=True)
+    calibration: Path | None = option(
+        None, "folder of images for calibration: measure INT8 too", type=path_argument, metavar="DIR"
+    )
+
+
+@dataclass(frozen=True)
+class InsertNmsOptions:
+    """A YOLO's ONNX file, and the copy with NMS in its graph; `size` (height, width) is what the file leaves open."""
+
+    engine: Path = option(help="YOLO to copy", type=path_argument, metavar="YOLO")
+    output: Path = option(help="file to write", type=path_argument, metavar="FILE")
+    kind: NmsKind = option(NMS_KINDS[0], "the standard operator, or EfficientNMS_TRT for TensorRT", choices=NMS_KINDS)
+    nms: NmsOptions = part(NmsOptions, only=("threshold", "iou"))
+    size: tuple[int, int] | None = option(
+        None, "input of a model that leaves it open: 640 or HEIGHTxWIDTH", type=size_argument, metavar="SIZE"
+    )
+
+    def __post_init__(self) -> None:
+        if self.kind not in NMS_KINDS:
+            raise OptionError(f"`kind` is {self.kind!r}, expected one of {', '.join(NMS_KINDS)}")
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Files that `--json` wrote, and the page that is made of them."""
+
+    results: tuple[Path, ...] = option(
+        help="file that a study wrote with --json", type=path_argument, metavar="JSON", nargs="+", flag="results"
+    )
+    output: Path = option(help="page to write", type=path_argument, metavar="FILE")
+
+
+@dataclass(frozen=True)
+class ResultOptions:
+    """Where a command writes what it measured."""
+
+    title: ClassVar[str] = "results"
+
+    json: Path | None = option(
+        None, "write date, command, machine and every sample", type=path_argument, metavar="FILE"
+    )
+    report: Path | None = option(None, "write a page with plots, in one HTML file", type=path_argument, metavar="FILE")

@@ -1,6 +1,6 @@
-"""How much slower one contestant is than another, with a confidence interval.
+"""How much slower one model is than another, with a confidence interval.
 
-Contestants are timed in turn, round by round, so a round's times share what the machine was doing. The interval is a
+Models are timed in turn, round by round, so a round's times share what the machine was doing. The interval is a
 percentile bootstrap: whole rounds are drawn with replacement, and the ratio of the medians is taken each time.
 """
 

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtdetr_bench.machine import gpu_memory, resident_memory
-from rtdetr_bench.models.contestants import PAPER_SPAN, SPANS, Contestant, Entry, check_applies, open_contestant
+from rtdetr_bench.models.open import check_applies, open_timed_model
+from rtdetr_bench.models.timed_model import PAPER_SPAN, SPANS, TimedModel
+from rtdetr_bench.options import RunOptions, TimingOptions
 from rtdetr_deploy import OptionError
 from rtdetr_deploy.images.frame import ImageLike
 from rtdetr_deploy.words import plural
@@ -23,44 +25,17 @@ PERCENTILES = (50, 90, 99)
 WINDOW = 3
 """Calls whose median is compared with that of the calls before, to tell whether a model has warmed up."""
 STABLE = 0.05
-MOST_WARMUP = 40
-LEAST_ROUNDS = 3
-MOST_RUNS = 1_000_000
-LONGEST = 86_400
-"""Seconds of a day: more rounds, or a longer measurement or pause, are taken for typing errors."""
-LIBRARIES = {".onnx": "onnxruntime", ".engine": "tensorrt", ".plan": "tensorrt", ".pth": "torch", ".pt": "torch"}
+MAX_WARMUP = 40
+MIN_ROUNDS = 3
 
 Milliseconds = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long to measure: `runs` rounds, or as many as begin within `duration` seconds, at least 3.
+class LoadedModel:
+    """A model, the seconds to open it, and the bytes that the process and the GPU's use grew by until it ran."""
 
-    `warmup` is a number of calls, or None: until two windows of 3 calls differ by less than 5 %, at most 40 calls.
-    `pause` is slept between rounds, in seconds, for machines that get hot.
-    """
-
-    runs: int = 100
-    duration: float | None = None
-    warmup: int | None = None
-    pause: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, value in (("runs", self.runs), ("warmup", self.warmup)):
-            if value is not None and not 1 <= value <= MOST_RUNS:
-                raise OptionError(f"{name} is {value}, expected a number from 1 to {MOST_RUNS}")
-        if self.duration is not None and not 0 < self.duration <= LONGEST:
-            raise OptionError(f"duration is {self.duration}, expected seconds above 0 and up to {LONGEST}")
-        if not 0 <= self.pause <= LONGEST:
-            raise OptionError(f"pause is {self.pause}, expected seconds from 0 to {LONGEST}")
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A contestant, the seconds to open it, and the bytes that the process and the GPU's use grew by until it ran."""
-
-    contestant: Contestant
+    model: TimedModel
     seconds: float
     memory: int | None = None
     gpu_memory: int | None = None
@@ -70,7 +45,7 @@ class Opened:
 class Latency:
     """Milliseconds per call and span, one sample per round, of `batch` images per call.
 
-    `boxes` is the mean number per image that had to be suppressed outside the graph; None where nothing is.
+    `nms_input_boxes` is the mean number per image that NMS was given; None where there is no NMS outside the graph.
     """
 
     name: str
@@ -80,7 +55,7 @@ class Latency:
     warmup: int
     samples: dict[str, Milliseconds]
     facts: dict[str, str] = field(default_factory=dict)
-    boxes: float | None = None
+    nms_input_boxes: float | None = None
     gpu_memory: int | None = None
 
     def total(self, spans: Sequence[str] = SPANS) -> Milliseconds:
@@ -105,28 +80,30 @@ class Latency:
 
 
 @contextmanager
-def open_all(paths: Sequence[Path], entry: Entry) -> Iterator[list[Opened]]:
+def open_all(paths: Sequence[Path], run: RunOptions) -> Iterator[list[LoadedModel]]:
     """Open the models one after the other, run each once, and close all of them at the end."""
-    for module in {LIBRARIES[path.suffix.lower()] for path in paths if path.suffix.lower() in LIBRARIES}:
+    run.check_runtime(paths)
+    for name in {run.runtime_of(path) for path in paths} - {None}:
         with suppress(ImportError):  # said when the model is opened; the first one shall not pay for the import
-            import_module(module)
+            import_module(str(name))  # runtimes are called like their packages
     with ExitStack() as stack:
-        opened = []
+        loaded = []
         for path in paths:
-            before, used, start = resident_memory(), gpu_memory(), time.perf_counter()
-            contestant = open_contestant(path, entry)
+            before, used, start = resident_memory(), gpu_memory(run.where.device), time.perf_counter()
+            model = open_timed_model(path, run)
             seconds = time.perf_counter() - start
-            stack.callback(contestant.close)
-            contestant.call([_synthetic()] * (contestant.batch or 1))
-            opened.append(Opened(contestant, seconds, _grown(before, resident_memory()), _grown(used, gpu_memory())))
-            contestant.inspect()
-        check_applies([one.contestant for one in opened], entry)
-        yield opened
+            stack.callback(model.close)
+            model.call([_synthetic()] * (model.batch or 1))
+            grown = _grown(before, resident_memory()), _grown(used, gpu_memory(run.where.device))
+            loaded.append(LoadedModel(model, seconds, *grown))
+            model.inspect()
+        check_applies([one.model for one in loaded], run)
+        yield loaded
 
 
 def measure(
-    opened: Sequence[Opened],
-    plan: Plan,
+    loaded: Sequence[LoadedModel],
+    timing: TimingOptions,
     *,
     batch: int | None = None,
     images: Sequence[ImageLike] = (),
@@ -137,54 +114,58 @@ def measure(
     `images` are used in turn; without them, one synthetic 1280x720 frame is. `batch` None is the first model's own
     batch. Raises `OptionError` when a model can't take `batch` images.
     """
-    batch = batch or opened[0].contestant.batch or 1
-    for one in opened:
-        check_batch(one.contestant, batch)
+    batch = batch or loaded[0].model.batch or 1
+    for one in loaded:
+        check_batch(one.model, batch)
     sources = images or [_synthetic()]
-    boxes: list[list[int | None]] = [[] for _ in opened]
-    warmups = [_warm_up(one.contestant, sources, batch, plan) for one in opened]
-    samples: list[list[dict[str, float]]] = [[] for _ in opened]
-    for turn in _rounds(plan):
+    boxes: list[list[int | None]] = [[] for _ in loaded]
+    warmups = [_warm_up(one.model, sources, batch, timing) for one in loaded]
+    samples: list[list[dict[str, float]]] = [[] for _ in loaded]
+    for turn in _rounds(timing):
         chosen = _choose(sources, turn, batch)
-        for one, kept, counts in zip(opened, samples, boxes, strict=True):
-            spans = one.contestant.call(chosen)[1]
+        for one, kept, counts in zip(loaded, samples, boxes, strict=True):
+            spans = one.model.call(chosen)[1]
             if not images:
-                spans.pop("decode", None)
+                spans.pop("load", None)
             kept.append(spans)
-            counts.append(one.contestant.boxes)
+            counts.append(one.model.nms_input_boxes)
         if on_round is not None:
             on_round()
     return [
         Latency(
-            one.contestant.name,
+            one.model.name,
             batch,
             one.seconds,
             one.memory,
             calls,
             _columns(kept),
-            one.contestant.facts,
+            one.model.facts,
             _mean(counts, batch),
             one.gpu_memory,
         )
-        for one, calls, kept, counts in zip(opened, warmups, samples, boxes, strict=True)
+        for one, calls, kept, counts in zip(loaded, warmups, samples, boxes, strict=True)
     ]
 
 
 def measure_latency(
-    engine: str | Path, *, images: Sequence[ImageLike] = (), plan: Plan | None = None, entry: Entry | None = None
+    engine: str | Path,
+    *,
+    images: Sequence[ImageLike] = (),
+    timing: TimingOptions | None = None,
+    run: RunOptions | None = None,
 ) -> Latency:
-    """Time one model. Raises `ArtifactError` when it can't be run."""
-    with open_all([Path(engine)], entry or Entry()) as opened:
-        return measure(opened, plan or Plan(), images=images)[0]
+    """Time one model, also on images in memory. Raises `ArtifactError` when it can't be run."""
+    with open_all([Path(engine)], run or RunOptions()) as loaded:
+        return measure(loaded, timing or TimingOptions(), images=images)[0]
 
 
-def check_batch(contestant: Contestant, batch: int) -> None:
+def check_batch(model: TimedModel, batch: int) -> None:
     """Raise `OptionError` when a model can't take `batch` images at once."""
-    if contestant.batch is not None and contestant.batch != batch:
-        raise OptionError(f"{contestant.name} takes {plural(contestant.batch, 'image')} at once, not {batch}")
-    limit = contestant.max_batch
+    if model.batch is not None and model.batch != batch:
+        raise OptionError(f"{model.name} takes {plural(model.batch, 'image')} at once, not {batch}")
+    limit = model.max_batch
     if limit is not None and batch > limit:
-        raise OptionError(f"{contestant.name} takes up to {plural(limit, 'image')} at once, not {batch}")
+        raise OptionError(f"{model.name} takes up to {plural(limit, 'image')} at once, not {batch}")
 
 
 def _grown(before: int | None, after: int | None) -> int | None:
@@ -205,29 +186,29 @@ def _choose(sources: Sequence[ImageLike], turn: int, batch: int) -> list[ImageLi
     return [sources[(turn * batch + row) % len(sources)] for row in range(batch)]
 
 
-def _rounds(plan: Plan) -> Iterator[int]:
+def _rounds(timing: TimingOptions) -> Iterator[int]:
     """Yield the numbers of the rounds."""
     start = time.perf_counter()
     turn = 0
     while True:
-        if plan.duration is None:
-            if turn >= plan.runs:
-                return
-        elif turn >= LEAST_ROUNDS and time.perf_counter() - start >= plan.duration:
+        if timing.rounds is not None and turn >= timing.rounds:
             return
-        if turn and plan.pause:
-            time.sleep(plan.pause)
+        limit = timing.duration
+        if limit is not None and turn >= MIN_ROUNDS and time.perf_counter() - start >= limit:
+            return
+        if turn and timing.pause:
+            time.sleep(timing.pause)
         yield turn
         turn += 1
 
 
-def _warm_up(contestant: Contestant, sources: Sequence[ImageLike], batch: int, plan: Plan) -> int:
+def _warm_up(model: TimedModel, sources: Sequence[ImageLike], batch: int, timing: TimingOptions) -> int:
     """Call the model until it is as fast as it gets, and return the number of calls."""
     times: list[float] = []
-    while len(times) < (plan.warmup or MOST_WARMUP):
-        spans = contestant.call(_choose(sources, len(times), batch))[1]
+    while len(times) < (timing.warmup or MAX_WARMUP):
+        spans = model.call(_choose(sources, len(times), batch))[1]
         times.append(spans["infer"])
-        if plan.warmup is None and is_stable(times):
+        if timing.warmup is None and is_stable(times):
             break
     return len(times)
 

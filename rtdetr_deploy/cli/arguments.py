@@ -88,7 +88,10 @@ def _add(
     else:
         settings |= {"type": how.type or str, "metavar": how.metavar, "choices": how.choices, "nargs": how.nargs}
         settings |= {"action": "append"} if how.repeated else {}
-    if default is MISSING:
+    if not spelled.startswith("-"):
+        del settings["dest"]
+        parser.add_argument(name, **settings)
+    elif default is MISSING:
         parser.add_argument(spelled, required=True, **settings)
     else:
         parser.add_argument(spelled, default=[] if how.repeated else default, **settings)

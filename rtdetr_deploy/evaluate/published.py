@@ -95,4 +95,4 @@ NMS = {
     (0.01, 0.7): (52.4, 1.73),
     (0.05, 0.7): (51.2, 1.06),
 }
-"""AP in percent and milliseconds of YOLOv8-L's NMS kernel by confidence and IoU threshold (Table 2)."""
+"""AP in percent and milliseconds of YOLOv8-L's NMS kernel by score and IoU threshold (Table 2)."""

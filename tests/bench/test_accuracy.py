@@ -16,6 +16,7 @@ pytest.importorskip("faster_coco_eval")
 
 from rtdetr_bench.accuracy import evaluate
 from rtdetr_bench.cli import main
+from rtdetr_bench.options import AccuracyOptions, EvaluationSet, RunOptions
 from rtdetr_deploy import OptionError
 from rtdetr_deploy.evaluate.coco import Annotations, read_annotations, score_results
 
@@ -102,14 +103,14 @@ def test_checkpoint_and_export_agree(
 
     exported = export_onnx(small_options("all.onnx", layers=None)).path
     target = tmp_path / "accuracy.json"
-    images = ["--images", str(data[1]), "--accuracy", str(data[0])]
-    assert main(["--engine", str(exported), *images, "--json", str(target)]) == 0
+    images = ["--images", str(data[1]), "--annotations", str(data[0])]
+    assert main(["accuracy", "--engine", str(exported), *images, "--json", str(target)]) == 0
     assert "AP per class: red" in capsys.readouterr().out
     found = json.loads(target.read_text())
-    torch_accuracy = evaluate(r18_checkpoint, *data, size=(128, 160))
+    torch_accuracy = evaluate(AccuracyOptions(r18_checkpoint, EvaluationSet(*data), RunOptions(size=(128, 160))))
     assert found["images"] == torch_accuracy.images == 3
     assert found["detections"] == torch_accuracy.detections == 900
-    assert (found["options"]["images"], found["options"]["accuracy"]) == (["images"], "val.json")
+    assert (found["options"]["images"], found["options"]["annotations"]) == ("images", "val.json")
     assert found["metrics"] == pytest.approx(torch_accuracy.metrics, abs=1e-3)
 
 
@@ -125,7 +126,7 @@ def test_the_study_changes_one_thing_at_a_time(
     fill_randomly(model, seed=7)
     weights = tmp_path / "two.pth"
     torch.save({"model": model.state_dict(), "class_names": list(NAMES), "input_size": [128, 160]}, weights)
-    command = ["--engine", str(weights), "--accuracy", str(data[0]), "--images", str(data[1]), "--study"]
+    command = ["ablation", "--weights", str(weights), "--annotations", str(data[0]), "--images", str(data[1])]
     assert main([*command, "--json", str(tmp_path / "study.json")]) == 0
     rows = json.loads((tmp_path / "study.json").read_text())["rows"]
     keys = ("runtime", "layers", "queries", "resizer")
@@ -143,15 +144,13 @@ def test_the_study_changes_one_thing_at_a_time(
     assert lines[1].endswith("+0.0000")
 
 
-def test_a_study_needs_a_checkpoint_and_annotations(
+def test_an_ablation_needs_a_checkpoint(
     data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tmp_path / "model.onnx"
     model.write_bytes(b"")
-    assert main(["--engine", str(model), "--study"]) == 2
-    assert "--study needs --accuracy" in capsys.readouterr().err
-    assert main(["--engine", str(model), "--study", "--accuracy", str(data[0]), "--images", str(data[1])]) == 2
-    assert "model.onnx is a model file" in capsys.readouterr().err
+    assert main(["ablation", "--weights", str(model), "--annotations", str(data[0]), "--images", str(data[1])]) == 2
+    assert "--weights is model.onnx, a model file; expected a checkpoint" in capsys.readouterr().err
 
 
 def _without(key: str) -> Any:
@@ -204,8 +203,3 @@ def test_other_names_are_matched_by_order(data: tuple[Path, Path]) -> None:
         read_annotations(*data, ("white", "red", "Platelet"))
     with pytest.raises(OptionError, match="can't read annotations"):
         read_annotations(data[0].with_name("none.json"), data[1], NAMES)
-
-
-def test_accuracy_needs_a_folder(small_onnx: Path, data: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--engine", str(small_onnx), "--accuracy", str(data[0])]) == 2
-    assert "--accuracy needs --images" in capsys.readouterr().err

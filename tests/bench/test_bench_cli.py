@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from rtdetr_bench import Plan, measure_latency
+from rtdetr_bench import TimingOptions, measure_latency
 from rtdetr_bench.cli import main
-from rtdetr_bench.machine import machine_text, state_text
+from rtdetr_bench.machine import GPU_FIELDS, machine_text, parse_gpu, state_text, visible_gpu
 from yolo_files import write_yolo
 
 
@@ -23,10 +24,10 @@ def test_the_clients_command_prints_every_stage_and_writes_all_samples(
     target = tmp_path / "latency.json"
     assert main(["--engine", str(small_onnx), "--runs", "7", "--warmup", "1", "--json", str(target)]) == 0
     text = capsys.readouterr().out
-    for word in ("resize", "infer", "postprocess", "paper's span", "whole call", "images per second", "onnxruntime"):
+    for word in ("prepare", "infer", "decode", "paper's span", "whole call", "images per second", "onnxruntime"):
         assert word in text
     content = json.loads(target.read_text())
-    assert content["schema"] == 3
+    assert content["schema"] == 4
     assert {"state", "machine", "options"} <= set(content)
     assert content["machine"]["affinity"]
     command = ["--engine", small_onnx.name, "--runs", "7", "--warmup", "1", "--json", "latency.json"]
@@ -36,20 +37,20 @@ def test_the_clients_command_prints_every_stage_and_writes_all_samples(
     assert not re.search(r"[{}'\[\]]", text.splitlines()[0])  # a sentence about the machine, not Python
     (model,) = content["comparison"]["models"]
     assert {span: len(values) for span, values in model["samples"].items()} == {
-        "resize": 7, "infer": 7, "postprocess": 7,
+        "prepare": 7, "infer": 7, "decode": 7,
     }  # fmt: skip
     rows = model["milliseconds"]
     assert rows["paper's span"]["p50"] >= rows["infer"]["p50"]
     assert rows["whole call"]["p99"] >= rows["whole call"]["p50"] >= rows["whole call"]["min"] > 0
 
 
-def test_real_images_are_used_in_turn_and_decoding_is_timed(
+def test_real_images_are_used_in_turn_and_loading_is_timed(
     dynamic_onnx: Path, picture: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     for index in range(2):
         Image.fromarray(picture).save(tmp_path / f"{index}.png")
-    latency = measure_latency(dynamic_onnx, images=sorted(tmp_path.iterdir()), plan=Plan(runs=3, warmup=1))
-    assert set(latency.samples) == {"decode", "resize", "infer", "postprocess"}
+    latency = measure_latency(dynamic_onnx, images=sorted(tmp_path.iterdir()), timing=TimingOptions(runs=3, warmup=1))
+    assert set(latency.samples) == {"load", "prepare", "infer", "decode"}
     assert latency.throughput == pytest.approx(1000 / np.median(latency.total()))
 
 
@@ -59,34 +60,22 @@ def test_real_images_are_used_in_turn_and_decoding_is_timed(
         (["--engine", "none.onnx"], "none.onnx does not exist"),
         (["--engine", "model.engine"], "model.engine does not exist"),
         (["--engine", "model.tflite"], "not a model format known here"),
-        (["--engine", "{model}", "--runs", "0"], "runs is 0, expected a number from 1 to 1000000"),
+        (["--engine", "{model}", "--runs", "0"], "--runs is 0, expected a number from 1 to 1000000"),
         (["--engine", "{model}", "--images", "{model}.d"], "does not exist"),
         (["--engine", "{model}", "--batch", "4"], "takes 1 image at once, not 4"),
-        (["--engine", "{model}", "--batch", "x"], "expected different numbers from 1 to 1024, like 1,4,8"),
-        (["--engine", "{model}", "--duration", "0"], "duration is 0.0, expected seconds above 0"),
+        (
+            ["--engine", "{model}", "--batch", "1,1"],
+            "--batch is 1,1, expected different numbers from 1 to 1024, like 1,4,8",
+        ),
+        (["--engine", "{model}", "--duration", "0"], "--duration is 0.0, expected seconds above 0"),
         (["--engine", "{model}", "--annotations", "a.json"], "--annotations needs --images with the folder"),
-        (["--engine", "{model}", "--confidence", "2"], "confidence is 2.0, expected a number from 0 to 1"),
-        (["--against", "{model}"], "nothing to do: give --engine MODEL, a study, or --help"),
-        (["--accuracy", "a.json"], "--accuracy needs --engine"),
-        (
-            ["--engine", "{model}", "--accuracy", "a.json", "--report", "a.html"],
-            "--report does not apply to --accuracy",
-        ),
-        (
-            ["--engine", "{model}", "--accuracy", "a.json", "--against", "{model}"],
-            "--against does not apply to --accuracy",
-        ),
-        (
-            ["--engine", "{model}", "--accuracy", "a.json", "--encoder-study"],
-            "--encoder-study does not apply to --accuracy; ask for one after the other",
-        ),
-        (["--encoder-study", "--batch", "4"], "--batch does not apply to --encoder-study; it is an option of --engine"),
-        (
-            ["--nms-study", "{model}", "--engine", "{model}", "--against", "{model}"],
-            "with --nms-study, --engine is shown beside the YOLO and not timed",
-        ),
-        (["--nms-study", "{model}", "--images", "{folder}"], "holds no image"),
-        (["--insert-nms", "{model}"], "--insert-nms needs --output"),
+        (["--engine", "{model}", "--threshold", "2"], "--threshold is 2.0, expected a number from 0 to 1"),
+        (["--engine", "{model}", "--runs", "9", "--duration", "2"], "--runs and --duration both say how long"),
+        (["nms", "--engine", "{model}", "--images", "{folder}"], "holds no image"),
+        (["nms", "--engine", "{model}"], "needs --images: NMS time depends on what is in them"),
+        (["decoder", "--weights", "{model}"], "--weights is small.onnx, a model file; expected a checkpoint"),
+        (["latncy"], "unknown verb 'latncy'; choose one of latency, accuracy"),
+        ([], "nothing to do: name a verb, or --engine MODEL to time it"),
     ],
 )
 def test_wrong_input_gives_one_line_and_status_2(
@@ -118,20 +107,15 @@ def test_messages_name_the_file_and_not_what_runs_it(
         assert error.count("ONNX Runtime 1") + error.count("torch 2") == (line[-1] == "cuda")
 
 
-def test_a_decoder_study_of_a_model_file_speaks_of_what_was_typed(
-    small_onnx: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["--decoder-study", str(small_onnx)]) == 2
-    error = capsys.readouterr().err
-    assert error == "rtdetr-bench: --decoder-study exports a checkpoint with fewer layers; small.onnx is a model file\n"
-
-
 @pytest.mark.parametrize("name", ["threads", "size"])
 def test_threads_and_size_of_a_checkpoint_are_checked(
     name: str, r18_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--engine", str(r18_checkpoint), f"--{name}", "-1"]) == 2
-    assert capsys.readouterr().err.replace("--", "").startswith(f"rtdetr-bench: {name} ")
+    with suppress(SystemExit):  # argparse's, for the size
+        assert main(["--engine", str(r18_checkpoint), f"--{name}", "-1"]) == 2
+    error = capsys.readouterr().err
+    assert re.match(f"rtdetr-bench.*: .*{name} ", error)
+    assert error.count("\n") == 1
 
 
 def test_the_machine_is_told_in_words() -> None:
@@ -139,3 +123,30 @@ def test_the_machine_is_told_in_words() -> None:
     text = machine_text({**machine, "python": "3.11", "packages": {"numpy": "2"}}, 1)
     assert text == "EPYC, 3 cores of more (numbers 0-1, 5), 1 thread, Linux, Python 3.11, numpy 2"
     assert state_text({"load": 1.5, "gpu": {"clock": "900", "memory": "3"}}) == "load 1.5, gpu: clock 900, memory 3"
+
+
+def test_a_line_of_nvidia_smi_is_read_by_name() -> None:
+    line = "Tesla T4, 535.183.01, 585, 1590, 41, 70.00, 0x0000000000000001, 3\n"
+    assert parse_gpu(line) == {
+        "name": "Tesla T4", "driver": "535.183.01", "clock": "585", "max clock": "1590", "temperature": "41",
+        "power limit": "70.00", "throttled by": "0x0000000000000001", "memory": "3",
+    }  # fmt: skip
+    unknown = parse_gpu("GRID A100, 535.1, [N/A], [Not Supported], 41, 70.00, [Unknown Error], 3")
+    assert set(GPU_FIELDS) - set(unknown) == {"clock", "max clock", "throttled by"}
+    assert parse_gpu("No devices were found") == {}
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "expected"),
+    [
+        (None, None, "0"),
+        ("cuda:1", None, "1"),
+        ("cuda:1", "3, 5", "5"),
+        ("cuda", "GPU-8a,GPU-9b", "GPU-8a"),
+        ("cpu", "", "0"),
+    ],
+)
+def test_the_gpu_that_is_looked_at_is_the_one_that_the_models_run_on(
+    device: str | None, visible: str | None, expected: str
+) -> None:
+    assert visible_gpu(device, visible) == expected

@@ -1,109 +1,225 @@
-"""Options: whatever doesn't apply to what is asked for is refused, whatever applies is passed on."""
+"""Verbs and their options: each takes those that it uses, and any other is refused; Python's calls get the same."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rtdetr_bench import commands
+from rtdetr_bench import options, verbs
 from rtdetr_bench.cli import main
-from rtdetr_bench.options import VERBS, parse
+from rtdetr_bench.models.nms import NmsOptions
+from rtdetr_bench.options import (
+    AccuracyOptions,
+    EncoderStudyOptions,
+    EvaluationSet,
+    ImageOptions,
+    InsertNmsOptions,
+    LatencyOptions,
+    ReportOptions,
+    RunOptions,
+    TimingOptions,
+)
+from rtdetr_bench.parts import values_of
+from rtdetr_bench.results import shown
+from rtdetr_bench.verbs import VERBS, build_parser, parse
+from rtdetr_deploy import OptionError
+from rtdetr_deploy.runtimes import RuntimeOptions
 
-VALUES = {
-    "engine": "m.onnx", "against": "y.onnx", "images": "val", "annotations": "val.json", "nms_study": "y.onnx",
-    "decoder_study": "w.pth", "encoder_study": "r18", "encoders": "A,E", "insert_nms": "y.onnx", "nms_kind": "tensorrt",
-    "output": "z.onnx", "accuracy": "val.json", "batch": "2", "runs": "5", "duration": "2", "warmup": "3",
-    "pause": "0.5", "resizer": "pillow", "size": "640", "threads": "2", "confidence": "0.25", "iou": "0.5",
-    "nms": "numpy", "json": "a.json", "report": "a.html", "combine": "b.json",
-}  # fmt: skip
-"""A value for every option that takes one; --study takes none."""
-MEASURED = "against images annotations batch confidence iou nms"
-TIMED = "runs duration warmup pause resizer size threads json report"
+TIMED = "--runs --duration --warmup --pause"
+WRITTEN = "--json --report"
+OPENED = "--size --resizer --runtime --device --threads"
 TAKEN = {
-    "engine": f"{MEASURED} {TIMED} nms_study decoder_study encoder_study accuracy study",
-    "nms_study": "engine images annotations resizer size threads json report decoder_study encoder_study",
-    "decoder_study": f"images annotations confidence {TIMED} engine nms_study encoder_study",
-    "encoder_study": f"encoders confidence {TIMED} engine nms_study decoder_study",
-    "accuracy": "engine images resizer size threads json study",
-    "study": "accuracy engine images size threads json",
-    "insert_nms": "output nms_kind confidence iou size",
-    "combine": "report",
+    "latency": f"--engine --against --batch --images --annotations {TIMED} {OPENED} --threshold --iou --nms {WRITTEN}",
+    "accuracy": f"--engine --annotations --images {OPENED} --json",
+    "ablation": "--weights --annotations --images --size --device --threads --json",
+    "nms": f"--engine --against --images --annotations {OPENED} {WRITTEN}",
+    "decoder": f"--weights --images --annotations {TIMED} {OPENED} --threshold {WRITTEN}",
+    "encoder": f"--variant --encoders {TIMED} {OPENED} --threshold {WRITTEN}",
+    "precision": "--weights --annotations --images --calibration --json",
+    "report": "--output",
+    "insert-nms": "--engine --output --kind --threshold --iou --size",
 }
-"""What may be typed beside each, as the documentation has it: its options, and what can be asked for with it."""
+"""The options of each verb, as the documentation has them."""
+REQUIRED = {
+    "latency": "--engine m.onnx",
+    "accuracy": "--engine m.onnx --annotations val.json --images val",
+    "ablation": "--weights w.pth --annotations val.json --images val",
+    "nms": "--engine y.onnx",
+    "decoder": "--weights w.pth",
+    "encoder": "",
+    "precision": "--weights w.pth --annotations val.json --images val",
+    "report": "a.json --output a.html",
+    "insert-nms": "--engine y.onnx --output z.onnx",
+}
+ALL = sorted({option for taken in TAKEN.values() for option in taken.split()})
 
 
-def _typed(name: str) -> list[str]:
-    return ["--" + name.replace("_", "-"), *([VALUES[name]] if name in VALUES else [])]
+def _options(line: str) -> Any:
+    return parse(line.split()).options
 
 
-def test_every_option_has_a_value_here_and_a_place_in_the_table() -> None:
-    names = set(vars(parse([]).arguments))
-    assert names == {*VALUES, "study"}
-    assert names == set(VERBS).union(*VERBS.values())
-    assert all(not isinstance(value, str) or "\n" not in value for value in VALUES.values())
+def test_every_verb_takes_exactly_its_options() -> None:
+    assert set(TAKEN) == set(VERBS)
+    for verb, taken in TAKEN.items():
+        actions = build_parser(verb)._actions
+        shown = {option for action in actions if action.help != "==SUPPRESS==" for option in action.option_strings}
+        assert shown == {*taken.split(), "-h", "--help", "--version"}, verb
 
 
 @pytest.mark.parametrize("verb", TAKEN)
-@pytest.mark.parametrize("option", [*VALUES, "study"])
-def test_an_option_is_refused_exactly_where_it_would_be_ignored(
-    verb: str, option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if option == verb:
-        return
-    calls: list[object] = []
-
-    def measure(arguments: object) -> dict[str, object]:
-        calls.append(arguments)
-        return {}
-
-    def write(arguments: object) -> int:
-        calls.append(arguments)
-        return 0
-
-    monkeypatch.setattr(commands, "_check_outputs", lambda _: None)
-    monkeypatch.setattr(commands, "WORK", dict.fromkeys(commands.WORK, measure))
-    monkeypatch.setattr(commands, "_insert", write)
-    monkeypatch.setattr(commands, "_combine", write)
-    monkeypatch.setattr(commands, "write_bytes", lambda *_: None)
-    monkeypatch.setattr(commands, "write_report", lambda *_: None)
-    status = main([*_typed(verb), *_typed(option)])
-    error = capsys.readouterr().err
-    if option in TAKEN[verb].split():
-        assert (status, error) == (0, "")
-        assert calls
-    else:
-        assert status == 2
-        assert not calls
-        assert " does not apply to --" in error
+def test_an_option_of_another_verb_is_refused(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in set(ALL) - set(TAKEN[verb].split()):
+        with pytest.raises(SystemExit) as ended:
+            main([verb, *REQUIRED[verb].split(), option, "1"])
+        assert ended.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"rtdetr-bench {verb}: unrecognized arguments: {option}")
+        assert error.endswith(f"; rtdetr-bench {verb} --help shows all options\n")
         assert error.count("\n") == 1
 
 
-def test_the_advice_names_what_takes_the_option(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--engine", "m.onnx", "--output", "result.json"]) == 2
-    assert "--output does not apply to --engine; it is an option of --insert-nms\n" in capsys.readouterr().err
-    assert main(["--encoder-study", "--decoder-study", "w.pth", "--batch", "2"]) == 2
-    assert "--batch does not apply to --decoder-study and --encoder-study; it" in capsys.readouterr().err
-    assert main(["--engine", "m.onnx", "--runs", "100", "--duration", "2"]) == 2
-    assert "--runs and --duration both say how long to measure" in capsys.readouterr().err
+def test_the_overview_lists_every_verb_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for name, verb in VERBS.items():
+        assert re.search(rf"^  {name} +{re.escape(verb.help)}$", text, re.MULTILINE)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("rtdetr-bench ")
 
 
-def test_options_of_several_studies_may_be_mixed() -> None:
-    request = parse(["--engine", "m.onnx", "--batch", "2", "--encoder-study", "--encoders", "A", "--runs", "100"])
-    request.check()
-    assert request.verbs == ("engine", "encoder_study")
-    assert request.arguments.encoder_study == "r50"
+def test_without_a_verb_the_latency_is_measured() -> None:
+    line = ["--engine", "model.engine", "--runs", "7"]
+    assert (
+        parse(line).options
+        == parse(["latency", *line]).options
+        == LatencyOptions(Path("model.engine"), timing=TimingOptions(runs=7))
+    )
+
+
+def test_options_reach_the_call_as_they_are_typed() -> None:
+    line = "latency --engine m.onnx --against a.onnx --against b.onnx --batch 1,8 --images val --annotations val.json "
+    line += "--duration 2 --warmup 3 --pause 0.5 --size 480x640 --resizer pillow --runtime onnxruntime "
+    line += "--device cuda:0 --threads 2 --threshold 0.25 --iou 0.5 --nms numpy"
+    assert parse(line.split()).options == LatencyOptions(
+        Path("m.onnx"),
+        (Path("a.onnx"), Path("b.onnx")),
+        (1, 8),
+        ImageOptions(("val",), Path("val.json")),
+        TimingOptions(duration=2.0, warmup=3, pause=0.5),
+        RunOptions(
+            NmsOptions(0.25, 0.5, method="numpy"),
+            (480, 640),
+            "pillow",
+            "onnxruntime",
+            RuntimeOptions(device="cuda:0", threads=2),
+        ),
+    )
+    data = EvaluationSet(Path("v.json"), Path("val"))
+    accuracy = _options("accuracy --engine m.onnx --annotations v.json --images val --threads 1")
+    assert accuracy == AccuracyOptions(Path("m.onnx"), data, RunOptions(where=RuntimeOptions(threads=1)))
+    encoder = _options("encoder --variant r18 --encoders A,E --threshold 0.5")
+    assert encoder == EncoderStudyOptions("r18", ("A", "E"), run=RunOptions(NmsOptions(0.5)))
+    insert = _options("insert-nms --engine y.onnx --output z.onnx --kind tensorrt --iou 0.5 --size 64")
+    assert insert == InsertNmsOptions(Path("y.onnx"), Path("z.onnx"), "tensorrt", NmsOptions(iou=0.5), (64, 64))
+    report = _options("report a.json b.json --output c.html")
+    assert report == ReportOptions((Path("a.json"), Path("b.json")), Path("c.html"))
+
+
+def test_what_is_typed_reaches_the_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, verb in VERBS.items():
+        calls: list[Any] = []
+
+        def work(options: Any, calls: list[Any] = calls) -> dict[str, Any]:
+            calls.append(options)
+            return {}
+
+        monkeypatch.setitem(verbs.VERBS, name, replace(verb, work=work))
+        assert main([name, *REQUIRED[name].split()]) == 0
+        assert [type(one) for one in calls] == [verb.options]
+    assert capsys.readouterr().err == ""
+
+
+OLD = {
+    "--nms-study y.onnx --engine m.onnx --images val": "nms --engine y.onnx --against m.onnx --images val",
+    "--decoder-study w.pth --runs 5": "decoder --weights w.pth --runs 5",
+    "--decoder-study=w.pth": "decoder --weights=w.pth",
+    "--encoder-study": "encoder",
+    "--encoder-study=r18 --runs=3": "encoder --variant=r18 --runs=3",
+    "--combine=a.json --report=c.html": "report a.json --output=c.html",
+    "--encoder-study --encoders A,E": "encoder --encoders A,E",
+    "--encoders A,E --encoder-study r18": "encoder --encoders A,E --variant r18",
+    "--engine m.onnx --accuracy v.json --images val": "accuracy --engine m.onnx --annotations v.json --images val",
+    "--engine w.pth --accuracy v.json --images d --study": "ablation --weights w.pth --annotations v.json --images d",
+    "--insert-nms y.onnx --output z.onnx --nms-kind onnx": "insert-nms --engine y.onnx --output z.onnx --kind onnx",
+    "--combine a.json b.json --report c.html": "report a.json b.json --output c.html",
+    "--report c.html --combine a.json b.json": "report --output c.html a.json b.json",
+}
+
+
+@pytest.mark.parametrize("old", OLD)
+def test_command_lines_of_0_1_work_with_one_line_of_warning(old: str) -> None:
+    with pytest.warns(FutureWarning) as warned:
+        found = parse(old.split())
+    assert [str(one.message) for one in warned] == [f"{old_verb(old)} is a verb now: rtdetr-bench {OLD[old]}"]
+    expected = parse(OLD[old].split())
+    assert (found.verb, found.options, found.command) == (expected.verb, expected.options, expected.command)
+
+
+def old_verb(line: str) -> str:
+    return "--study" if "--study" in line else next(
+        word.partition("=")[0] for word in line.split()
+        if re.match("--(nms-study|decoder-study|encoder-study|accuracy|insert-nms|combine)", word)
+    )  # fmt: skip
+
+
+def test_the_old_name_of_the_threshold_works_with_a_warning() -> None:
+    with pytest.warns(FutureWarning, match="--confidence is called --threshold now"):
+        request = parse(["--engine", "m.onnx", "--confidence", "0.25"])
+    assert request.options.run.nms.threshold == 0.25
+
+
+def test_what_0_1_did_in_one_run_is_two_runs_now(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--decoder-study", "w.pth", "--encoder-study"]) == 2
+    error = capsys.readouterr().err
+    assert "--decoder-study and --encoder-study are verbs now, one per run: rtdetr-bench decoder, then encoder" in error
 
 
 def test_the_command_that_is_kept_names_files_without_their_folders() -> None:
-    line = ["--engine", "/home/me/m.onnx", "--images", "/data/val/*.jpg", "--images", "..", "--against", "/x/y.onnx"]
+    line = ["--engine", "/home/me/m.onnx", "--images", "/data/val/*.jpg", "--images", "..", "--against=/x/y.onnx"]
     request = parse([*line, "--runs", "5", "--json", str(Path.home() / "a.json")])
-    assert request.command() == [
-        "rtdetr-bench", "--engine", "m.onnx", "--against", "y.onnx", "--images", "*.jpg", "--images", "..",
+    assert request.command == (
+        "rtdetr-bench", "--engine", "m.onnx", "--images", "*.jpg", "--images", "..", "--against=y.onnx",
         "--runs", "5", "--json", "a.json",
-    ]  # fmt: skip
-    values = request.values()
+    )  # fmt: skip
+    values = {name: shown(value) for name, value in values_of(request.options)}
     assert (values["engine"], values["against"], values["runs"]) == ("m.onnx", ["y.onnx"], 5)
     assert "/" not in str(values)
-    assert "output" not in values
-    assert parse(["--accuracy", "v/a.json", "--study"]).command() == ["rtdetr-bench", "--accuracy", "a.json", "--study"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ImageOptions(annotations=Path("v.json")), "`annotations` needs `images` with the folder"),
+        (lambda: ImageOptions(("a", "b"), Path("v.json")), "`annotations` needs `images` with the folder"),
+        (lambda: EncoderStudyOptions(encoders=("A", "F")), "unknown encoder F; choose from A, B, C, D, D_S5, E"),
+        (lambda: EncoderStudyOptions(encoders=()), "name each encoder once, and one at least"),
+        (lambda: RunOptions(where=RuntimeOptions(threads=0)), "`threads` is 0"),
+        (lambda: RunOptions(runtime="tflite"), "`runtime` is 'tflite', expected one of onnxruntime"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_in_python_too(make: Any, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        make()
+
+
+def test_the_encoders_are_the_papers() -> None:
+    from rtdetr_deploy.evaluate.published import ENCODERS
+
+    assert tuple(ENCODERS) == options.ENCODERS

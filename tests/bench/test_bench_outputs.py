@@ -16,7 +16,6 @@ pytest.importorskip("onnx")
 
 from rtdetr_bench import commands
 from rtdetr_bench.cli import main
-from rtdetr_bench.studies import precision as precision_study
 from rtdetr_bench.tools import random_models
 from yolo_files import channels, crowd, write_yolo
 
@@ -39,14 +38,14 @@ def model(tmp_path: Path) -> Path:
         ("--engine {m} --json {f}/new --report {f}/new", "--json and --report both name"),
         ("--engine {m} --images {f} --json {f}/a.png", "--json would overwrite the input"),
         ("--engine {m} --images {f} --annotations {other} --report {other}", "--report would overwrite the input"),
-        ("--engine {m} --images {f} --accuracy {other} --json {other}", "--json would overwrite the input"),
-        ("--nms-study {m} --images {f} --json {m}", "--json would overwrite the input"),
-        ("--decoder-study {m} --json {m}", "--json would overwrite the input"),
-        ("--insert-nms {m} --output {m}", "--output would overwrite the input"),
-        ("--combine {other} {m} --report {m}", "--report would overwrite the input"),
+        ("accuracy --engine {m} --images {f} --annotations {other} --json {other}", "--json would overwrite the input"),
+        ("nms --engine {m} --images {f} --json {m}", "--json would overwrite the input"),
+        ("decoder --weights {m} --json {m}", "--json would overwrite the input"),
+        ("insert-nms --engine {m} --output {m}", "--output would overwrite the input"),
+        ("report {other} {m} --output {m}", "--output would overwrite the input"),
         ("--engine {m} --json {f}", "a folder of that name exists"),
         ("--engine {m} --report {m}/a.html", "can't write"),
-        ("--insert-nms {m} --output {m}/a.onnx", "can't write"),
+        ("insert-nms --engine {m} --output {m}/a.onnx", "can't write"),
     ],
 )
 def test_outputs_that_can_not_be_written_are_refused_before_any_work(
@@ -74,7 +73,7 @@ def test_a_report_without_matplotlib_is_refused_before_any_work(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["--engine", str(model), "--report", str(tmp_path / "a.html")]) == 2
     error = capsys.readouterr().err
-    assert "--report needs matplotlib" in error
+    assert "a report needs matplotlib" in error
     assert "rtdetr-deploy[" not in error
 
 
@@ -84,7 +83,7 @@ def test_a_link_is_followed_and_stays_a_link(model: Path, tmp_path: Path) -> Non
     link.symlink_to(real)
     assert main(["--engine", str(model), *QUICK, "--json", str(link)]) == 0
     assert link.is_symlink()
-    assert json.loads(real.read_text())["schema"] == 3
+    assert json.loads(real.read_text())["schema"] == 4
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux's /proc")
@@ -103,13 +102,14 @@ def test_json_to_standard_output_is_written_there_and_not_replaced(model: Path, 
 def test_the_studies_of_this_package_check_their_outputs_too(
     tmp_path: Path, r18_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(precision_study, "study", lambda *_: pytest.fail("it worked first"))
+    monkeypatch.setattr("rtdetr_bench.studies.precision.study_precision", lambda *_: pytest.fail("it worked first"))
     weights = tmp_path / "w.pth"
     shutil.copy(r18_checkpoint, weights)
-    line = ["--weights", str(weights), "--accuracy", str(tmp_path / "val.json"), "--images", str(tmp_path)]
-    assert precision_study.main([*line, "--json", str(weights)]) == 2
+    line = ["precision", "--weights", str(weights), "--annotations", str(tmp_path / "val.json")]
+    line += ["--images", str(tmp_path)]
+    assert main([*line, "--json", str(weights)]) == 2
     assert "--json would overwrite the input" in capsys.readouterr().err
-    assert precision_study.main([*line, "--json", str(weights / "a.json")]) == 2
+    assert main([*line, "--json", str(weights / "a.json")]) == 2
     assert "can't write" in capsys.readouterr().err
     assert weights.read_bytes() == r18_checkpoint.read_bytes()
     assert random_models.main(["--output", str(weights), "--variants", "r18"]) == 2

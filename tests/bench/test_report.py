@@ -19,8 +19,10 @@ from PIL import Image
 pytest.importorskip("matplotlib")
 
 from rtdetr_bench.cli import main
-from rtdetr_bench.report.page import SECTIONS, read_results, write_report
+from rtdetr_bench.models.timed_model import SPANS
+from rtdetr_bench.report.page import SECTIONS, write_report
 from rtdetr_bench.report.plots import plot_decoder, plot_encoders, plot_spans
+from rtdetr_bench.results import read_results
 from rtdetr_deploy import OptionError
 from rtdetr_deploy.evaluate.published import published_decoder
 
@@ -31,12 +33,12 @@ def _model(name: str, scale: float, ap: float | None) -> dict[str, Any]:
     def spans(value: float) -> dict[str, float]:
         return dict.fromkeys(("p50", "p90", "p99", "mean", "min"), value * scale)
 
-    times = {"resize": spans(1), "infer": spans(20), "postprocess": spans(0.5)}
+    times = {"prepare": spans(1), "infer": spans(20), "decode": spans(0.5)}
     times |= {"paper's span": spans(20.5), "whole call": spans(21.5)}
     facts = {"kind": "YOLO", "runtime": "ONNX Runtime", "NMS": "cv2"}
     return {
         "name": name, "facts": facts, "batch": 1, "opened_seconds": 0.1, "memory_mb": 100.0, "warmup_calls": 6,
-        "images_per_second": 40.0, "AP": ap, "milliseconds": times, "samples": {}, "boxes_suppressed_from": None,
+        "images_per_second": 40.0, "AP": ap, "milliseconds": times, "samples": {}, "nms_input_boxes": None,
     }  # fmt: skip
 
 
@@ -47,7 +49,7 @@ def _content() -> dict[str, Any]:
     row = {"milliseconds": {"paper's span": {"p50": 5.0}}, "AP": 0.5, "parameters_million": 20.0, "samples": {}}
     nms = [
         {
-            "confidence": c,
+            "threshold": c,
             "iou": i,
             "milliseconds": {"cv2": 1 / c, "numpy": 2 / c},
             "slowest": 3 / c,
@@ -59,19 +61,19 @@ def _content() -> dict[str, Any]:
     ]
     models = [_model("ours.onnx", 1.0, 0.63), _model("<script>alert(1)</script>", 1.2, None)]
     return {
-        "schema": 3,
+        "schema": 4,
         "date": "2026-11-24T06:54:02Z",
         "command": ["rtdetr-bench", "--engine", "my model.onnx"],
         "options": {"threads": None},
         "machine": {"processor": "EPYC", "cores": 2, "system": "Linux", "python": "3.11", "packages": {"numpy": "2"}},
         "state": {"load": 0.5},
         "comparison": {
-            "confidence": 0.001, "rounds": 40, "models": models, "pairs": [pair], "state": {"load": 1.5},
+            "threshold": 0.001, "rounds": 40, "models": models, "pairs": [pair], "state": {"load": 1.5},
             "real_images": False,
         },
         "nms": {
             "model": "yolo.onnx", "images": 3, "rounds": 3, "boxes_left": {"0.001": 500.0, "0.5": 0.0}, "rows": nms,
-            "rtdetr": "ours.onnx", "rtdetr_by_confidence": {"0.001": {"postprocess_ms": 0.1, "AP": 0.6}},
+            "rtdetr": "ours.onnx", "rtdetr_by_threshold": {"0.001": {"decode_ms": 0.1, "AP": 0.6}},
         },
         "decoder": {
             "weights": "a.pth",
@@ -94,7 +96,7 @@ def test_the_page_is_one_file_that_fetches_nothing(tmp_path: Path) -> None:
     assert "#010203" not in text
     assert "currentColor" in text
     for words in (
-        "Measured 2026-11-24 06:54:02 UTC on EPYC, 2 cores", "40 rounds.", "least of 3 rounds", "60 rounds.",
+        "Measured 2026-11-24 06:54:02 UTC on EPYC, 2 cores", "40 rounds.", "minimum of 3 rounds", "60 rounds.",
         "15 rounds.", "rtdetr-bench --engine &#x27;my model.onnx&#x27;", "Python 3.11, numpy 2",
     ):  # fmt: skip
         assert words in text
@@ -112,14 +114,15 @@ def test_reports_are_made_of_stored_results(tmp_path: Path, capsys: pytest.Captu
         files[-1].write_text(
             json.dumps({**content, **dict.fromkeys({"comparison", "nms", "decoder", "encoder"} - {name})})
         )
-    command = ["--combine", *map(str, files), "--report", str(tmp_path / "a.html")]
+    command = ["report", *map(str, files), "--output", str(tmp_path / "a.html")]
     assert main(command) == 0
     text = (tmp_path / "a.html").read_text()
     assert text.count("EPYC") == 2  # each result says where it was measured
     assert "What NMS costs" in text
     assert "Encoders" not in text
-    assert main(command[:3]) == 2
-    assert "--combine needs --report" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(command[:3])
+    assert "the following arguments are required: --output" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"schema": 2, "machine": {}}', "[" * 100_000, '{"schema": NaN}', "\0"])
@@ -130,6 +133,50 @@ def test_files_that_hold_no_results_are_refused(content: str, tmp_path: Path) ->
         read_results(path)
     with pytest.raises(OptionError, match=r"none.json does not exist"):
         read_results(tmp_path / "none.json")
+
+
+def test_results_of_schema_3_are_read_in_the_words_of_today(tmp_path: Path) -> None:
+    """Then "decode" was to load an image file, and what is called decode now was "postprocess"."""
+    new, old = _content(), _content()
+    spans = {"load": "decode", "prepare": "resize", "decode": "postprocess"}
+    new["comparison"]["models"][0]["milliseconds"]["load"] = dict.fromkeys(("p50", "p90", "p99", "mean", "min"), 7.0)
+    new["comparison"]["models"][0]["samples"] = {"load": [7.0], "infer": [20.0], "decode": [0.5]}
+    old["comparison"] = {"confidence" if key == "threshold" else key: value for key, value in new["comparison"].items()}
+    old["comparison"]["models"] = [
+        {
+            **{"boxes_suppressed_from" if key == "nms_input_boxes" else key: value for key, value in model.items()},
+            "milliseconds": {spans.get(span, span): value for span, value in model["milliseconds"].items()},
+            "samples": {spans.get(span, span): value for span, value in model["samples"].items()},
+        }
+        for model in new["comparison"]["models"]
+    ]
+    for row in old["nms"]["rows"]:
+        row["confidence"] = row.pop("threshold")
+    flat = old["nms"].pop("rtdetr_by_threshold")
+    old["nms"]["rtdetr_by_confidence"] = {
+        key: {"postprocess_ms": row["decode_ms"], "AP": row["AP"]} for key, row in flat.items()
+    }
+    (tmp_path / "old.json").write_text(json.dumps({**old, "schema": 3}))
+    (tmp_path / "new.json").write_text(json.dumps(new))
+    assert read_results(tmp_path / "old.json") == {**read_results(tmp_path / "new.json"), "schema": 3}
+    assert read_results(tmp_path / "old.json")["comparison"]["models"][0]["samples"]["decode"] == [0.5]
+
+
+def test_the_results_that_are_kept_here_are_read(tmp_path: Path) -> None:
+    folder = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+    names = (
+        "latency-blood-cells",
+        "nms-blood-cells",
+        "latency-640",
+        "decoder-blood-cells",
+        "decoder-r50",
+        "encoder-r50",
+    )
+    for name in names:
+        content = read_results(folder / f"{name}.json")
+        for model in (content.get("comparison") or {}).get("models", []):
+            assert set(model["samples"]) <= set(SPANS)
+            assert {"prepare", "infer", "decode"} <= set(model["samples"])
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
@@ -178,9 +225,9 @@ def test_edited_results_are_one_clear_line_that_names_the_file(
     content = _content()
     change(content)
     (tmp_path / "edited.json").write_text(json.dumps(content))
-    assert main(["--combine", str(tmp_path / "edited.json"), "--report", str(tmp_path / "a.html")]) == 2
+    assert main(["report", str(tmp_path / "edited.json"), "--output", str(tmp_path / "a.html")]) == 2
     error = capsys.readouterr().err
-    assert "edited.json is not as rtdetr-bench --json writes it" in error
+    assert "edited.json is not as rtdetr-bench writes results" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "a.html").exists()
 

@@ -16,6 +16,7 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.figure import Figure
 
+from rtdetr_bench.options import ReportOptions
 from rtdetr_bench.report.labels import Label, place_labels
 from rtdetr_bench.report.page import combine_results
 from rtdetr_deploy.evaluate.published import POINTS
@@ -42,7 +43,7 @@ document.getElementById('found').textContent = JSON.stringify({
 
 def _lay_out(width: int, folder: Path) -> dict[str, Any]:
     """Return sizes of the page of the results that are kept here, in a frame so many pixels wide."""
-    combine_results(folder / "report.html", [RESULTS / f"{name}.json" for name in NAMES])
+    combine_results(ReportOptions(tuple(RESULTS / f"{name}.json" for name in NAMES), folder / "report.html"))
     page = escape((folder / "report.html").read_text())
     frame = f'<iframe id="page" style="width:{width}px;height:9000px;border:0" srcdoc="{page}"></iframe>'
     (folder / "frame.html").write_text(

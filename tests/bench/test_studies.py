@@ -17,8 +17,9 @@ pytest.importorskip("torch")
 import torch
 
 from rtdetr_bench.cli import main
+from rtdetr_bench.options import ImageOptions, NmsStudyOptions
 from rtdetr_bench.studies.encoders import build_encoder
-from rtdetr_bench.studies.nms import CONFIDENCES, CURVE, IOUS, study_nms
+from rtdetr_bench.studies.nms import CURVE, IOUS, THRESHOLDS, study_nms
 from rtdetr_bench.tools.random_models import main as make_random
 from rtdetr_deploy import ArtifactInfo, OptionError, Predictor
 from rtdetr_deploy.evaluate.published import ENCODERS
@@ -55,7 +56,7 @@ def scene(tmp_path: Path) -> tuple[Path, Path, Path]:
 
 def test_nms_study_counts_times_and_scores_each_pair(scene: tuple[Path, Path, Path], small_onnx: Path) -> None:
     yolo, truth, folder = scene
-    study = study_nms(yolo, [], detr=small_onnx, annotations=truth, folder=folder)
+    study = study_nms(NmsStudyOptions(yolo, small_onnx, ImageOptions((folder,), truth)))
     assert study.images == 2
     assert list(study.curve) == list(CURVE)
     counts = list(study.curve.values())
@@ -63,16 +64,16 @@ def test_nms_study_counts_times_and_scores_each_pair(scene: tuple[Path, Path, Pa
     assert counts[0] == 60  # every box of the crowd has a class above 0.001
     scores = crowd()[1]
     assert study.curve[0.5] == (scores.max(axis=1) > 0.5).sum()
-    assert [(row.confidence, row.iou) for row in study.rows] == [(c, i) for c in CONFIDENCES for i in IOUS]
+    assert [(row.threshold, row.iou) for row in study.rows] == [(c, i) for c in THRESHOLDS for i in IOUS]
     for row in study.rows:
         assert set(row.milliseconds) == {"cv2", "numpy"}
         assert 0 < row.milliseconds["cv2"] <= row.slowest
         assert row.ap is not None
         assert 0.0 < row.ap <= 1.0
-    kept = {(row.confidence, row.iou): row.kept for row in study.rows}
+    kept = {(row.threshold, row.iou): row.kept for row in study.rows}
     assert kept[0.001, 0.8] > kept[0.001, 0.5]
     assert kept[0.001, 0.5] > kept[0.25, 0.5]
-    assert set(study.flat) == set(CONFIDENCES)
+    assert set(study.flat) == set(THRESHOLDS)
     content = json.loads(json.dumps(study.to_json()))
     assert content["rtdetr"] == small_onnx.name
 
@@ -82,22 +83,22 @@ def test_nms_study_wants_a_yolo_and_images(
 ) -> None:
     yolo, _, folder = scene
     with pytest.raises(OptionError, match="has no boxes left to suppress"):
-        study_nms(small_onnx, [folder / "0.png"])
-    with pytest.raises(OptionError, match="needs --images"):
-        study_nms(yolo, [])
-    with pytest.raises(OptionError, match="is not an RT-DETR"):
-        study_nms(yolo, [folder / "0.png"], detr=yolo)
-    assert main(["--nms-study", str(yolo), "--images", str(folder), "--engine", str(small_onnx)]) == 0
+        study_nms(NmsStudyOptions(small_onnx, images=ImageOptions((folder / "0.png",))))
+    with pytest.raises(OptionError, match="needs `images`"):
+        study_nms(NmsStudyOptions(yolo))
+    with pytest.raises(OptionError, match="`against` is yolo.onnx, which is not an RT-DETR"):
+        study_nms(NmsStudyOptions(yolo, yolo, ImageOptions((folder / "0.png",))))
+    assert main(["nms", "--engine", str(yolo), "--images", str(folder), "--against", str(small_onnx)]) == 0
     text = capsys.readouterr().out
     assert "boxes left per image" in text
-    assert "no NMS; whole postprocess" in text
+    assert "no NMS; all of decode" in text
 
 
 def test_decoder_study_times_every_number_of_layers(
     r18_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target, page = tmp_path / "a.json", tmp_path / "a.html"
-    command = ["--decoder-study", str(r18_checkpoint), "--size", "128x160", "--runs", "3", "--warmup", "1"]
+    command = ["decoder", "--weights", str(r18_checkpoint), "--size", "128x160", "--runs", "3", "--warmup", "1"]
     assert main([*command, "--json", str(target), "--report", str(page)]) == 0
     text = capsys.readouterr().out
     assert "published (R50, T4): AP, ms, ratio (to its 3 layers)" in text
@@ -113,11 +114,11 @@ def test_decoder_study_times_every_number_of_layers(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--decoder-study {weights} --resizer cuda", "resizer cuda is for TensorRT engines; this study exports"),
-        ("--encoder-study r18 --resizer cuda", "resizer cuda is for TensorRT engines; this study exports"),
-        ("--decoder-study {weights} --threads 9999", "threads is 9999"),
-        ("--encoder-study r18 --threads 0", "threads is 0"),
-        ("--engine {weights} --accuracy {weights} --images . --study --threads 0", "threads is 0"),
+        ("decoder --weights {weights} --resizer cuda", "--resizer cuda is for TensorRT engines; this study exports"),
+        ("encoder --variant r18 --resizer cuda", "--resizer cuda is for TensorRT engines; this study exports"),
+        ("decoder --weights {weights} --threads 9999", "threads is 9999"),
+        ("encoder --variant r18 --threads 0", "threads is 0"),
+        ("ablation --weights {weights} --annotations {weights} --images . --threads 0", "threads is 0"),
     ],
 )
 def test_studies_refuse_what_their_models_can_not_do_before_they_export(
@@ -175,7 +176,7 @@ def test_single_scale_attention_stays_inside_a_level_and_multi_scale_does_not() 
 
 def test_encoder_study_writes_the_papers_figures_beside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "a.json"
-    command = ["--encoder-study", "r18", "--size", "64", "--encoders", "A,E", "--runs", "3", "--warmup", "1"]
+    command = ["encoder", "--variant", "r18", "--size", "64", "--encoders", "A,E", "--runs", "3", "--warmup", "1"]
     assert main([*command, "--json", str(target)]) == 0
     assert "43.0, 31, 7.2" in capsys.readouterr().out
     rows = json.loads(target.read_text())["encoder"]["rows"]
@@ -183,9 +184,9 @@ def test_encoder_study_writes_the_papers_figures_beside(tmp_path: Path, capsys: 
     assert rows[0]["parameters_million"] < rows[1]["parameters_million"]
     assert json.loads(target.read_text())["encoder"]["rounds"] == 3
     for names in ("", ",", "A,A"):
-        assert main(["--encoder-study", "r18", "--encoders", names]) == 2
+        assert main(["encoder", "--variant", "r18", "--encoders", names]) == 2
         assert "name each encoder once, and one at least; choose from A" in capsys.readouterr().err
-    assert main(["--encoder-study", "r18", "--encoders", "A,F"]) == 2
+    assert main(["encoder", "--variant", "r18", "--encoders", "A,F"]) == 2
     assert "unknown encoder F; choose from A, B, C, D, D_S5, E" in capsys.readouterr().err
 
 

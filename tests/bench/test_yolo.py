@@ -14,16 +14,20 @@ from numpy.typing import NDArray
 pytest.importorskip("onnx")
 
 from rtdetr_bench.cli import main
-from rtdetr_bench.models.contestants import Detr, Entry, Yolo, open_contestant
+from rtdetr_bench.models.letterbox import letterbox
 from rtdetr_bench.models.nms import METHODS, Candidates, NmsOptions, suppress
-from rtdetr_bench.models.yolo import find_candidates, letterbox, recognize_yolo
+from rtdetr_bench.models.open import open_timed_model
+from rtdetr_bench.models.rtdetr import RtDetrModel
+from rtdetr_bench.models.yolo import YoloModel
+from rtdetr_bench.models.yolo_layouts import recognize_yolo
+from rtdetr_bench.options import InsertNmsOptions, RunOptions
 from rtdetr_bench.tools.insert_nms import insert_nms
 from rtdetr_deploy import ArtifactError, Detections, OptionError, open_runtime
 from rtdetr_deploy.images.frame import Frame
 from rtdetr_deploy.runtimes import TensorSpec
 from yolo_files import SIZE, channels, crowd, write_yolo
 
-NMS = NmsOptions(confidence=0.25, iou=0.5)
+NMS = NmsOptions(threshold=0.25, iou=0.5)
 BOX = np.array([[20.0, 30.0, 10.0, 16.0]], np.float32)
 """cxcywh in the input; corners 15, 22, 25, 38."""
 
@@ -48,11 +52,11 @@ def _output(layout: str) -> NDArray[np.float32]:
 
 
 def _detect(path: Path, image: NDArray[np.uint8], nms: NmsOptions = NMS) -> Detections:
-    contestant = open_contestant(path, Entry(nms))
+    model = open_timed_model(path, RunOptions(nms))
     try:
-        return contestant.call([image] * (contestant.batch or 1))[0][0]
+        return model.call([image] * (model.batch or 1))[0][0]
     finally:
-        contestant.close()
+        model.close()
 
 
 @pytest.mark.parametrize("layout", ["channels", "anchors", "end-to-end", "queries", "selected"])
@@ -60,25 +64,25 @@ def test_each_layout_is_recognised_and_placed_in_the_image(layout: str, tmp_path
     metadata = {"names": "{0: 'a', 1: 'b', 2: 'c'}"} | ({"head": "RTDETRDecoder"} if layout == "selected" else {})
     path = write_yolo(tmp_path / "a.onnx", ("output0", _output(layout)), metadata=metadata)
     image = np.zeros((64, 128, 3), np.uint8)  # halved, then 16 rows of grey above and below
-    contestant = open_contestant(path, Entry(NMS))
-    assert isinstance(contestant, Yolo)
-    found, spans = contestant.call([image])
-    assert set(spans) == {"decode", "resize", "infer", "postprocess"}
-    assert contestant.needs_nms == (layout in ("channels", "anchors"))
+    model = open_timed_model(path, RunOptions(NMS))
+    assert isinstance(model, YoloModel)
+    found, spans = model.call([image])
+    assert set(spans) == {"load", "prepare", "infer", "decode"}
+    assert model.needs_nms == (layout in ("channels", "anchors"))
     (detection,) = found[0]
     expected = (30, 22, 50, 38) if layout in ("queries", "selected") else (30, 12, 50, 44)  # RT-DETRs see it stretched
     assert detection.box == pytest.approx(expected, abs=0.01)
     assert (detection.label, detection.name) == (1, "b")
     assert detection.score == pytest.approx(0.8)
-    contestant.close()
+    model.close()
 
 
 def test_ultralytics_own_rtdetr_is_told_from_end_to_end_by_its_metadata(tmp_path: Path) -> None:
     output = np.zeros((1, 300, 6), np.float32)
     path = write_yolo(tmp_path / "a.onnx", ("output0", output), metadata={"head": "RTDETRDecoder"})
-    assert recognize_yolo(open_runtime(path), path.name).layout == "selected"
+    assert recognize_yolo(open_runtime(path), path.name).layout.name == "selected"
     plain = write_yolo(tmp_path / "b.onnx", ("output0", output))
-    assert recognize_yolo(open_runtime(plain), plain.name).layout == "end-to-end"
+    assert recognize_yolo(open_runtime(plain), plain.name).layout.name == "end-to-end"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +94,7 @@ def test_ultralytics_own_rtdetr_is_told_from_end_to_end_by_its_metadata(tmp_path
         (("a", np.zeros((1, 84, 8400), np.float32)), ("b", np.zeros((1, 84, 8400), np.float32))),
     ],
 )
-def test_what_is_no_detector_is_one_clear_line(
+def test_what_is_not_a_detector_is_one_clear_line(
     outputs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_yolo(tmp_path / "classifier.onnx", *outputs)
@@ -110,7 +114,7 @@ def test_what_is_no_detector_is_one_clear_line(
 def test_other_tasks_of_yolos_are_refused(metadata: dict[str, str], message: str, tmp_path: Path) -> None:
     path = write_yolo(tmp_path / "a.onnx", ("output0", _output("channels")), metadata=metadata)
     with pytest.raises(ArtifactError, match=message):
-        open_contestant(path)
+        open_timed_model(path)
 
 
 @pytest.mark.parametrize("layout", ["channels", "anchors"])
@@ -122,9 +126,9 @@ def test_files_of_open_size_and_with_other_outputs_are_recognised(layout: str) -
     runtime = SimpleNamespace(
         inputs=(images,), outputs=(TensorSpec("output0", np.dtype(np.float32), shape), maps), metadata={}
     )
-    contract = recognize_yolo(runtime, "a.onnx", (640, 640))
-    assert (contract.layout, len(contract.class_names), contract.batch) == (layout, 80, None)
-    with pytest.raises(ArtifactError, match="leaves its image size open; say which to use with --size"):
+    signature = recognize_yolo(runtime, "a.onnx", (640, 640))
+    assert (signature.layout.name, len(signature.class_names), signature.batch) == (layout, 80, None)
+    with pytest.raises(ArtifactError, match="leaves its image size open; say which to use with `size`"):
         recognize_yolo(runtime, "a.onnx")
 
 
@@ -137,14 +141,14 @@ def test_an_rtdetr_that_cannot_be_used_says_why(small_onnx: Path, tmp_path: Path
         axis.dim_param = "open"
     onnx.save(model, str(tmp_path / "open.onnx"))
     with pytest.raises(ArtifactError, match="leaves its image size open"):
-        open_contestant(tmp_path / "open.onnx")
+        open_timed_model(tmp_path / "open.onnx")
 
 
 def test_letterbox_keeps_the_aspect_ratio_on_grey(tmp_path: Path) -> None:
     path = write_yolo(tmp_path / "a.onnx", ("output0", _output("channels")))
-    contract = recognize_yolo(open_runtime(path), path.name)
+    signature = recognize_yolo(open_runtime(path), path.name)
     frame = Frame(np.full((30, 60, 3), (10, 20, 200), np.uint8), rgb=False)
-    batch, (place,) = letterbox([frame], contract)
+    batch, (place,) = letterbox([frame], signature)
     assert batch.shape == (1, 3, SIZE, SIZE)
     assert batch[0, :, 0, 0] * 255 == pytest.approx([114] * 3)
     assert batch[0, :, 32, 32] * 255 == pytest.approx([200, 20, 10])  # RGB
@@ -175,15 +179,15 @@ def _slow(candidates: Candidates, iou: float) -> list[int]:
 def test_every_way_of_suppression_keeps_what_the_definition_keeps(method: Any, iou: float, tmp_path: Path) -> None:
     path = write_yolo(tmp_path / "a.onnx", channels(*crowd()))
     runtime = open_runtime(path)
-    contract = recognize_yolo(runtime, path.name)
+    signature = recognize_yolo(runtime, path.name)
     outputs = runtime.run({"images": np.zeros((1, 3, SIZE, SIZE), np.float32)})
-    candidates = find_candidates(outputs, 0, contract, 0.25)
+    candidates = signature.find_candidates(outputs, 0, 0.25)
     expected = _slow(candidates, iou)
     assert 5 < len(expected) < len(candidates)
     kept = suppress(candidates, NmsOptions(0.25, iou, method=method))
     assert kept.tolist() == expected
     assert suppress(candidates, NmsOptions(0.25, iou, 5, method)).tolist() == expected[:5]
-    assert len(suppress(find_candidates(outputs, 0, contract, 1.0), NMS)) == 0
+    assert len(suppress(signature.find_candidates(outputs, 0, 1.0), NMS)) == 0
 
 
 @pytest.mark.parametrize(("layout", "opset"), [("channels", 17), ("channels", 11), ("anchors", 12)])
@@ -196,30 +200,30 @@ def test_nms_in_the_graph_gives_the_same_detections(layout: str, opset: int, tmp
         output[0, : len(boxes)] = np.concatenate([boxes, np.full((len(boxes), 1), 0.9, np.float32), scores], axis=1)
     source = write_yolo(tmp_path / "a.onnx", ("output0", output), opset=opset)
     target = tmp_path / "b.onnx"
-    insert_nms(source, target, NMS)
+    insert_nms(InsertNmsOptions(source, target, nms=NMS))
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
     one, other = _detect(source, image), _detect(target, image)
     assert len(one) > 5
     assert np.array_equal(one.labels, other.labels)
     assert np.abs(one.boxes - other.boxes).max() < 1e-3
     assert np.abs(one.scores - other.scores).max() < 1e-6
-    contestant = open_contestant(target)
-    assert contestant.facts["NMS"] == "in the graph, confidence 0.25, IoU 0.5"
-    contestant.close()
+    model = open_timed_model(target)
+    assert model.facts["NMS"] == "in the graph, threshold 0.25, IoU 0.5"
+    model.close()
     with pytest.raises(ArtifactError, match="needs no NMS: its layout is inserted"):
-        insert_nms(target, tmp_path / "c.onnx")
+        insert_nms(InsertNmsOptions(target, tmp_path / "c.onnx"))
 
 
 def test_rows_of_a_batch_are_told_apart_in_the_graph(tmp_path: Path) -> None:
     first, second = channels(*crowd(seed=1))[1], channels(*crowd(seed=2))[1]
     source = write_yolo(tmp_path / "a.onnx", ("output0", np.concatenate([first, second])))
-    insert_nms(source, tmp_path / "b.onnx", NMS)
+    insert_nms(InsertNmsOptions(source, tmp_path / "b.onnx", nms=NMS))
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
     found = []
     for path in (source, tmp_path / "b.onnx"):
-        contestant = open_contestant(path, Entry(NMS))
-        found.append(contestant.call([image, image])[0])
-        contestant.close()
+        model = open_timed_model(path, RunOptions(NMS))
+        found.append(model.call([image, image])[0])
+        model.close()
     for row in range(2):
         assert np.abs(found[0][row].boxes - found[1][row].boxes).max() < 1e-3
     assert len(found[0][0]) != len(found[0][1])
@@ -229,7 +233,7 @@ def test_the_plugin_of_tensorrt_is_described_as_it_wants(tmp_path: Path) -> None
     import onnx
 
     source = write_yolo(tmp_path / "a.onnx", channels(*crowd()))
-    insert_nms(source, tmp_path / "b.onnx", replace(NMS, max_detections=100), "tensorrt")
+    insert_nms(InsertNmsOptions(source, tmp_path / "b.onnx", "tensorrt", replace(NMS, max_detections=100)))
     graph = onnx.load(str(tmp_path / "b.onnx")).graph
     plugin = graph.node[-1]
     attributes = {item.name: onnx.helper.get_attribute_value(item) for item in plugin.attribute}
@@ -258,10 +262,10 @@ def test_outputs_of_the_plugin_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"confidence": 1.5}, "confidence is 1.5, expected a number from 0 to 1"),
-        ({"iou": -0.1}, "IoU threshold is -0.1"),
-        ({"max_detections": 0}, "max_detections is 0"),
-        ({"method": "fast"}, "unknown NMS 'fast'; choose one of cv2, numpy"),
+        ({"threshold": 1.5}, "`threshold` is 1.5, expected a number from 0 to 1"),
+        ({"iou": -0.1}, "`iou` is -0.1"),
+        ({"max_detections": 0}, "`max_detections` is 0"),
+        ({"method": "fast"}, "`method` is 'fast', expected one of cv2, numpy"),
     ],
 )
 def test_thresholds_outside_their_range_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -271,12 +275,11 @@ def test_thresholds_outside_their_range_are_refused(changes: dict[str, Any], mes
 
 def test_inserting_is_refused_where_it_makes_no_sense(small_onnx: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is not a detector that is known here"):
-        insert_nms(small_onnx, tmp_path / "a.onnx")
+        insert_nms(InsertNmsOptions(small_onnx, tmp_path / "a.onnx"))
     with pytest.raises(OptionError, match=r"inserted into .onnx files; got a.engine"):
-        insert_nms(Path("a.engine"), tmp_path / "a.onnx")
-    with pytest.raises(OptionError, match="unknown kind of NMS 'cuda'"):
-        insert_nms(small_onnx, tmp_path / "a.onnx", kind="cuda")  # type: ignore[arg-type]
-    assert main(["--insert-nms", str(small_onnx)]) == 2
+        insert_nms(InsertNmsOptions(Path("a.engine"), tmp_path / "a.onnx"))
+    with pytest.raises(OptionError, match="`kind` is 'cuda', expected one of onnx, tensorrt"):
+        InsertNmsOptions(small_onnx, tmp_path / "a.onnx", "cuda")  # type: ignore[arg-type]
 
 
 def test_nms_is_inserted_into_files_of_open_size_too(tmp_path: Path) -> None:
@@ -287,14 +290,14 @@ def test_nms_is_inserted_into_files_of_open_size_too(tmp_path: Path) -> None:
     for axis in model.graph.input[0].type.tensor_type.shape.dim[2:]:
         axis.dim_param = "open"
     onnx.save(model, str(source))
-    command = ["--insert-nms", str(source), "--output", str(tmp_path / "b.onnx")]
+    command = ["insert-nms", "--engine", str(source), "--output", str(tmp_path / "b.onnx")]
     assert main(command) == 2
     assert main([*command, "--size", str(SIZE)]) == 0
-    assert recognize_yolo(open_runtime(tmp_path / "b.onnx"), "b.onnx", (SIZE, SIZE)).layout == "inserted"
+    assert recognize_yolo(open_runtime(tmp_path / "b.onnx"), "b.onnx", (SIZE, SIZE)).layout.name == "inserted"
 
 
 def test_rtdetr_files_are_no_yolos(small_onnx: Path) -> None:
-    contestant = open_contestant(small_onnx)
-    assert isinstance(contestant, Detr)
-    assert contestant.facts["model"] == "r18, 2 layers"
-    contestant.close()
+    model = open_timed_model(small_onnx)
+    assert isinstance(model, RtDetrModel)
+    assert model.facts["model"] == "r18, 2 layers"
+    model.close()

@@ -44,7 +44,7 @@ def test_rtdetr_bench_tells_copies_and_the_real_precision_of_engines(
     assert main([*command, "--json", str(target)]) == 0
     models = json.loads(target.read_text())["comparison"]["models"]
     assert [model["batch"] for model in models] == [1, 4]
-    assert all(set(model["samples"]) == {"resize", "copy", "infer", "postprocess"} for model in models)
+    assert all(set(model["samples"]) == {"prepare", "copy", "infer", "decode"} for model in models)
     assert re.fullmatch(r"\d+ layers fp32", models[0]["facts"]["precision"])
     capsys.readouterr()
     assert main([*command[:-1], "5"]) == 2
@@ -52,4 +52,4 @@ def test_rtdetr_bench_tells_copies_and_the_real_precision_of_engines(
     assert world.plugins  # third-party engines may need EfficientNMS_TRT
     assert main([*command, "--resizer", "cuda", "--json", str(target)]) == 0
     models = json.loads(target.read_text())["comparison"]["models"]
-    assert all(set(model["samples"]) == {"resize", "copy", "infer", "postprocess"} for model in models)
+    assert all(set(model["samples"]) == {"prepare", "copy", "infer", "decode"} for model in models)

@@ -163,8 +163,9 @@ def test_a_saved_folder_and_its_file_open_with_names_queries_and_sampling(name: 
 
 def test_the_benchmark_opens_a_saved_folder_too(saved: tuple[Path, Any]) -> None:
     from rtdetr_bench.accuracy import open_any
+    from rtdetr_bench.options import RunOptions
 
-    with open_any(saved[0], size=(SIZE, SIZE)) as predictor:
+    with open_any(saved[0], RunOptions(size=(SIZE, SIZE))) as predictor:
         assert predictor.class_names == tuple(NAMES.values())
 
 

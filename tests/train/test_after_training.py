@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
 from rtdetr_bench.accuracy import open_any  # noqa: E402
+from rtdetr_bench.options import RunOptions  # noqa: E402
 from rtdetr_deploy.errors import CheckpointError, OptionError, OutputError  # noqa: E402
 from rtdetr_deploy.model import RTDETR, VARIANTS, load_checkpoint  # noqa: E402
 from rtdetr_deploy.model.random_weights import fill_randomly  # noqa: E402
@@ -171,7 +172,7 @@ def test_the_study_overwrites_no_input(checkpoint: Path, data: CocoData, capsys:
 def test_checkpoints_run_at_the_size_that_they_name(checkpoint: Path) -> None:
     with open_any(checkpoint) as predictor:
         assert predictor.input_size == (SIZE, SIZE)
-    with open_any(checkpoint, size=(64, 128)) as predictor:
+    with open_any(checkpoint, RunOptions(size=(64, 128))) as predictor:
         assert predictor.input_size == (64, 128)
 
 

@@ -18,7 +18,7 @@ FAR = 10.0
 MARKER = 4.0
 """Half the width of a point's mark, in typographic points."""
 
-Pair = NDArray[np.float64]
+Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def place_labels(axes: Axes, labels: Sequence[Label]) -> None:
         _write(axes, label, *tries[best])
 
 
-def _extent(axes: Axes, label: Label) -> Pair:
+def _extent(axes: Axes, label: Label) -> Vector:
     """Return width and height of the label's text in pixels."""
     text = axes.text(label.x, label.y, label.text, fontsize=label.size)
     box = text.get_window_extent()
@@ -59,7 +59,7 @@ def _extent(axes: Axes, label: Label) -> Pair:
     return np.array([box.width, box.height]) + 2.0
 
 
-def _box(anchor: Pair, side: tuple[int, int], extent: Pair) -> Bbox:
+def _box(anchor: Vector, side: tuple[int, int], extent: Vector) -> Bbox:
     """Return where text of this extent lies when it is moved off its anchor to a side: -1, 0 or 1 in x and y."""
     low = anchor + (np.array(side) - 1) / 2 * extent
     return Bbox([low, low + extent])
@@ -76,7 +76,7 @@ def _outside(box: Bbox, inside: Bbox) -> float:
     return 10.0 * (box.width * box.height - (0.0 if shared is None else shared.width * shared.height))
 
 
-def _write(axes: Axes, label: Label, offset: Pair, side: tuple[int, int]) -> None:
+def _write(axes: Axes, label: Label, offset: Vector, side: tuple[int, int]) -> None:
     line = {"arrowstyle": "-", "linewidth": 0.5, "alpha": 0.5, "shrinkA": 0, "shrinkB": MARKER}
     note = axes.annotate(
         label.text,

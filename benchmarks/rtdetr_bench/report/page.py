@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from rtdetr_bench.machine import machine_text, state_text
+from rtdetr_bench.options import ReportOptions
+from rtdetr_bench.results import BAD_CONTENT, Json, edited, read_results
 from rtdetr_deploy import OptionError
 from rtdetr_deploy.evaluate.published import NMS, SOURCE, published_decoder
-from rtdetr_deploy.files import require_file, write_bytes
+from rtdetr_deploy.files import write_bytes
 from rtdetr_deploy.packages import require
 from rtdetr_deploy.words import plural
 
-Json = dict[str, Any]
-SCHEMA = 3
 PAPER = "paper's span"
 STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --ink: #1c2230; --soft: #5b6475; --line: #d9dde5; --box: #f6f7f9; }
@@ -49,24 +47,7 @@ code { font-size: .85em; }
 
 def require_plots() -> None:
     """Raise `MissingPackageError` without matplotlib."""
-    require("matplotlib", "--report", "bench")
-
-
-def read_results(path: Path) -> Json:
-    """Return the content of a file that `--json` wrote. Raises `OptionError` when it is not one of this version."""
-    require_file(path, OptionError)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OptionError(f"can't read results {path}: {reason}; expected a file of rtdetr-bench --json") from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise OptionError(f"{path} holds no results of this version of rtdetr-bench --json; measure again")
-    return content
-
-
-def _refuse(name: str) -> object:
-    raise ValueError(f"it holds {name}, which is not a number")
+    require("matplotlib", "a report", "bench")
 
 
 def write_report(path: Path, contents: Sequence[Json]) -> None:
@@ -78,23 +59,20 @@ def write_report(path: Path, contents: Sequence[Json]) -> None:
     _write_page(path, "".join(map(_sections, contents)))
 
 
-def combine_results(path: Path, files: Sequence[Path]) -> None:
+def combine_results(options: ReportOptions) -> None:
     """Write the page for files that `--json` wrote.
 
     Raises what `write_report` does, and `OptionError` for a file that was not written so.
     """
     require_plots()
     parts = []
-    for file in files:
+    for file in options.results:
         content = read_results(file)
         try:
             parts.append(_sections(content))
-        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
-            told = " ".join(str(error).split())[:120]
-            raise OptionError(
-                f"{file} is not as rtdetr-bench --json writes it ({type(error).__name__}: {told}); measure again"
-            ) from error
-    _write_page(path, "".join(parts))
+        except BAD_CONTENT as error:
+            raise edited(file, error) from error
+    _write_page(options.output, "".join(parts))
 
 
 def _sections(content: Json) -> str:
@@ -132,8 +110,8 @@ def _comparison(content: Json) -> str:
     parts = [
         f"<h2>Latency</h2><p>{_rounds(content['rounds'])} Models were called in turn, once per round, so that the "
         "machine's drift falls on all of them. "
-        "The paper's span is infer + postprocess: NMS is in it for YOLOs, copies and resizing are not. "
-        f"Score threshold {content['confidence']:g}; boxes: what NMS outside the graph was given, per image."
+        "The paper's span is infer + decode: NMS is in it for YOLOs, copies and preparation are not. "
+        f"Score threshold {content['threshold']:g}; boxes: what NMS outside the graph was given, per image."
         + ("" if content["real_images"] else " The image is synthetic and holds no objects, so NMS has little to do.")
         + f"{same}</p><p>The bars stack the median of each span. The number beside them is the median of the whole "
         "call, as in the table; medians of parts do not add up to it exactly.</p>",
@@ -180,7 +158,7 @@ def _model_row(model: Json) -> list[object]:
     facts, times = model["facts"], model["milliseconds"]
     paper = [f"{times[PAPER][column]:.2f}" for column in ("p50", "p90", "p99")]
     ap = "-" if model["AP"] is None else f"{model['AP']:.4f}"
-    boxes = "-" if model["boxes_suppressed_from"] is None else f"{model['boxes_suppressed_from']:.0f}"
+    boxes = "-" if model["nms_input_boxes"] is None else f"{model['nms_input_boxes']:.0f}"
     memory = "-" if model["memory_mb"] is None else f"{model['memory_mb']:.0f}"
     return [
         model["name"], *(facts.get(name, "-") for name in ("runtime", "precision", "NMS")), boxes,
@@ -193,35 +171,35 @@ def _nms(study: Json) -> str:
 
     methods = list(study["rows"][0]["milliseconds"])
     rows = [
-        [f"{row['confidence']:g}", f"{row['iou']:g}"]
+        [f"{row['threshold']:g}", f"{row['iou']:g}"]
         + [f"{row['milliseconds'][method]:.3f}" for method in methods]
         + [f"{row['slowest']:.3f}", f"{row['kept']:.0f}", "-" if row["ap"] is None else f"{row['ap']:.4f}"]
-        + list(_published_nms(row["confidence"], row["iou"]))
+        + list(_published_nms(row["threshold"], row["iou"]))
         for row in study["rows"]
     ]
     flat = [
-        [confidence, f"{row['postprocess_ms']:.3f}", "-" if row["AP"] is None else f"{row['AP']:.4f}"]
-        for confidence, row in study["rtdetr_by_confidence"].items()
+        [threshold, f"{row['decode_ms']:.3f}", "-" if row["AP"] is None else f"{row['AP']:.4f}"]
+        for threshold, row in study["rtdetr_by_threshold"].items()
     ]
     parts = [
         f"<h2>What NMS costs</h2><p>{escape(study['model'])} on {plural(study['images'], 'image')}, the "
-        f"least of {plural(study['rounds'], 'round')} for each. A threshold decides how many boxes have to be "
+        f"minimum of {plural(study['rounds'], 'round')} for each. A threshold decides how many boxes have to be "
         "suppressed, so it trades time for AP; without NMS there is nothing to trade.</p>",
         _figure(plot_boxes_left(study)),
         _figure(plot_nms(study, methods[0])),
         f"<p>Milliseconds per image with each implementation of NMS ({escape(' and '.join(methods))}), averaged over "
         f"the images; those of the slowest image with {escape(methods[0])}; boxes kept per image; AP. "
         "The last two columns are published: YOLOv8-L's NMS kernel on a T4, COCO.</p>",
-        _table(("confidence", "IoU", *methods, "slowest", "kept", "AP", "published AP", "published ms"), rows),
+        _table(("threshold", "IoU", *methods, "slowest", "kept", "AP", "published AP", "published ms"), rows),
     ]
     if flat:
-        head = ("confidence", "whole postprocess, ms", "AP")
+        head = ("threshold", "decode, ms", "AP")
         parts += [f"<p>{escape(study['rtdetr'])}, which needs no NMS, at the same thresholds:</p>", _table(head, flat)]
     return "".join(parts)
 
 
-def _published_nms(confidence: float, iou: float) -> tuple[str, str]:
-    ap, milliseconds = NMS.get((confidence, iou), (None, 0.0))
+def _published_nms(threshold: float, iou: float) -> tuple[str, str]:
+    ap, milliseconds = NMS.get((threshold, iou), (None, 0.0))
     return ("", "") if ap is None else (f"{ap:.1f}", f"{milliseconds:.2f}")
 
 

@@ -2,7 +2,7 @@
 
 Text and axes are drawn in a colour that stands for the page's own; series keep theirs, which are legible on light and
 on dark. Published figures are hollow or dashed everywhere, measured ones solid. Every plot is 8 inches wide and has no
-text below 9 points, which stays legible at the least width that the page gives it.
+text below 9 points, which stays legible at the minimum width that the page gives it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rtdetr_bench.models.contestants import SPANS
+from rtdetr_bench.models.timed_model import SPANS
 from rtdetr_bench.report.labels import Label, place_labels
 from rtdetr_deploy.evaluate.published import ENCODERS, POINTS, published_decoder
 from rtdetr_deploy.words import plural
@@ -36,8 +36,8 @@ STYLE: Any = {
     "text.parse_math": False,  # names of files may hold any character
 }  # fmt: skip
 SMALL = 9
-"""The smallest font size."""
-LONGEST = 30
+"""The minimum font size."""
+MAX_NAME = 30
 """Characters of a model's name in a plot."""
 Json = dict[str, Any]
 
@@ -96,47 +96,47 @@ def plot_accuracy(models: Sequence[Json]) -> str:
 
 
 def plot_boxes_left(study: Json) -> str:
-    """Draw how many boxes are left per image by confidence threshold."""
+    """Draw how many boxes are left per image by score threshold."""
     with _style():
         figure, axes = _figure(3.2)
-        thresholds = [float(confidence) for confidence in study["boxes_left"]]
+        thresholds = [float(threshold) for threshold in study["boxes_left"]]
         counts = list(study["boxes_left"].values())
         axes.plot(thresholds, counts, color=COLORS[1], marker="o")
         axes.set_yscale("symlog", linthresh=1)
         axes.set_ylim(0, 2 * max(counts, default=0) + 1)
         axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-        axes.set_xlabel("confidence threshold")
+        axes.set_xlabel("score threshold")
         axes.set_ylabel("boxes left per image")
         axes.set_title(f"{_short(study['model'])}, logarithmic above 1", fontsize=10)
         return _to_svg(figure)
 
 
 def plot_nms(study: Json, method: str) -> str:
-    """Draw NMS time and AP by confidence threshold, a line per IoU threshold, and RT-DETR's."""
+    """Draw NMS time and AP by score threshold, a line per IoU threshold, and RT-DETR's."""
     with _style():
         has_ap = any(row["ap"] is not None for row in study["rows"])
         figure = Figure(figsize=(8, 3.4), layout="constrained")
         panels: list[Axes] = [figure.add_subplot(1, 1 + has_ap, 1 + index) for index in range(1 + has_ap)]
-        positions = {c: i for i, c in enumerate(dict.fromkeys(row["confidence"] for row in study["rows"]))}
+        positions = {c: i for i, c in enumerate(dict.fromkeys(row["threshold"] for row in study["rows"]))}
         for index, iou in enumerate(dict.fromkeys(row["iou"] for row in study["rows"])):
             rows = [row for row in study["rows"] if row["iou"] == iou]
-            places = [positions[row["confidence"]] for row in rows]
+            places = [positions[row["threshold"]] for row in rows]
             label = f"NMS, IoU {iou:g}"
             times = [row["milliseconds"][method] for row in rows]
             panels[0].plot(places, times, color=COLORS[1 + index], marker="o", label=label)
             if has_ap:
                 panels[1].plot(places, [100 * row["ap"] for row in rows], color=COLORS[1 + index], marker="o")
-        flat = study["rtdetr_by_confidence"]
+        flat = study["rtdetr_by_threshold"]
         if flat:
-            places = [positions[float(confidence)] for confidence in flat]
+            places = [positions[float(threshold)] for threshold in flat]
             panels[0].plot(
                 places, [0.0] * len(places), color=COLORS[0], linewidth=2.5, label=f"no NMS: {_short(study['rtdetr'])}"
             )
             if has_ap:
                 panels[1].plot(places, [100 * row["AP"] for row in flat.values()], color=COLORS[0], linewidth=2.5)
         for panel, title in zip(panels, ("NMS, milliseconds per image", "AP, percent"), strict=False):
-            panel.set_xticks(list(positions.values()), [f"{confidence:g}" for confidence in positions])
-            panel.set_xlabel("confidence threshold")
+            panel.set_xticks(list(positions.values()), [f"{threshold:g}" for threshold in positions])
+            panel.set_xlabel("score threshold")
             panel.set_title(title, fontsize=10)
         figure.legend(loc="outside lower center", ncols=3)
         return _to_svg(figure)
@@ -214,7 +214,7 @@ def _title(model: Json) -> str:
 def _short(name: str) -> str:
     """Return a name in one line without its middle, where it is too long for a plot; the tables have all of it."""
     name = " ".join(name.split())
-    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}...{name[-LONGEST // 2 + 3 :]}"
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME // 2]}...{name[-MAX_NAME // 2 + 3 :]}"
 
 
 def _to_svg(figure: Figure) -> str:

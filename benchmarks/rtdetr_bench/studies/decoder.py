@@ -1,12 +1,12 @@
 """What each decoder layer costs and brings (the paper's Table 5), and what each encoder costs (its Table 3).
 
-Both export their models to temporary ONNX files and time them in turn, as `rtdetr-bench --against` does.
+Both export their models to temporary ONNX files and time them in turn, as `rtdetr-bench latency` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,12 +14,18 @@ from typing import Any
 import numpy as np
 
 from rtdetr_bench.accuracy import evaluate
-from rtdetr_bench.models.contestants import Entry
+from rtdetr_bench.options import (
+    AccuracyOptions,
+    DecoderStudyOptions,
+    EncoderStudyOptions,
+    RunOptions,
+    TimingOptions,
+)
 from rtdetr_bench.ratios import Ratio, compare_medians
-from rtdetr_bench.timing import Latency, Plan, measure, open_all
+from rtdetr_bench.timing import Latency, measure, open_all
 from rtdetr_deploy import OptionError
 from rtdetr_deploy.artifacts.weights_file import is_exported
-from rtdetr_deploy.evaluate.coco import Accuracy, read_annotations, require_evaluator
+from rtdetr_deploy.evaluate.coco import Accuracy
 from rtdetr_deploy.evaluate.published import ENCODERS, published_decoder
 from rtdetr_deploy.images.frame import ImageLike
 from rtdetr_deploy.packages import needed_for
@@ -54,82 +60,74 @@ class StudyRow:
         }
 
 
-def _check_resizer(entry: Entry) -> None:
-    if entry.resizer == "cuda":
-        raise OptionError("resizer cuda is for TensorRT engines; this study exports and times ONNX files")
+def study_decoder(options: DecoderStudyOptions, *, on_step: OnStep = lambda _: None) -> list[StudyRow]:
+    """Time the checkpoint with n .. 1 decoder layers; with annotations also measure its AP.
 
-
-def study_decoder(
-    weights: Path,
-    plan: Plan,
-    entry: Entry,
-    *,
-    annotations: Path | None = None,
-    folder: Path | None = None,
-    images: Sequence[ImageLike] = (),
-    on_step: OnStep = lambda _: None,
-) -> list[StudyRow]:
-    """Time the checkpoint with 1 .. n decoder layers, most first; with `annotations` and `folder` also its AP.
-
-    Raises `CheckpointError` for a file that is not a checkpoint, `OptionError` for annotations that don't fit.
+    `on_step` is called with what is being done. Raises `CheckpointError` for a file that is not a checkpoint,
+    `OptionError` for annotations that don't fit.
     """
+    weights, run, evaluation = options.weights, options.run, options.images.evaluation
     if is_exported(weights):
-        raise OptionError(f"--decoder-study exports a checkpoint with fewer layers; {weights.name} is a model file")
-    _check_resizer(entry)
-    export_onnx, options, load_checkpoint = _exporter()
+        raise OptionError(
+            f"`weights` is {weights.name}, a model file; expected a checkpoint, which can run fewer layers"
+        )
+    _check_resizer(run)
+    export_onnx, export_options, load_checkpoint = _exporter()
+    images = options.images.find()
     checkpoint = load_checkpoint(weights)
-    if annotations is not None and folder is not None:  # what doesn't fit is said before anything is timed
-        require_evaluator()
-        read_annotations(annotations, folder, checkpoint.class_names)
+    if evaluation is not None:  # what doesn't fit is said before anything is timed
+        evaluation.read(checkpoint.class_names)
     layers = checkpoint.model.layers
     with TemporaryDirectory() as place:
         files = []
         for count in range(layers, 0, -1):
             on_step(f"export {count} of {layers} layers")
             path = Path(place, f"{count}-layer{'s' * (count > 1)}.onnx")
-            export_onnx(options(weights, path, layers=count, size=entry.size, verify=False))
+            export_onnx(export_options(weights, path, layers=count, size=run.size, verify=False))
             files.append(path)
         on_step("time them in turn")
-        latencies = _time(files, plan, entry, images)
+        exported = replace(run, size=None)
+        latencies = _time(files, options.timing, exported, images)
         accuracies: list[Accuracy | None] = [None] * len(files)
-        if annotations is not None and folder is not None:
+        if evaluation is not None:
             for index, path in enumerate(files):
                 on_step(f"AP of {path.stem}")
-                accuracies[index] = evaluate(path, annotations, folder, resizer=entry.resizer, threads=entry.threads)
+                accuracies[index] = evaluate(AccuracyOptions(path, evaluation, exported))
     return [
         StudyRow(path.stem.replace("-", " "), latency, compare_medians(latency.paper, latencies[0].paper), accuracy)
         for path, latency, accuracy in zip(files, latencies, accuracies, strict=True)
     ]
 
 
-def study_encoders(
-    variant: str, plan: Plan, entry: Entry, *, names: Sequence[str] = tuple(ENCODERS), on_step: OnStep = lambda _: None
-) -> list[StudyRow]:
-    """Time `variant` with each of the paper's encoders, weights random. Raises `OptionError` for unknown names."""
-    unknown = [name for name in names if name not in ENCODERS]
-    if unknown:
-        raise OptionError(f"unknown encoder {', '.join(unknown)}; choose from {', '.join(ENCODERS)}")
-    if not names or len(set(names)) < len(names):
-        raise OptionError(f"name each encoder once, and one at least; choose from {', '.join(ENCODERS)}")
-    _check_resizer(entry)
+def study_encoders(options: EncoderStudyOptions, *, on_step: OnStep = lambda _: None) -> list[StudyRow]:
+    """Time a variant with each of the paper's encoders, weights random. Raises `OptionError` for an unknown variant."""
+    run = options.run
+    _check_resizer(run)
     with TemporaryDirectory() as place:
         files, parameters = [], []
-        for name in names:
+        for name in options.encoders:
             on_step(f"export encoder {name}")
             path = Path(place, f"{name}.onnx")
-            parameters.append(_export_encoder(name, variant, path, entry.size or (640, 640)))
+            parameters.append(_export_encoder(name, options.variant, path, run.size or (640, 640)))
             files.append(path)
         on_step("time them in turn")
-        latencies = _time(files, plan, entry, ())
+        latencies = _time(files, options.timing, replace(run, size=None))
     return [
         StudyRow(path.stem, latency, compare_medians(latency.paper, latencies[-1].paper), None, count)
         for path, latency, count in zip(files, latencies, parameters, strict=True)
     ]
 
 
-def _time(files: Sequence[Path], plan: Plan, entry: Entry, images: Sequence[ImageLike]) -> list[Latency]:
-    with open_all(files, Entry(entry.nms, None, entry.resizer, entry.threads)) as opened:
-        return measure(opened, plan, images=images)
+def _check_resizer(run: RunOptions) -> None:
+    if run.resizer == "cuda":
+        raise OptionError('`resizer="cuda"` is for TensorRT engines; this study exports and times ONNX files')
+
+
+def _time(
+    files: Sequence[Path], timing: TimingOptions, run: RunOptions, images: Sequence[ImageLike] = ()
+) -> list[Latency]:
+    with open_all(files, run) as loaded:
+        return measure(loaded, timing, images=images)
 
 
 def _exporter() -> tuple[Any, Any, Any]:

@@ -1,8 +1,5 @@
 """What FP16 does to detections, by how it is placed, and INT8, by how much of the model is in it.
 
-    python -m rtdetr_bench.studies.precision --weights cells.pth --accuracy val.json --images val/ --json precision.json
-        [--calibration train/]
-
 FP16 is placed by rtdetr-export, everywhere, and by onnxconverter-common. With calibration images follows the curve of
 INT8 as rtdetr-export draws it, here with the AP at each of its points. Every file is run by ONNX Runtime on the CPU and
 compared with the FP32 torch model, detection by detection.
@@ -11,10 +8,7 @@ onnxconverter-common is a peer, not a dependency: its row is there when it is in
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,13 +17,10 @@ import onnx
 import onnx_ir
 
 from rtdetr_bench.accuracy import open_any
-from rtdetr_bench.machine import describe_machine, today
+from rtdetr_bench.options import EvaluationSet, PrecisionStudyOptions
 from rtdetr_deploy import Detections, __version__
 from rtdetr_deploy.artifacts.metadata import METADATA_KEY, ArtifactInfo
-from rtdetr_deploy.cli.arguments import path_argument
-from rtdetr_deploy.cli.run import run_main
-from rtdetr_deploy.evaluate.coco import average_precision, read_annotations, require_evaluator
-from rtdetr_deploy.files import check_writable, refuse_overwriting, write_bytes
+from rtdetr_deploy.evaluate.coco import average_precision, require_evaluator
 from rtdetr_export import ExportOptions, export_onnx
 from rtdetr_export.graph import POSTPROCESS
 from rtdetr_export.pipeline import TracedCheckpoint, trace_checkpoint
@@ -42,13 +33,12 @@ from rtdetr_export.simplify import serialize
 from rtdetr_export.verify.agreement import Agreement, compare
 from rtdetr_export.verify.tolerances import TOLERANCES
 
-SCHEMA = 1
 PIXELS = "first convolution"
 """The FP32 scope of the convolution that reads pixels."""
 
 
 @dataclass(frozen=True)
-class Row:
+class PrecisionRow:
     """A file: its AP, what became of the reference's detections, its size in MB, and the share of work in INT8."""
 
     name: str
@@ -56,6 +46,17 @@ class Row:
     agreement: Agreement
     megabytes: float
     int8: float = 0.0
+
+    def to_json(self) -> dict[str, object]:
+        """Return the row as plain numbers and text."""
+        return {
+            "file": self.name,
+            "int8": round(self.int8, 4),
+            "AP": self.ap,
+            "megabytes": round(self.megabytes, 1),
+            "matched": {str(t): self.agreement.match_rate(index) for index, t in enumerate(TOLERANCES)},
+            "unasked": self.agreement.spurious,
+        }
 
 
 PLACEMENTS: dict[str, Callable[[Placement], Placement]] = {
@@ -65,16 +66,20 @@ PLACEMENTS: dict[str, Callable[[Placement], Placement]] = {
 }
 
 
-def study(
-    weights: Path, annotations: Path, images: Path, calibration: Path | None, on_row: Callable[[Row], None]
-) -> list[Row]:
-    """Return a row per way to place FP16 and per point of INT8's curve, the FP32 file first."""
-    rows: list[Row] = []
+def study_precision(
+    options: PrecisionStudyOptions, *, on_row: Callable[[PrecisionRow], object] = lambda _: None
+) -> list[PrecisionRow]:
+    """Return a row per way to place FP16 and per point of INT8's curve, the FP32 file first.
+
+    `on_row` is called with each of them as soon as it is known. Raises what opening, exporting and the annotations do.
+    """
+    require_evaluator()
+    rows: list[PrecisionRow] = []
     with TemporaryDirectory() as folder:
-        expected, _ = _detect(weights, annotations, images)
-        for name, file, int8 in _files(weights, calibration, Path(folder)):
-            found, ap = _detect(file, annotations, images)
-            rows.append(Row(name, ap, compare(expected, found), file.stat().st_size / 1e6, int8))
+        expected, _ = _detect(options.weights, options.data)
+        for name, file, int8 in _files(options.weights, options.calibration, Path(folder)):
+            found, ap = _detect(file, options.data)
+            rows.append(PrecisionRow(name, ap, compare(expected, found), file.stat().st_size / 1e6, int8))
             on_row(rows[-1])
     return rows
 
@@ -123,72 +128,19 @@ def _convert(source: Path, target: Path) -> bool:
     return True
 
 
-def _detect(file: Path, annotations: Path, images: Path) -> tuple[list[Detections], float]:
+def _detect(file: Path, data: EvaluationSet) -> tuple[list[Detections], float]:
     with open_any(file) as predictor:
-        truth = read_annotations(annotations, images, predictor.class_names)
+        truth = data.read(predictor.class_names)
         found = predictor.detect_batch([path for _, path in truth.images], threshold=0.0)
         return found, average_precision(found, truth, predictor.class_names).ap
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="rtdetr_bench.studies.precision", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--weights", type=path_argument, required=True, help="checkpoint")
-    parser.add_argument("--accuracy", type=path_argument, required=True, help="COCO json")
-    parser.add_argument("--images", type=path_argument, required=True, help="folder of its images")
-    parser.add_argument(
-        "--calibration", type=path_argument, metavar="DIR", help="measure INT8 too, calibrated on these images"
-    )
-    parser.add_argument("--json", type=path_argument, metavar="FILE", help="write the figures to this file")
-    return run_main("rtdetr_bench.studies.precision", lambda: _study(parser.parse_args(argv)), "nothing was measured")
+def precision_heads() -> str:
+    """Return the head of the table that `format_precision` makes lines of."""
+    return f"{'file':<50}{'INT8':>7}{'AP':>8}{'MB':>7}" + "".join(f"{t!s:>14}" for t in TOLERANCES) + f"{'extra':>9}"
 
 
-def _study(arguments: argparse.Namespace) -> int:
-    refuse_overwriting({"--json": arguments.json}, [arguments.weights, arguments.accuracy])
-    if arguments.json is not None:
-        check_writable(arguments.json)
-    require_evaluator()
-    head = "".join(f"{tolerance!s:>14}" for tolerance in TOLERANCES)
-    print(f"{'file':<50}{'INT8':>7}{'AP':>8}{'MB':>7}{head}{'extra':>9}")
-
-    def show(row: Row) -> None:
-        shares = "".join(f"{row.agreement.match_rate(index):>14.4f}" for index in range(len(TOLERANCES)))
-        print(
-            f"{row.name:<50}{row.int8:>7.3f}{row.ap:>8.4f}{row.megabytes:>7.1f}{shares}{row.agreement.spurious:>9}",
-            flush=True,
-        )
-
-    rows = study(arguments.weights, arguments.accuracy, arguments.images, arguments.calibration, show)
-    if arguments.calibration is not None:
-        print("* what rtdetr-export chooses")
-    print(f"{rows[0].agreement.expected} detections of the torch model with score >= 0.3")
-    if arguments.json is not None:
-        write_bytes(arguments.json, json.dumps(_content(arguments, rows), indent=1).encode())
-    return 0
-
-
-def _content(arguments: argparse.Namespace, rows: Sequence[Row]) -> dict[str, object]:
-    return {
-        "schema": SCHEMA,
-        "study": "precision",
-        "date": today(),
-        "weights": arguments.weights.name,
-        "annotations": arguments.accuracy.name,
-        "machine": describe_machine(),
-        "wanted": rows[0].agreement.expected,
-        "rows": [
-            {
-                "file": row.name,
-                "int8": round(row.int8, 4),
-                "AP": row.ap,
-                "megabytes": round(row.megabytes, 1),
-                "matched": {str(t): row.agreement.match_rate(index) for index, t in enumerate(TOLERANCES)},
-                "unasked": row.agreement.spurious,
-            }
-            for row in rows
-        ],
-    }
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def format_precision(row: PrecisionRow) -> str:
+    """Return a file's line of the table."""
+    shares = "".join(f"{row.agreement.match_rate(index):>14.4f}" for index in range(len(TOLERANCES)))
+    return f"{row.name:<50}{row.int8:>7.3f}{row.ap:>8.4f}{row.megabytes:>7.1f}{shares}{row.agreement.spurious:>9}"

@@ -9,61 +9,52 @@ Both take every class of a box whose score exceeds the threshold. The plugin is 
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rtdetr_bench.models.nms import NmsOptions
-from rtdetr_bench.models.yolo import INSERTED, NEEDS_NMS, NMS_METADATA, PLUGIN, YoloContract, recognize_yolo
+from rtdetr_bench.models.yolo_layouts import INSERTED, NMS_METADATA, PLUGIN, YoloSignature, recognize_yolo
+from rtdetr_bench.options import InsertNmsOptions, NmsKind
 from rtdetr_deploy import ArtifactError, OptionError
 from rtdetr_deploy.files import atomic_write
 from rtdetr_deploy.packages import require
 from rtdetr_deploy.runtimes import open_runtime
 
-Kind = Literal["onnx", "tensorrt"]
-KINDS: tuple[Kind, ...] = ("onnx", "tensorrt")
-PER_CLASS = 300
-"""Boxes that NonMaxSuppression keeps per image and class, at most."""
+MAX_PER_CLASS = 300
+"""Boxes that NonMaxSuppression keeps per image and class."""
 
 
-def insert_nms(
-    source: Path,
-    target: Path,
-    options: NmsOptions | None = None,
-    kind: Kind = "onnx",
-    size: tuple[int, int] | None = None,
-) -> None:
-    """Write a copy of the YOLO `source` that suppresses its boxes itself; `size` tells what it leaves open.
+def insert_nms(options: InsertNmsOptions) -> None:
+    """Write a copy of a YOLO that suppresses its boxes itself.
 
     Raises `ArtifactError` when the file is not a YOLO that needs NMS, `OptionError` for other arguments.
     """
-    onnx: Any = require("onnx", "--insert-nms", "bench")
+    onnx: Any = require("onnx", "inserting NMS", "bench")
+    source, target, nms = options.engine, options.output, options.nms
     if source.suffix.lower() != ".onnx" or target.suffix.lower() != ".onnx":
         raise OptionError(f"NMS is inserted into .onnx files; got {source.name} and {target.name}")
-    if kind not in KINDS:
-        raise OptionError(f"unknown kind of NMS {kind!r}; choose one of {', '.join(KINDS)}")
     runtime = open_runtime(source)
     try:
-        contract = recognize_yolo(runtime, source.name, size)
+        signature = recognize_yolo(runtime, source.name, options.size)
     finally:
         runtime.close()
-    if contract.layout not in NEEDS_NMS:
-        raise ArtifactError(f"{source.name} needs no NMS: its layout is {contract.layout}")
-    model, options = onnx.load(str(source)), options or NmsOptions()
-    _Inserter(onnx, model, contract).insert(options, kind)
-    model.metadata_props.add(key=NMS_METADATA, value=f"confidence {options.confidence:g}, IoU {options.iou:g}")
+    if not signature.layout.needs_nms:
+        raise ArtifactError(f"{source.name} needs no NMS: its layout is {signature.layout.name}")
+    model = onnx.load(str(source))
+    _Inserter(onnx, model, signature).insert(nms, options.kind)
+    model.metadata_props.add(key=NMS_METADATA, value=f"threshold {nms.threshold:g}, IoU {nms.iou:g}")
     with atomic_write(target) as beside:
         beside.write_bytes(model.SerializeToString())
-        if kind == "onnx":  # what can't be run is not handed over
+        if options.kind == "onnx":  # what can't be run is not handed over
             open_runtime(beside).close()
 
 
 class _Inserter:
     """Adds nodes and constants to a graph."""
 
-    def __init__(self, onnx: Any, model: Any, contract: YoloContract) -> None:
-        self._onnx, self._model, self._graph, self._contract = onnx, model, model.graph, contract
+    def __init__(self, onnx: Any, model: Any, signature: YoloSignature) -> None:
+        self._onnx, self._model, self._graph, self._signature = onnx, model, model.graph, signature
 
-    def insert(self, options: NmsOptions, kind: Kind) -> None:
+    def insert(self, options: NmsOptions, kind: NmsKind) -> None:
         boxes, scores = self._boxes_and_scores()
         del self._graph.output[:]
         if kind == "onnx":
@@ -92,9 +83,9 @@ class _Inserter:
 
     def _boxes_and_scores(self) -> tuple[str, str]:
         """Return boxes (B, N, 4) xyxy and scores (B, N, K)."""
-        (rows,) = self._node("Cast", [self._contract.outputs[0]], to=self._onnx.TensorProto.FLOAT)
+        (rows,) = self._node("Cast", [self._signature.outputs[0]], to=self._onnx.TensorProto.FLOAT)
         last = 2**31 - 1
-        if self._contract.layout == "channels":
+        if self._signature.layout.name == "channels":
             (rows,) = self._node("Transpose", [rows], perm=[0, 2, 1])
             scores = self._slice(rows, 4, last)
         else:
@@ -106,8 +97,8 @@ class _Inserter:
 
     def _standard(self, boxes: str, scores: str, options: NmsOptions) -> None:
         (by_class,) = self._node("Transpose", [scores], perm=[0, 2, 1])
-        limits = [self._constant([PER_CLASS], "INT64"), self._constant([options.iou], "FLOAT")]
-        limits.append(self._constant([options.confidence], "FLOAT"))
+        limits = [self._constant([MAX_PER_CLASS], "INT64"), self._constant([options.iou], "FLOAT")]
+        limits.append(self._constant([options.threshold], "FLOAT"))
         (chosen,) = self._node("NonMaxSuppression", [boxes, by_class, *limits])  # (M, 3): image, class, box
         columns = [self._constant([index], "INT64") for index in (0, 2)]
         (image,), (box,) = (self._node("Gather", [chosen, column], axis=1) for column in columns)
@@ -126,18 +117,18 @@ class _Inserter:
         self._graph.node.append(
             self._onnx.helper.make_node(
                 "EfficientNMS_TRT", [boxes, scores], list(PLUGIN), "nms/EfficientNMS_TRT", plugin_version="1",
-                background_class=-1, max_output_boxes=options.max_detections, score_threshold=options.confidence,
+                background_class=-1, max_output_boxes=options.max_detections, score_threshold=options.threshold,
                 iou_threshold=options.iou, score_activation=0, box_coding=0,
             )
         )  # fmt: skip
-        batch = self._contract.batch or "batch"
-        most = options.max_detections
-        shapes = {"num_dets": [batch, 1], "det_boxes": [batch, most, 4]}
+        batch = self._signature.batch or "batch"
+        count = options.max_detections
+        shapes = {"num_dets": [batch, 1], "det_boxes": [batch, count, 4]}
         for name in PLUGIN:
             kind = "INT32" if name in ("num_dets", "det_classes") else "FLOAT"
             self._graph.output.append(
                 self._onnx.helper.make_tensor_value_info(
-                    name, getattr(self._onnx.TensorProto, kind), shapes.get(name, [batch, most])
+                    name, getattr(self._onnx.TensorProto, kind), shapes.get(name, [batch, count])
                 )
             )
 

@@ -6,17 +6,17 @@ One thing is changed at a time against the exported FP32 model with all its laye
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rtdetr_bench.accuracy import evaluate
+from rtdetr_bench.options import AblationOptions, AccuracyOptions
 from rtdetr_deploy import OptionError
 from rtdetr_deploy.artifacts.weights_file import is_checkpoint
 from rtdetr_deploy.evaluate.coco import METRICS, Accuracy
 from rtdetr_deploy.images.preprocess import Resizer
 from rtdetr_deploy.packages import needed_for
-from rtdetr_deploy.runtimes import check_threads
 
 QUERIES = (100, 200)
 """Numbers of selected queries that are tried beside the model's own."""
@@ -33,7 +33,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Row:
+class AblationRow:
     """A setting and what it reached."""
 
     setting: Setting
@@ -44,57 +44,41 @@ class Row:
         return {**asdict(self.setting), "metrics": self.accuracy.metrics, "per_class": self.accuracy.per_class}
 
 
-def study_accuracy(
-    weights: Path,
-    annotations: Path,
-    images: Path,
-    *,
-    size: tuple[int, int] | None = None,
-    threads: int | None = None,
-    on_image: Callable[[int], object] | None = None,
-) -> list[Row]:
+def study_ablation(options: AblationOptions, *, on_image: Callable[[int], object] | None = None) -> list[AblationRow]:
     """Return a row for each setting; the first is the one to compare with.
 
-    `on_image` is called with the number of evaluations in all after each of them. Raises `OptionError` when `weights`
-    is not a checkpoint, and what `evaluate` raises.
+    `on_image` is called with the number of evaluations in all after each of them. Raises `OptionError` when the
+    weights are not a checkpoint, and what `evaluate` raises.
     """
+    weights, run = options.weights, options.run
     if not is_checkpoint(weights):
-        raise OptionError(f"the study exports a checkpoint in several ways; {weights.name} is a model file")
-    if threads is not None:
-        check_threads(threads)
-    with needed_for("--study", "export"):
+        raise OptionError(f"`weights` is {weights.name}, a model file; expected a checkpoint, exported in several ways")
+    with needed_for("this study", "export"):
         from rtdetr_deploy.model import load_checkpoint
-        from rtdetr_export import ExportOptions, export_onnx
     checkpoint = load_checkpoint(weights)
-    size = size or checkpoint.input_size
+    run = replace(run, size=run.size or checkpoint.input_size)
     settings = list(_settings(checkpoint.model.layers, checkpoint.variant.queries))
-    rows: list[Row] = []
+    rows: list[AblationRow] = []
     with TemporaryDirectory() as folder:
-        exported: dict[tuple[int, int], Path] = {}
         for setting in settings:
-            engine, key = weights, (setting.layers, setting.queries)
-            if setting.runtime != "torch":
-                if key not in exported:
-                    options = ExportOptions(
-                        weights=weights,
-                        output=Path(folder, f"l{setting.layers}-q{setting.queries}.onnx"),
-                        layers=setting.layers,
-                        queries=setting.queries,
-                        size=size,
-                    )
-                    exported[key] = export_onnx(options).path
-                engine = exported[key]
+            engine = weights if setting.runtime == "torch" else _export(weights, setting, run.size, Path(folder))
+            size = run.size if engine is weights else None
             accuracy = evaluate(
-                engine,
-                annotations,
-                images,
-                size=size if engine is weights else None,
-                resizer=setting.resizer,
-                threads=threads,
+                AccuracyOptions(engine, options.data, replace(run, size=size, resizer=setting.resizer)),
                 on_image=None if on_image is None else lambda count: on_image(count * len(settings)),
             )
-            rows.append(Row(setting, accuracy))
+            rows.append(AblationRow(setting, accuracy))
     return rows
+
+
+def _export(weights: Path, setting: Setting, size: tuple[int, int] | None, folder: Path) -> Path:
+    """Return the checkpoint as an ONNX file with the setting's layers and queries, written at most once."""
+    from rtdetr_export import ExportOptions, export_onnx
+
+    path = folder / f"l{setting.layers}-q{setting.queries}.onnx"
+    if not path.exists():
+        export_onnx(ExportOptions(weights, path, layers=setting.layers, queries=setting.queries, size=size))
+    return path
 
 
 def _settings(layers: int, queries: int) -> Iterator[Setting]:
@@ -109,7 +93,7 @@ def _settings(layers: int, queries: int) -> Iterator[Setting]:
         yield Setting("onnxruntime", layers, fewer, base)
 
 
-def format_study(rows: Sequence[Row]) -> str:
+def format_ablation(rows: Sequence[AblationRow]) -> str:
     """Return the rows as a table; changes of AP against the first."""
     shown = METRICS[:6]
     title = f"{'runtime':<13}{'layers':>7}{'queries':>9}  {'resizer':<8}" + "".join(f"{name:>8}" for name in shown)
