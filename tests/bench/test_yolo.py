@@ -296,5 +296,5 @@ def test_nms_is_inserted_into_files_of_open_size_too(tmp_path: Path) -> None:
 def test_rtdetr_files_are_no_yolos(small_onnx: Path) -> None:
     contestant = open_contestant(small_onnx)
     assert isinstance(contestant, Detr)
-    assert contestant.facts["model"] == "r18, 2 layers"
+    assert contestant.facts["model"] == "custom, 2 layers"
     contestant.close()
