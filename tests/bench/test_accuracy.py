@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import small_variant
+
 pytest.importorskip("torch")
 pytest.importorskip("faster_coco_eval")
 
@@ -93,36 +95,35 @@ def test_no_detections_score_0(data: tuple[Path, Path]) -> None:
 
 
 def test_checkpoint_and_export_agree(
-    r18_checkpoint: Path,
-    small_options: Any,
+    small_checkpoint: Path,
+    small_export: Any,
     data: tuple[Path, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from rtdetr_export import export_onnx
-
-    exported = export_onnx(small_options("all.onnx", layers=None)).path
+    exported = small_export("all.onnx", layers=None)
     target = tmp_path / "accuracy.json"
     images = ["--images", str(data[1]), "--annotations", str(data[0])]
     assert main(["accuracy", "--engine", str(exported), *images, "--json", str(target)]) == 0
     assert "AP per class: red" in capsys.readouterr().out
     found = json.loads(target.read_text())
-    torch_accuracy = evaluate(AccuracyOptions(r18_checkpoint, EvaluationSet(*data), RunOptions(size=(128, 160))))
+    torch_accuracy = evaluate(AccuracyOptions(small_checkpoint, EvaluationSet(*data), RunOptions(size=(128, 160))))
     assert found["images"] == torch_accuracy.images == 3
     assert found["detections"] == torch_accuracy.detections == 900
     assert (found["options"]["images"], found["options"]["annotations"]) == ("images", "val.json")
     assert found["metrics"] == pytest.approx(torch_accuracy.metrics, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_study_changes_one_thing_at_a_time(
     data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
 
-    from rtdetr_deploy.model import RTDETR, VARIANTS
+    from rtdetr_deploy.model import RTDETR
     from rtdetr_deploy.model.random_weights import fill_randomly
 
-    model = RTDETR(replace(VARIANTS["r18"], classes=3), 2)
+    model = RTDETR(replace(small_variant(), classes=3, max_layers=2), 2)
     fill_randomly(model, seed=7)
     weights = tmp_path / "two.pth"
     torch.save({"model": model.state_dict(), "class_names": list(NAMES), "input_size": [128, 160]}, weights)

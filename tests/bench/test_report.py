@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import slow_except
+
 pytest.importorskip("matplotlib")
 
 from rtdetr_bench.cli import main
@@ -224,6 +226,8 @@ def test_edited_results_are_one_clear_line_that_names_the_file(
 ) -> None:
     content = _content()
     change(content)
+    unchanged = [name for name in SECTIONS if content[name] == _content()[name]]
+    content |= dict.fromkeys(unchanged[1:])  # sections that would be drawn before the wrong one is found
     (tmp_path / "edited.json").write_text(json.dumps(content))
     assert main(["report", str(tmp_path / "edited.json"), "--output", str(tmp_path / "a.html")]) == 2
     error = capsys.readouterr().err
@@ -232,12 +236,19 @@ def test_edited_results_are_one_clear_line_that_names_the_file(
     assert not (tmp_path / "a.html").exists()
 
 
-@pytest.mark.parametrize("name", [r"$\frac{x$.onnx", "_hidden.onnx", "日本.onnx", "n" * 250 + ".onnx", "a\nb<b>&.onnx"])
+@pytest.mark.parametrize(
+    "name",
+    slow_except(
+        [r"$\frac{x$.onnx", "_hidden.onnx", "日本.onnx", "n" * 250 + ".onnx", "a\nb<b>&.onnx"],
+        r"$\frac{x$.onnx",
+        "a\nb<b>&.onnx",
+    ),
+)
 @pytest.mark.filterwarnings("error")
 def test_models_may_have_any_name(name: str, tmp_path: Path) -> None:
     content = _content()
     content["comparison"]["models"] = [_model(name, 1.0, 0.5), _model(name, 2.0, 0.6)]
-    content["nms"] |= {"model": name, "rtdetr": name}
+    content |= {"nms": {**content["nms"], "model": name, "rtdetr": name}, "decoder": None, "encoder": None}
     write_report(tmp_path / "a.html", [content])
     assert escape(name) in (tmp_path / "a.html").read_text()
 

@@ -95,10 +95,10 @@ def test_nms_study_wants_a_yolo_and_images(
 
 
 def test_decoder_study_times_every_number_of_layers(
-    r18_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target, page = tmp_path / "a.json", tmp_path / "a.html"
-    command = ["decoder", "--weights", str(r18_checkpoint), "--size", "128x160", "--runs", "3", "--warmup", "1"]
+    command = ["decoder", "--weights", str(small_checkpoint), "--size", "128x160", "--runs", "3", "--warmup", "1"]
     assert main([*command, "--json", str(target), "--report", str(page)]) == 0
     text = capsys.readouterr().out
     assert "published (R50, T4): AP, ms, ratio (to its 3 layers)" in text
@@ -190,6 +190,7 @@ def test_encoder_study_writes_the_papers_figures_beside(tmp_path: Path, capsys: 
     assert "unknown encoder F; choose from A, B, C, D, D_S5, E" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_random_models_are_what_the_exporter_makes(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
     assert make_random(["--output", str(tmp_path), "--variants", "r18"]) == 0
     with Predictor(tmp_path / "rtdetr-r18.onnx", 0.0) as predictor:

@@ -299,5 +299,5 @@ def test_nms_is_inserted_into_files_of_open_size_too(tmp_path: Path) -> None:
 def test_rtdetr_files_are_no_yolos(small_onnx: Path) -> None:
     model = open_timed_model(small_onnx)
     assert isinstance(model, RtDetrModel)
-    assert model.facts["model"] == "r18, 2 layers"
+    assert model.facts["model"] == "custom, 2 layers"
     model.close()

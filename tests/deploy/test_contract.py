@@ -43,11 +43,8 @@ def test_raw_interface_is_decoded(tmp_path: Path) -> None:
     assert found.boxes[0].tolist() == [50.0, 25.0, 150.0, 75.0]
 
 
-def test_raw_export_equals_the_export_with_detections(small_options: Any, small_onnx: Path, picture: Any) -> None:
-    from rtdetr_export import export_onnx
-
-    raw = export_onnx(small_options("raw.onnx", raw_output=True)).path
-    with Predictor(raw, 0.0) as one, Predictor(small_onnx, 0.0) as other:
+def test_raw_export_equals_the_export_with_detections(small_export: Any, small_onnx: Path, picture: Any) -> None:
+    with Predictor(small_export("raw.onnx", raw_output=True), 0.0) as one, Predictor(small_onnx, 0.0) as other:
         found, expected = one.detect(picture), other.detect(picture)
     assert np.abs(found.scores - expected.scores).max() < 1e-5
     assert len(found) == len(expected) == 300
@@ -250,16 +247,11 @@ def test_names_that_are_not_as_many_as_the_labels_are_refused(small_onnx: Path, 
     ],
 )
 def test_metadata_that_does_not_fit_the_file_is_refused(
-    changes: dict[str, Any], message: str, small_options: Any, tmp_path: Path
+    changes: dict[str, Any], message: str, small_export: Any, tmp_path: Path
 ) -> None:
     import onnx
 
-    from rtdetr_export import export_onnx
-
-    raw = small_options("raw_metadata.onnx", raw_output=True, verify=False)
-    if not raw.output.exists():
-        export_onnx(raw)
-    model = onnx.load(str(raw.output))
+    model = onnx.load(str(small_export("raw.onnx", raw_output=True)))
     (entry,) = (entry for entry in model.metadata_props if entry.key == METADATA_KEY)
     entry.value = json.dumps({**json.loads(entry.value), **changes})
     onnx.save(model, str(tmp_path / "odd.onnx"))

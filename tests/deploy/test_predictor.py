@@ -80,11 +80,8 @@ def test_batches_of_different_sizes_equal_single_calls(
         assert dynamic.detect_batch([]) == []
 
 
-def test_fixed_batches_are_filled_up(small_options: Any, picture: NDArray[np.uint8], small_onnx: Path) -> None:
-    from rtdetr_export import export_onnx
-
-    path = export_onnx(small_options("four.onnx", batch=4)).path
-    with Predictor(path, 0.0) as four, Predictor(small_onnx, 0.0) as one:
+def test_fixed_batches_are_filled_up(small_export: Any, picture: NDArray[np.uint8], small_onnx: Path) -> None:
+    with Predictor(small_export("four.onnx", batch=4), 0.0) as four, Predictor(small_onnx, 0.0) as one:
         found = four.detect_batch([picture] * 6)
         assert len(found) == 6
         assert np.abs(found[5].scores - one.detect(picture).scores).max() < 1e-4
@@ -107,7 +104,7 @@ def test_several_threads_may_call_at_once(predictor: Predictor, picture: NDArray
 def test_info_tells_what_is_in_the_file(predictor: Predictor) -> None:
     info = predictor.info
     assert isinstance(info, ArtifactInfo)
-    assert (info.variant, info.layers, info.height, info.width, info.batch) == ("r18", 2, 128, 160, 1)
+    assert (info.variant, info.layers, info.height, info.width, info.batch) == ("custom", 2, 128, 160, 1)
     assert info.class_names == predictor.class_names == NAMES
     assert info.verified
     assert predictor.input_size == (128, 160)

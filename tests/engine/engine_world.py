@@ -25,7 +25,7 @@ def cuda() -> FakeCuda:
 @pytest.fixture
 def world(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_tensorrt.World]:
     """Put the doubles where `import tensorrt` and `from cuda.bindings import runtime` find them."""
-    gc.collect()
+    gc.freeze()  # the collection below then looks at what the test made, and not at all of torch and onnx
     world = fake_tensorrt.World(cuda)
     monkeypatch.setattr(fake_tensorrt, "WORLD", world, raising=False)
     bindings = ModuleType("cuda.bindings")
@@ -38,5 +38,6 @@ def world(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_tens
         monkeypatch.setitem(sys.modules, name, module)
     yield world
     gc.collect()
+    gc.unfreeze()
     assert cuda.alive == 0, "not everything was given back"
     assert (world.engines_alive, world.contexts_alive) == (0, 0)

@@ -84,11 +84,9 @@ def test_memory_for_frames_grows_and_is_kept(world: fake_tensorrt.World) -> None
 
 @pytest.mark.parametrize("raw", [True, False])
 def test_detections_are_those_of_the_cpu_resizer(
-    world: fake_tensorrt.World, raw: bool, small_options: Any, tmp_path: Path, picture: NDArray[np.uint8]
+    world: fake_tensorrt.World, raw: bool, small_export: Any, tmp_path: Path, picture: NDArray[np.uint8]
 ) -> None:
-    from rtdetr_export import export_onnx
-
-    onnx = export_onnx(small_options("frames.onnx", raw_input=raw, batch="dynamic", verify=False)).path
+    onnx = small_export("dynamic.onnx", batch="dynamic", **({"raw_input": True} if raw else {}))
     large = cv2.resize(picture, (500, 300), interpolation=cv2.INTER_CUBIC)
     pictures = [large, picture, large[::-1], picture[:60]]
     engine = make_engine(onnx, tmp_path)

@@ -18,11 +18,11 @@ from rtdetr_deploy.cli.detect import main as detect
 from rtdetr_export.cli import main as export
 
 
-def test_blood_smears_go_through_export_and_detection(r18_checkpoint: Path, tmp_path: Path) -> None:
+def test_blood_smears_go_through_export_and_detection(small_checkpoint: Path, tmp_path: Path) -> None:
     images = sorted((shared_folder("data") / "bccd" / "val").glob("*.jpg"))[:3]
     assert len(images) == 3
     model, output, lines = tmp_path / "cells.onnx", tmp_path / "out", tmp_path / "found.jsonl"
-    command = ["--weights", str(r18_checkpoint), "--size", "320x320", "--batch", "dynamic", "--output", str(model)]
+    command = ["--weights", str(small_checkpoint), "--size", "192x192", "--batch", "dynamic", "--output", str(model)]
     assert export(command) == 0
     arguments = [str(model), *map(str, images), "--output", str(output), "--json", str(lines), "--threshold", "0"]
     assert detect(arguments) == 0

@@ -38,9 +38,15 @@ def _write_weights(name: str, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
-        *((name, 1) for name in VARIANTS),
-        *((name, layers) for name in ("r50-dsp", "hgnetv2-h") for layers in (4, 6)),
-        ("r50-dsp", 1),
+        ("hgnetv2-l", 1),
+        *(
+            pytest.param(name, layers, marks=pytest.mark.slow)
+            for name, layers in [
+                *((name, 1) for name in VARIANTS if name != "hgnetv2-l"),
+                ("r50-dsp", 1),
+                *((name, layers) for name in ("r50-dsp", "hgnetv2-h") for layers in (4, 6)),
+            ]
+        ),
     ],
 )
 def test_every_variant_is_loaded_exported_and_run(

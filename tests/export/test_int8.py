@@ -29,7 +29,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from rtdetr_export.verify.synthetic_images import structured_image
 
     folder = tmp_path_factory.mktemp("photos")
-    for seed in range(3):
+    for seed in range(2):
         Image.fromarray(structured_image(128, 160, seed)).save(folder / f"{seed}.png")
     return folder
 
@@ -39,7 +39,13 @@ def exported(small_options: Any, photos: Path) -> dict[str, Any]:
     """INT8 with an FP32 and with an FP16 rest; random weights bear little, so files are not compared with torch."""
     options = {
         rest: small_options(
-            f"int8-{rest}.onnx", precision="int8", non_int8_precision=rest, calibration=photos, verify=False
+            f"int8-{rest}.onnx",
+            layers=1,
+            precision="int8",
+            non_int8_precision=rest,
+            calibration=photos,
+            keep_fp32=("/(res_layers|pan_blocks)",),  # fewer blocks to try
+            verify=False,
         )
         for rest in ("fp32", "fp16")
     }

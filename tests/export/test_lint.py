@@ -122,12 +122,15 @@ def test_plain_graphs_break_no_rule() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"batch": "dynamic", "raw_input": True}, {"precision": "fp16", "verify": False}]
+    ("name", "changes"),
+    [
+        ("small.onnx", {}),
+        ("dynamic.onnx", {"batch": "dynamic", "raw_input": True}),
+        ("half-1.onnx", {"precision": "fp16"}),
+    ],
 )
-def test_our_exports_break_no_rule(changes: dict[str, Any], small_options: Any) -> None:
-    from rtdetr_export import export_onnx
-
-    assert lint_file(export_onnx(small_options(f"lint-{len(changes)}.onnx", **changes)).path) == []
+def test_our_exports_break_no_rule(name: str, changes: dict[str, Any], small_export: Any) -> None:
+    assert lint_file(small_export(name, **changes)) == []
 
 
 def test_changes_of_a_real_export_are_found(small_onnx: Path) -> None:

@@ -52,6 +52,7 @@ def reference() -> Found:
     return _detect(CELLS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 4, "dynamic"])
 def test_half_keeps_every_detection(batch: Any, reference: Found, tmp_path: Path) -> None:
     """AP drops by 0.001 at most, and 99.9 % of the detections stay within 0.5 px and 0.01, at every kind of batch."""
@@ -64,6 +65,7 @@ def test_half_keeps_every_detection(batch: Any, reference: Found, tmp_path: Path
     assert ap >= reference[1] - 0.001
 
 
+@pytest.mark.slow
 def test_half_everywhere_loses_detections(reference: Found, tmp_path: Path) -> None:
     """What the placement is for: the same comparison without it fails."""
     traced = trace_checkpoint(ExportOptions(CELLS))
@@ -73,6 +75,7 @@ def test_half_everywhere_loses_detections(reference: Found, tmp_path: Path) -> N
     assert compare(reference[0], _detect(tmp_path / "naive.onnx")[0]).match_rate() < 0.999
 
 
+@pytest.mark.slow
 def test_int8_keeps_detections(reference: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """AP drops by 0.003 at most, 95 % of the detections stay within 2 px and 0.05; most of the work is in INT8."""
     monkeypatch.setattr("rtdetr_export.precision.sensitivity.IMAGES", 8)  # of 16, to save time

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from conftest import shared_folder
+from conftest import shared_folder, slow_except
 from golden.pack import round_array
 from golden_files import GOLDEN, VARIANTS, WITHOUT_MODEL, read_golden, read_specs, write_weights
 
@@ -49,7 +49,7 @@ def test_the_stored_references_are_the_full_ones_rounded() -> None:
                 assert stored[name].dtype == full[name].dtype
 
 
-@pytest.mark.parametrize("released", VARIANTS, indirect=True)
+@pytest.mark.parametrize("released", slow_except(VARIANTS, "v1_r18", "v2_r18_dsp", "v2_hgnetv2_l"), indirect=True)
 def test_every_layer_matches_the_released_model_before_and_after_reparameterization(
     released: tuple[str, Path],
 ) -> None:
@@ -73,7 +73,7 @@ def test_every_layer_matches_the_released_model_before_and_after_reparameterizat
         assert compared >= 2
 
 
-@pytest.mark.parametrize("released", ["v1_r50", "v2_r50_m", "v2_hgnetv2_l"], indirect=True)
+@pytest.mark.parametrize("released", slow_except(["v1_r50", "v2_r50_m", "v2_hgnetv2_l"], "v1_r50"), indirect=True)
 def test_truncated_model_matches_and_drops_unused_layers(released: tuple[str, Path]) -> None:
     name, path = released
     _, reference, image = read_golden(name)
@@ -88,10 +88,10 @@ def test_truncated_model_matches_and_drops_unused_layers(released: tuple[str, Pa
 @pytest.mark.parametrize(
     ("released", "sampler"),
     [
-        ("v1_r18", "grid"),
         ("v1_r18_480x800", "gather"),
-        ("v2_r18_dsp", None),
-        ("v2_hgnetv2_l", "gather"),
+        pytest.param("v1_r18", "grid", marks=pytest.mark.slow),
+        pytest.param("v2_r18_dsp", None, marks=pytest.mark.slow),
+        pytest.param("v2_hgnetv2_l", "gather", marks=pytest.mark.slow),
     ],
     indirect=["released"],
 )
