@@ -276,7 +276,7 @@ def test_a_faithful_graph_beyond_the_fixed_tolerance_passes_by_own_rounding(
     name: str, subjects: dict[str, Subject], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = np.array([FIXED.pixels, 1e-6, 1e-6, 1e-6], np.float32)
-    monkeypatch.setattr(verify, "FIXED", verify.Allowed(tiny, tiny, 0))
+    monkeypatch.setattr(verify, "FIXED_ALLOWED", verify.Allowed(tiny, tiny, 0))
     report = _verify(subjects[name], None, tmp_path / "right.onnx")
     assert all("by the model's own rounding" in batch.explain() for batch in report.batches)
     assert report.passed, str(report)

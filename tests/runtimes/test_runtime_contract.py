@@ -55,11 +55,11 @@ def opening(request: pytest.FixtureRequest, tmp_path: Path) -> Opening:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(r18_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_checkpoint(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint that the small model was exported from, with its input size."""
     import torch
 
-    content = torch.load(r18_checkpoint, weights_only=True)
+    content = torch.load(small_checkpoint, weights_only=True)
     path = tmp_path_factory.mktemp("weights") / "tiny.pth"
     torch.save({**content, "input_size": [HEIGHT, WIDTH]}, path)
     return path
