@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import fake_tensorrt
-from conftest import shared_folder
+from conftest import shared_folder, slow_except
 from fake_tensorrt import BuilderFlag, HardwareCompatibilityLevel, MemoryPoolType, ParserError, ProfilingVerbosity
 from rtdetr_deploy import ExportError, MissingPackageError, OptionError, Predictor
 from rtdetr_deploy.runtimes.trt.layer_precision import count_precisions
@@ -107,7 +107,7 @@ def test_an_fp32_engine_called_fp16_is_caught(world: World, half_onnx: Path, tmp
     _refused(world, half_onnx, tmp_path, r"\d+% of the graph's layers are fp16, and the engine's layers are \d+ fp32")
 
 
-@pytest.mark.parametrize("rest", ["fp32", "fp16"])
+@pytest.mark.parametrize("rest", slow_except(["fp32", "fp16"], "fp16"))
 def test_engines_of_int8_files_have_the_share_of_the_graph(
     rest: str, world: World, small_options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,14 +216,14 @@ def test_values_outside_their_range_are_refused(changes: dict[str, Any], message
 
 
 def test_one_call_does_what_the_command_does(
-    world: World, r18_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: World, small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--weights", str(r18_checkpoint), "--layers", "1", "--size", "64x96", "--precision", "fp16"]
+    command = ["--weights", str(small_checkpoint), "--layers", "1", "--size", "64x96", "--precision", "fp16"]
     command += ["--batch", "dynamic", "--max-batch", "2", "--output", str(tmp_path / "command.engine")]
     assert main(command) == 0
     assert "batch 1 to 2, fp16, for TensorRT 10.13.3.9 on Tesla T4" in capsys.readouterr().out
     options = ExportOptions(
-        r18_checkpoint, tmp_path / "call.engine", layers=1, size=(64, 96), precision="fp16", batch=None,
+        small_checkpoint, tmp_path / "call.engine", layers=1, size=(64, 96), precision="fp16", batch=None,
         engine=EngineOptions(max_batch=2),
     )  # fmt: skip
     steps: list[Step] = []

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 import fake_tensorrt
+from conftest import slow_except
 from fake_driver import COMPILER, Status
 from rtdetr_deploy import ArtifactError, DeviceError, MissingPackageError, OptionError, Predictor
 from rtdetr_deploy.cli.detect import main as detect
@@ -82,7 +83,7 @@ def test_memory_for_frames_grows_and_is_kept(world: fake_tensorrt.World) -> None
         resource.close()
 
 
-@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize("raw", slow_except([True, False], True))
 def test_detections_are_those_of_the_cpu_resizer(
     world: fake_tensorrt.World, raw: bool, small_export: Any, tmp_path: Path, picture: NDArray[np.uint8]
 ) -> None:

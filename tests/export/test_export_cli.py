@@ -166,14 +166,14 @@ def test_spellings_of_0_1_work_with_one_line_of_warning(old: str, new: str, name
 
 
 def test_one_call_does_what_the_command_does(
-    r18_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names, one, other = tmp_path / "names.txt", tmp_path / "one.onnx", tmp_path / "other.onnx"
     names.write_text("a\nb\nc\n")
-    command = ["--weights", str(r18_checkpoint), "--class-names", str(names), "--output", str(one), "--size", "64"]
+    command = ["--weights", str(small_checkpoint), "--class-names", str(names), "--output", str(one), "--size", "64"]
     assert main([*command, "--layers", "1", "--batch", "dynamic"]) == 0
     steps: list[Step] = []
-    options = ExportOptions(r18_checkpoint, other, class_names=names, size=(64, 64), layers=1, batch=None)
+    options = ExportOptions(small_checkpoint, other, class_names=names, size=(64, 64), layers=1, batch=None)
     result = export(options, steps.append)
     assert one.read_bytes() == other.read_bytes()
     assert result.info.class_names == ("a", "b", "c")
