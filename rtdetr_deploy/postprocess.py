@@ -13,6 +13,7 @@ from rtdetr_deploy.boxes import cxcywh_to_xyxy
 from rtdetr_deploy.errors import ArtifactError
 
 Floats = NDArray[np.float32]
+Numbers = NDArray[np.floating[Any]]
 Labels = NDArray[np.int64]
 
 
@@ -35,6 +36,13 @@ def decode_raw(
     return labels.astype(np.int64), cxcywh_to_xyxy(boxes[queries]), scores.astype(np.float32)
 
 
+def class_scores(logits: Floats, decoding: ScoreDecoding = RTDETR_DECODING) -> Floats:
+    """Return the score in [0, 1] of every class of each query: `(Q, K)`, with softmax `(Q, K - 1)`."""
+    exact = logits.astype(np.float64)
+    scores = _softmax(exact, decoding) if decoding.kind == "softmax" else _sigmoid(exact)
+    return scores.astype(np.float32)
+
+
 def _best_pairs(logits: Floats, max_detections: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
     """Return queries, classes and scores of the best pairs, as the released models do."""
     flat = logits.reshape(-1)
@@ -45,19 +53,19 @@ def _best_pairs(logits: Floats, max_detections: int) -> tuple[NDArray[np.intp], 
     return queries, labels, _sigmoid(flat[best])
 
 
-def _sigmoid(logits: Floats) -> Floats:
+def _sigmoid(logits: Numbers) -> Numbers:
     with np.errstate(over="ignore", under="ignore"):  # exp of a logit far from 0: the score is 0 or 1
-        scores: Floats = np.float32(1.0) / (np.float32(1.0) + np.exp(-logits))
+        scores: Numbers = 1 / (1 + np.exp(-logits))
     return scores
 
 
-def _softmax(logits: Floats, decoding: ScoreDecoding) -> Floats:
+def _softmax(logits: Numbers, decoding: ScoreDecoding) -> Numbers:
     """Return the probability of each class `(Q, K - 1)`, without the no-object class."""
     decoding.count_classes(logits.shape[1])
     with np.errstate(under="ignore"):
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares = powers / powers.sum(axis=1, keepdims=True)
-    result: Floats = np.delete(shares, -1 if decoding.no_object is None else decoding.no_object, axis=1)
+    result: Numbers = np.delete(shares, -1 if decoding.no_object is None else decoding.no_object, axis=1)
     return result
 
 

@@ -20,7 +20,7 @@ from rtdetr_deploy.artifacts.metadata import ArtifactInfo, ThirdPartyInfo
 from rtdetr_deploy.detections import Detections, check_threshold
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.images.frame import MAX_PIXELS, Color, Frame, ImageLike, check_color, check_max_pixels, load_frame
-from rtdetr_deploy.images.preprocess import HOST_RESIZERS, RESIZERS, HostPreprocessor, Resizer, to_image
+from rtdetr_deploy.images.preprocess import HOST_RESIZERS, HostPreprocessor, to_image
 from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 from rtdetr_deploy.postprocess import decode_outputs, keep_best
 from rtdetr_deploy.runtimes import RuntimeOptions, open_runtime
@@ -42,7 +42,8 @@ class Predictor:
     stored in the file. `resizer` is "opencv" or "pillow", or what the runtime offers besides: "cuda" of TensorRT
     engines, where frames cross the bus as they are and are resized on the GPU. `runtime` ("onnxruntime", "openvino",
     "tensorrt", "torch") runs the file instead of the one that its suffix names; `device` and `threads` are those of
-    `RuntimeOptions`. `size` (height, width) is needed for third-party files that leave it open. `max_pixels` is the
+    `RuntimeOptions`. `size` (height, width) is needed for third-party files that leave it open, and may be
+    given for checkpoints. `max_pixels` is the
     largest image that is decoded.
 
     Raises `ArtifactError` when the file can't be run, `OptionError` for other arguments.
@@ -54,7 +55,7 @@ class Predictor:
         threshold: float = 0.5,
         *,
         class_names: Names | None = None,
-        resizer: Resizer = "opencv",
+        resizer: str = "opencv",
         runtime: str | None = None,
         device: str | None = None,
         threads: int | None = None,
@@ -62,12 +63,10 @@ class Predictor:
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.threshold = check_threshold(threshold)
-        if resizer not in RESIZERS:
-            raise OptionError(f"`resizer` is {resizer!r}, expected one of {', '.join(RESIZERS)}")
         self._max_pixels = check_max_pixels(max_pixels)
         if class_names is not None and not isinstance(class_names, (str, Path, Sequence, np.ndarray)):
             raise OptionError(f"`class_names` is {class_names!r}, expected a list of names or a file with one per line")
-        self._runtime = _open(engine, runtime, device, threads)
+        self._runtime = _open(engine, runtime, device, threads, size)
         try:
             self._signature = infer_signature(self._runtime, self._runtime.file, size)
             self._spec = _spec_of(self._signature)
@@ -195,7 +194,7 @@ class Predictor:
 
         It is an array, or with a resizer of the runtime's own what `infer` alone understands.
         """
-        return self._prepare(frames, max(len(frames), self._signature.batch or 0))
+        return self._prepare(frames, max(len(frames), self._signature.batch or self._runtime.min_batch))
 
     def infer(self, batch: Batch) -> dict[str, Array]:
         """Run the model on a prepared batch (step 3 of 4) and return its outputs by role, e.g. "boxes"."""
@@ -287,11 +286,16 @@ class Predictor:
 
 
 def _open(
-    engine: str | Path | bytes | Runtime, runtime: str | None, device: str | None, threads: int | None
+    engine: str | Path | bytes | Runtime,
+    runtime: str | None,
+    device: str | None,
+    threads: int | None,
+    size: tuple[int, int] | None,
 ) -> Runtime:
     """Return the runtime of a model; raises what `open_runtime` does, and `OptionError` for other kinds of `engine`."""
     if isinstance(engine, (str, Path, bytes)):
-        return open_runtime(engine, runtime, RuntimeOptions(device=device, threads=threads))
+        of_checkpoint = size if runtime == "torch" else None  # files leave theirs open, or know it
+        return open_runtime(engine, runtime, RuntimeOptions(device=device, threads=threads, size=of_checkpoint))
     if not isinstance(engine, Runtime):
         raise OptionError(f"`engine` is {engine!r}, expected a model file, its content, or what open_runtime returns")
     for name, value in (("runtime", runtime), ("device", device), ("threads", threads)):
@@ -308,10 +312,14 @@ def _spec_of(signature: IOSignature) -> PreprocessSpec:
     return replace(signature.info.preprocess, dtype=dtype)  # type: ignore[arg-type]  # checked by the class
 
 
-def _open_preprocessor(runtime: Runtime, name: str, resizer: Resizer, spec: PreprocessSpec) -> Preprocessor:
+def _open_preprocessor(runtime: Runtime, name: str, resizer: str, spec: PreprocessSpec) -> Preprocessor:
     """Return what prepares the input `name`: the runtime's own preprocessor where `resizer` is one of its."""
     if resizer in HOST_RESIZERS:
         return HostPreprocessor(spec, resizer)
-    if not isinstance(runtime, PreprocessingRuntime) or resizer not in runtime.resizers:
-        raise OptionError(f'`resizer="{resizer}"` is for TensorRT engines; {runtime.file} is run by {runtime.name}')
-    return runtime.preprocessor(name, resizer, spec)
+    if isinstance(runtime, PreprocessingRuntime) and resizer in runtime.resizers:
+        return runtime.preprocessor(name, resizer, spec)
+    own = sorted(runtime.resizers) if isinstance(runtime, PreprocessingRuntime) else []
+    raise OptionError(
+        f"`resizer` is {resizer!r}, expected {' or '.join((*HOST_RESIZERS, *own))}: {runtime.file} is run by "
+        f"{runtime.name}"
+    )

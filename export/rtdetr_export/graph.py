@@ -30,7 +30,7 @@ class NormalizeUint8(nn.Module):
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """See the class."""
+        """uint8 (B, H, W, 3) -> float32 (B, 3, H, W)."""
         return images.to(torch.float32).permute(0, 3, 1, 2) / 255.0
 
 

@@ -146,7 +146,8 @@ class ExportOptions:
 
     def _chosen(self) -> list[str]:
         """Return the names of options, those of engines too, that are not at their defaults."""
-        return _differing(self, ("weights", "output", "engine")) + (_differing(self.engine) if self.engine else [])
+        own = _differing(self, ("weights", "output", "engine"))
+        return own if self.engine is None else [*own, *(_differing(self.engine) or ["engine"])]
 
     def _check_values(self) -> None:
         if self.size is not None:
@@ -162,8 +163,10 @@ class ExportOptions:
                 raise OptionError(f"`{name}` is a single text, expected a tuple of texts")
 
     def _check_precision(self) -> None:
-        if self.precision == "fp32" and (self.keep_fp32 or self.calibration is not None):
-            raise OptionError('`keep_fp32` and `calibration` are for lower precisions; add `precision="fp16"`')
+        if self.precision == "fp32" and self.keep_fp32:
+            raise OptionError('`keep_fp32` is for lower precisions; add `precision="fp16"`')
+        if self.precision == "fp32" and self.calibration is not None and not self.is_engine:
+            raise OptionError('`calibration` is for lower precisions and engines; add `precision="fp16"`')
         if self.precision == "int8" and self.calibration is None:
             raise OptionError('`precision="int8"` needs `calibration`, a folder of images like those to detect on')
         if self.non_int8_precision is None:
@@ -213,7 +216,9 @@ class ExportOptions:
     def for_onnx(self) -> ExportOptions:
         """Return the options of the ONNX file that an engine is built from: it lies beside, as NAME.engine.onnx."""
         assert self.output is not None
-        return replace(self, output=self.output.with_name(self.output.name + ".onnx"), engine=None)
+        onnx = self.output.with_name(self.output.name + ".onnx")
+        calibration = None if self.precision == "fp32" else self.calibration  # an engine is compared on those images
+        return replace(self, output=onnx, engine=None, calibration=calibration)
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -248,7 +253,7 @@ def refuse_ignored(weights: Path, output: Path | None, chosen: Collection[str]) 
 
     An ONNX file that is made an engine has decided most; options of engines are for engines.
     """
-    of_engines = {field.name for field in fields(EngineOptions)}
+    of_engines = {"engine", *(field.name for field in fields(EngineOptions))}
     if is_engine(output) and _is_onnx(weights):
         allowed = {"weights", "output", "calibration", *of_engines}
         refuse_options(chosen, allowed, f"is decided in {weights.name} already; export it again")

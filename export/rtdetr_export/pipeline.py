@@ -154,6 +154,11 @@ def build_deployed(model: nn.Module, sampler: str, options: ExportOptions) -> De
     folded = family.fold(model)
     family.use_sampler(folded, sampler)
     preprocess = NormalizeUint8() if options.raw_input else None
+    if not options.raw_output and family.decoding.kind != "sigmoid":
+        raise OptionError(
+            f"scores of {family.name} models ({family.decoding.kind}) are decoded by the Predictor alone; add "
+            "`raw_output=True`"
+        )
     postprocess = None if options.raw_output else PostProcessor(options.max_detections)
     return DeployedModel(folded, preprocess, postprocess).eval()
 

@@ -64,7 +64,8 @@ def read_part(kind: type[Stored], stored: object, what: str) -> Stored:
             raise TypeError(f"{stored!r} is not an object")
         return kind(**{key: _as_tuple(value) for key, value in stored.items()})
     except (RtdetrError, TypeError) as error:
-        raise ArtifactError(f"{what} is not understood by this version ({error}); update rtdetr-deploy") from error
+        told = str(error).replace("`", "")  # these are entries of a file, and no arguments
+        raise ArtifactError(f"{what} is not understood by this version ({told}); update rtdetr-deploy") from error
 
 
 def _as_tuple(value: Any) -> Any:

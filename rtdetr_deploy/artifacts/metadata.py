@@ -64,13 +64,13 @@ class ArtifactInfo:
             object.__setattr__(self, "preprocess", plain)
         wrong = find_wrong_field(self)
         if wrong is not None:
-            raise ArtifactError(f"{wrong} in a model's metadata")
+            raise ArtifactError(f"{wrong.replace('`', '')} in a model's metadata")
         if not self.class_names:
             raise ArtifactError("a model must have at least one class")
         if not self._is_size() or (self.batch is not None and self.batch < 1):
             raise ArtifactError(f"input {self.height}x{self.width}, batch {self.batch} is not a size")
         if (self.preprocess.size, self.preprocess.dtype == "uint8") != (self.size, self.raw_input):
-            raise ArtifactError(f"`preprocess` is for another input than {self.height}x{self.width}: {self.preprocess}")
+            raise ArtifactError(f"preprocess is for another input than {self.height}x{self.width}: {self.preprocess}")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -148,7 +148,7 @@ def _from_stored(stored: dict[str, Any], name: str) -> ArtifactInfo:
     stored = {key: value for key, value in stored.items() if key in known}
     for field, kind in _PARTS.items():
         if stored.get(field) is not None:
-            stored[field] = read_part(kind, stored[field], f"`{field}` of {name}")
+            stored[field] = read_part(kind, stored[field], f"{field} of {name}")
     names = stored["class_names"]
     stored["class_names"] = tuple(names) if isinstance(names, list) else names
     try:

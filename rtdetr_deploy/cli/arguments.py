@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.options import Option, find_options
@@ -27,11 +27,29 @@ def path_argument(text: str) -> Path:
 class Parser(argparse.ArgumentParser):
     """A parser with `--version`, examples as they are written, and errors in one line."""
 
+    last: ClassVar[Parser | None] = None
+    """The parser that parsed last: its options are those that errors may speak of (see `run_main`)."""
+
     def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
         super().__init__(
             prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         _add_version(self)
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """See argparse."""
+        Parser.last = self
+        return super().parse_known_args(args, namespace)
+
+    def spellings(self) -> dict[str, str]:
+        """Return how each option is typed, by the name of its argument; positional ones by their metavar."""
+        names = {action.dest: action for action in reversed(self._actions)}
+        return {
+            name: action.option_strings[0] if action.option_strings else str(action.metavar or name.upper())
+            for name, action in names.items()
+        }
 
     def error(self, message: str) -> NoReturn:
         """See argparse; without the usage, which would hide the error."""
@@ -140,19 +158,27 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def in_words_of_the_command(message: str, spellings: Mapping[str, str] | None = None) -> str:
+def in_words_of_the_command(
+    message: str, spellings: Mapping[str, str] | None = None, options: Mapping[str, str] | None = None
+) -> str:
     """Return a library's message with arguments as they are typed: `threads` becomes --threads.
 
     `spellings` are those of arguments whose option has another name, by argument (`engine`) or with a value
     (`verify=False`). A value goes on behind the option: `precision="int8"` becomes --precision int8; True and False
-    become --name and --no-name.
+    become --name and --no-name. `options` are those that the command has (None: of every name); what is none of them
+    is shown as it is, without the backticks.
     """
     known = spellings or {}
 
     def typed(match: re.Match[str]) -> str:
         name, value = match[1], match[3]
-        spelled = known.get(match[0].strip("`")) or known.get(name) or flag(name)
-        if value is None or match[0].strip("`") in known:
+        text = match[0].strip("`")
+        if text in known:
+            return known[text]
+        spelled = known.get(name) or (flag(name) if options is None else options.get(name))
+        if spelled is None:
+            return text
+        if value is None or (value == "False" and spelled.startswith("--no-")):
             return spelled
         if value in ("True", "False"):
             return spelled if value == "True" else spelled.replace("--", "--no-", 1)

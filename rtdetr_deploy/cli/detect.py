@@ -119,14 +119,14 @@ def _reporter(text: TextIO) -> OnImage:
 
     from tqdm import tqdm
 
-    from rtdetr_deploy.cli.arguments import in_words_of_the_command
+    from rtdetr_deploy.cli.run import as_shown
     from rtdetr_deploy.errors import ImageError, RtdetrError
     from rtdetr_deploy.words import printable
 
     def report(path: Path, result: Detections | RtdetrError) -> None:
         if isinstance(result, RtdetrError):
             kind = "skipped" if isinstance(result, ImageError) else "not written"
-            message = in_words_of_the_command(str(result), SPELLINGS)
+            message = as_shown(result, SPELLINGS)
             tqdm.write(f"rtdetr-detect: {kind}: {printable(message)}", file=sys.stderr)
             return
         counts = ", ".join(f"{count} {name}" for name, count in Counter(result.names).most_common())

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TextIO, cast
 
-from rtdetr_deploy.cli.arguments import in_words_of_the_command
+from rtdetr_deploy.cli.arguments import Parser, in_words_of_the_command
 from rtdetr_deploy.errors import OutputError, RtdetrError
 from rtdetr_deploy.files import reason
 from rtdetr_deploy.words import printable
@@ -37,11 +37,12 @@ def run_main(
     does, with 128 + the signal's number. `main` may parse the arguments: what argparse prints is treated alike.
     Arguments named in errors are shown as the command's options (`spellings`: see `in_words_of_the_command`).
     """
+    Parser.last = None
     with _prepared_streams(prog, spellings), _ended_by_signals() as received:
         try:
             return _run(main)
         except RtdetrError as error:
-            _say(prog, in_words_of_the_command(str(error), spellings))
+            _say(prog, as_shown(error, spellings))
         except KeyboardInterrupt:
             _say(prog, f"{f'ended by {received[0].name}' if received else 'interrupted'}; {on_interrupt}")
             return SIGNALLED + received[0] if received else INTERRUPTED
@@ -53,6 +54,12 @@ def run_main(
         except OSError as error:
             _say(prog, _describe(error))
     return WRONG_INPUT
+
+
+def as_shown(message: object, spellings: Mapping[str, str] | None = None) -> str:
+    """Return a library's message in the words of the command whose options were parsed last."""
+    options = None if Parser.last is None else Parser.last.spellings()
+    return in_words_of_the_command(str(message), spellings, options)
 
 
 def _run(main: Callable[[], int]) -> int:
@@ -109,9 +116,7 @@ def _prepared_streams(name: str, spellings: Mapping[str, str] | None) -> Iterato
             found.reconfigure(errors="backslashreplace")
     stdout, format_warning = sys.stdout, warnings.formatwarning
     sys.stdout = cast("TextIO", _Output(stdout))
-    warnings.formatwarning = lambda message, *_, **__: (
-        f"{name}: warning: {printable(in_words_of_the_command(str(message), spellings))}\n"
-    )
+    warnings.formatwarning = lambda message, *_, **__: f"{name}: warning: {printable(as_shown(message, spellings))}\n"
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ They know no attribute of a model. Another family (another decoder, a model of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -18,22 +18,23 @@ from rtdetr_deploy.model.checkpoints.infer_variant import infer_variant
 from rtdetr_deploy.model.fp32_scope import Fp32Scope
 from rtdetr_deploy.model.reparameterize import reparameterize
 from rtdetr_deploy.model.rtdetr import RTDETR, RawOutput
-from rtdetr_deploy.model.variants import STRIDES, VARIANTS, HgNetV2Config, Variant
+from rtdetr_deploy.model.variants import STRIDES, HgNetV2Config, Variant
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a file's metadata say about the model: name of the variant, decoder `layers`, `queries` and `classes`.
+    """What a file's metadata say about the model, and how many classes it has.
 
-    `queries` are those of one input size: there are no more than an image has tokens.
+    `variant` is its name, `layers` those of the decoder, `sampler` what it samples by. `queries` are those of one input size: there are no more than an image has tokens.
     """
 
     variant: str
     layers: int
     queries: int
     classes: int
+    sampler: str
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ class Family(Generic[Model]):
     """Functions and data of one family. Models are in eval mode; images are (B, 3, H, W) float32 RGB in [0, 1].
 
     Building
-        `model_type`; `variants` by name; `build(variant, layers)`: a model with untrained weights, `layers` None is as
-        many as the variant runs; `infer_variant(shapes, points_scale)`: the variant of a checkpoint's parameters;
-        `fold(model)`: a copy for inference, that computes the same with fewer operations.
+        `model_type`; `infer_variant(shapes, points_scale)`: the variant of a checkpoint's parameters; `build(variant,
+        layers)`: a model with untrained weights, `layers` None is as many as the variant runs; `fold(model)`: a copy
+        for inference, that computes the same with fewer operations.
     Samplers
         `samplers(model)`: the names of those that compute what the model was trained with, first the one that exports
         use; `use_sampler(model, name)`. A family without a choice has one name.
@@ -61,7 +62,6 @@ class Family(Generic[Model]):
 
     name: str
     model_type: type[Model]
-    variants: Mapping[str, Variant]
     build: Callable[[Variant, int | None], Model]
     infer_variant: Callable[..., Variant | None]
     fold: Callable[[Model], Model]
@@ -97,7 +97,7 @@ def _decode(model: RTDETR, maps: list[Tensor]) -> RawOutput:
 def _facts(model: RTDETR, height: int, width: int) -> ModelFacts:
     variant = model.variant
     tokens = sum((height // stride) * (width // stride) for stride in STRIDES)
-    return ModelFacts(variant.name, model.layers, min(variant.queries, tokens), variant.classes)
+    return ModelFacts(variant.name, model.layers, min(variant.queries, tokens), variant.classes, model.sampler)
 
 
 def _has_hgnet(model: RTDETR) -> bool:
@@ -163,7 +163,6 @@ def _quantization_blocks(model: RTDETR) -> tuple[str, ...]:
 RTDETR_FAMILY: Family[RTDETR] = Family(
     name="rtdetr",
     model_type=RTDETR,
-    variants=VARIANTS,
     build=RTDETR,
     infer_variant=infer_variant,
     fold=reparameterize,

@@ -104,10 +104,12 @@ def open_runtime(
             raise ArtifactError("the model is empty: it has no bytes")
     else:
         model, name = _find_file(model, runtime)
-    chosen = RUNTIMES[name]
+    chosen, options = RUNTIMES[name], options or RuntimeOptions()
+    if options.size is not None and not chosen.by_name_only:
+        raise OptionError(f"`size` is for checkpoints; what {name} opens has its own")
     with needed_for(f'`runtime="{name}"`', chosen.extra):
         module = import_module(f"{__name__}.{chosen.module}")
-    return cast("Runtime", module.open_model(model, options or RuntimeOptions()))
+    return cast("Runtime", module.open_model(model, options))
 
 
 def _find_file(model: str | Path, runtime: str | None) -> tuple[Path, str]:

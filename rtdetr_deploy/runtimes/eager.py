@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from rtdetr_deploy.artifacts.decoding import MAX_DETECTIONS
 from rtdetr_deploy.artifacts.input_size import DEFAULT_INPUT_SIZE, check_input_size
@@ -14,7 +15,6 @@ from rtdetr_deploy.artifacts.metadata import ArtifactInfo
 from rtdetr_deploy.errors import ArtifactError, DeviceError, OptionError
 from rtdetr_deploy.model.checkpoints.load import load_checkpoint
 from rtdetr_deploy.model.family import family_of
-from rtdetr_deploy.model.rtdetr import RTDETR
 from rtdetr_deploy.runtimes.feed import check_feed, closed
 from rtdetr_deploy.runtimes.options import RuntimeOptions, cpu_or_cuda
 from rtdetr_deploy.runtimes.protocol import Array, Feed, TensorSpec
@@ -30,24 +30,25 @@ class TorchRuntime:
 
     def __init__(
         self,
-        model: RTDETR,
+        model: nn.Module,
         class_names: Sequence[str],
         height: int,
         width: int,
         source: str = "",
         source_digest: str = "",
     ) -> None:
-        self._model: RTDETR | None = model
+        self._model: nn.Module | None = model
         self.file = source or "the torch model"
         self.name = f"torch {torch.__version__} ({str(_device_of(model)).upper()})"
         self.inputs = (TensorSpec("images", np.dtype(np.float32), (None, 3, height, width)),)
+        logits = family_of(model).facts(model, height, width).classes
         self.outputs = (
-            TensorSpec("logits", np.dtype(np.float32), (None, None, model.variant.classes)),
+            TensorSpec("logits", np.dtype(np.float32), (None, None, logits)),
             TensorSpec("boxes", np.dtype(np.float32), (None, None, 4)),
         )
         self.info: ArtifactInfo | None = _describe(model, class_names, (height, width), source, source_digest)
         self.metadata: Mapping[str, str] = {}
-        self.max_batch: int | None = None
+        self.min_batch, self.max_batch = 1, None
 
     @torch.no_grad()
     def run(self, feed: Feed) -> dict[str, Array]:
@@ -72,7 +73,7 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> TorchRuntime:
     """Open a checkpoint as `open_checkpoint` does. Raises `OptionError` for content: checkpoints may be folders."""
     if isinstance(model, bytes):
         raise OptionError('`runtime="torch"` opens files and folders of checkpoints, not their content')
-    return open_checkpoint(model, options=options)
+    return open_checkpoint(model, options.size, options=options)
 
 
 def open_checkpoint(
@@ -109,12 +110,12 @@ def _find_device(device: str) -> torch.device:
     return torch.device(kind) if number is None else torch.device(kind, number)
 
 
-def _device_of(model: RTDETR) -> torch.device:
+def _device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
 def _describe(
-    model: RTDETR, class_names: Sequence[str], size: tuple[int, int], source: str, source_digest: str
+    model: nn.Module, class_names: Sequence[str], size: tuple[int, int], source: str, source_digest: str
 ) -> ArtifactInfo:
     """Return what an export of the model would store; `opset` 0, and no version: it was never written."""
     family = family_of(model)
@@ -129,7 +130,7 @@ def _describe(
         queries=facts.queries,
         max_detections=min(MAX_DETECTIONS, facts.queries * facts.classes),
         precision="fp32",
-        sampler=model.sampler,
+        sampler=facts.sampler,
         outputs="raw",
         raw_input=False,
         opset=0,

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from rtdetr_deploy.artifacts.input_size import check_input_size
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.options import option
 
@@ -25,7 +26,8 @@ class RuntimeOptions:
 
     `device` is "cpu", "cuda" or "cuda:1" (an NVIDIA GPU, by its number), or for OpenVINO one of its devices ("GPU",
     "NPU", "AUTO", in lower case too); None is the GPU for engines and the CPU for all else. A device is never replaced
-    by another one. `threads` limits the runtime's own threads; None leaves their number to it.
+    by another one. `threads` limits the runtime's own threads; None leaves their number to it. `size` (height, width)
+    is the input size of a checkpoint (None: what it names, else 640x640); files have theirs.
 
     Raises `OptionError` for values that no runtime takes; each runtime refuses what it can't use.
     """
@@ -40,7 +42,11 @@ class RuntimeOptions:
         None, "threads of the runtime", type=int, metavar="N", default_help="the runtime decides"
     )
 
+    size: tuple[int, int] | None = None
+
     def __post_init__(self) -> None:
+        if self.size is not None:
+            object.__setattr__(self, "size", check_input_size(self.size))
         if self.threads is not None:
             check_threads(self.threads)
         if self.device is not None and not (isinstance(self.device, str) and _DEVICE.fullmatch(self.device)):
@@ -49,9 +55,9 @@ class RuntimeOptions:
 
 def check_threads(threads: int) -> None:
     """Raise `OptionError` unless it is a number of threads that makes sense on this machine."""
-    most = THREADS_PER_CORE * (os.cpu_count() or 1)
-    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or not 1 <= threads <= most:
-        raise OptionError(f"`threads` is {threads!r}, expected a whole number from 1 to {most} on this machine")
+    limit = THREADS_PER_CORE * (os.cpu_count() or 1)
+    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or not 1 <= threads <= limit:
+        raise OptionError(f"`threads` is {threads!r}, expected a whole number from 1 to {limit} on this machine")
 
 
 def cpu_or_cuda(device: str, runtime: str) -> tuple[Literal["cpu", "cuda"], int | None]:

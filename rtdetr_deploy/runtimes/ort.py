@@ -38,7 +38,7 @@ class OnnxRuntime:
         self.outputs = tuple(
             replace(_spec(node, file), classes=graph.count_classes(node.name)) for node in session.get_outputs()
         )
-        self.max_batch: int | None = None
+        self.min_batch, self.max_batch = 1, None
         self.metadata: Mapping[str, str] = dict(session.get_modelmeta().custom_metadata_map)
         self.info = read_metadata(self.metadata, file)
         self._output_names = [spec.name for spec in self.outputs]

@@ -42,7 +42,7 @@ class OpenVinoRuntime:
         self.outputs = tuple(
             spec if graph is None else replace(spec, classes=graph.count_classes(spec.name)) for spec in outputs
         )
-        self.max_batch: int | None = None
+        self.min_batch, self.max_batch = 1, None
         self.metadata: Mapping[str, str] = _text_entries(model) if graph is None else graph.metadata
         self.info = read_metadata(self.metadata, file)
 

@@ -76,6 +76,10 @@ class Runtime(Protocol):
         """Text entries of the model's file, as they are in it; empty for files that have none."""
 
     @property
+    def min_batch(self) -> int:
+        """The minimum number of images at once where the batch is dynamic."""
+
+    @property
     def max_batch(self) -> int | None:
         """The maximum number of images at once where the batch is dynamic; None where there is no limit."""
 

@@ -20,6 +20,7 @@ class FakeRuntime:
 
     batch: int | None = None
     max_batch: int | None = None
+    min_batch: int = 1
     info: ArtifactInfo | None = None
     on_run: Callable[[], object] = lambda: None
     batches: list[int] = field(default_factory=list)

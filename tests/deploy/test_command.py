@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import warnings
+from argparse import BooleanOptionalAction
 from pathlib import Path
 
 import pytest
 
+from rtdetr_deploy.cli.arguments import Parser
 from rtdetr_deploy.cli.run import run_main
+from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.words import plural, printable
 
 HAS_FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
@@ -143,6 +146,25 @@ def test_warnings_are_one_line_without_source_code() -> None:
 def test_names_can_not_steer_a_terminal_nor_break_a_line() -> None:
     assert printable("a\x1b[31mb\nc\x07\x9b\u202e") == "a\\x1b[31mb\\nc\\x07\\x9b\\u202e"
     assert printable("红细胞 é \u200d") == "红细胞 é \u200d"
+
+
+def test_errors_name_the_options_that_the_command_has(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = Parser("x", "")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--no-verify", dest="verify", action="store_false")
+    parser.add_argument("--bf16", action=BooleanOptionalAction)
+
+    def work() -> int:
+        parser.parse_args(["m.onnx", "--threads", "1"])
+        raise OptionError(
+            "`threads` or `threads=2`, `model`, `verify=False`, `bf16=False`, `bf16=True`; `class_names`, "
+            '`precision="int8"`'
+        )
+
+    assert run_main("x", work, "") == 2
+    told = '--threads or --threads 2, MODEL, --no-verify, --no-bf16, --bf16; class_names, precision="int8"'
+    assert capsys.readouterr().err == f"x: {told}\n"
 
 
 def test_plurals() -> None:

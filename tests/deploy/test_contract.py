@@ -194,16 +194,16 @@ def test_metadata_of_the_wrong_kind_is_named(small_onnx: Path) -> None:
     info = Predictor(small_onnx).info
     assert isinstance(info, ArtifactInfo)
     for change, message in (
-        ({"height": "640"}, "`height` is '640', expected int in a model"),
-        ({"class_names": 5}, "`class_names` is 5, expected tuple"),
-        ({"class_names": [1, 2]}, r"`class_names` is \(1, 2\), expected tuple"),
+        ({"height": "640"}, "height is '640', expected int in a model"),
+        ({"class_names": 5}, "class_names is 5, expected tuple"),
+        ({"class_names": [1, 2]}, r"class_names is \(1, 2\), expected tuple"),
         ({"class_names": []}, "at least one class"),
-        ({"verified": 1}, "`verified` is 1, expected bool"),
+        ({"verified": 1}, "verified is 1, expected bool"),
         ({"batch": 0}, "batch 0 is not a size"),
         ({"height": -1}, "input -1x160, batch 1 is not a size"),
-        ({"height": 256}, "`preprocess` is for another input than 256x160"),
-        ({"raw_input": True}, "`preprocess` is for another input than 128x160"),
-        ({"outputs": "boxes"}, "`outputs` is 'boxes', expected 'detections' or 'raw'"),
+        ({"height": 256}, "preprocess is for another input than 256x160"),
+        ({"raw_input": True}, "preprocess is for another input than 128x160"),
+        ({"outputs": "boxes"}, "outputs is 'boxes', expected 'detections' or 'raw'"),
     ):
         text = json.dumps({**json.loads(info.to_json()), **change})
         with pytest.raises(ArtifactError, match=message):

@@ -60,12 +60,12 @@ def test_files_of_version_0_1_want_what_rtdetr_wants() -> None:
 def test_what_a_newer_version_may_have_written_asks_for_an_update(field: str, change: dict[str, Any]) -> None:
     stored = json.loads(INFO.to_json())
     stored[field].update(change)
-    with pytest.raises(ArtifactError, match=f"`{field}` of m.onnx is not understood .*; update rtdetr-deploy"):
+    with pytest.raises(ArtifactError, match=f"{field} of m.onnx is not understood .*; update rtdetr-deploy"):
         _read(stored)
 
 
 def test_a_part_that_is_not_an_object_is_named() -> None:
-    with pytest.raises(ArtifactError, match="`decoding` of m.onnx is not understood .*'softmax' is not an object"):
+    with pytest.raises(ArtifactError, match="decoding of m.onnx is not understood .*'softmax' is not an object"):
         _read({**json.loads(INFO.to_json()), "decoding": "softmax"})
 
 

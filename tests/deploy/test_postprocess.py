@@ -9,7 +9,7 @@ import pytest
 
 from rtdetr_deploy.artifacts.decoding import ScoreDecoding
 from rtdetr_deploy.errors import ArtifactError, OptionError
-from rtdetr_deploy.postprocess import check_finite, decode_outputs, decode_raw, keep_best
+from rtdetr_deploy.postprocess import check_finite, class_scores, decode_outputs, decode_raw, keep_best
 
 BOXES = np.array([[0.5, 0.5, 0.2, 0.4], [0.9, 0.1, 0.4, 0.4]], np.float32)
 
@@ -59,6 +59,15 @@ def test_one_class_takes_each_query_once() -> None:
     assert labels.tolist() == [0, 2]
     assert scores == pytest.approx(1 / (1 + np.exp([-3.0, -1.5])), abs=1e-6)
     assert found[1] == pytest.approx([0.7, -0.1, 1.1, 0.3], abs=1e-6)
+
+
+def test_class_scores_are_those_that_are_decoded() -> None:
+    logits = np.random.default_rng(0).normal(0, 2, (5, 4)).astype(np.float32)
+    powers = np.exp(logits.astype(np.float64))
+    assert np.allclose(class_scores(logits), powers / (1 + powers), atol=1e-6)
+    shares = powers / powers.sum(axis=1, keepdims=True)
+    assert np.allclose(class_scores(logits, ScoreDecoding("softmax")), shares[:, :3], atol=1e-6)
+    assert np.allclose(class_scores(logits, ScoreDecoding("softmax", 0)), shares[:, 1:], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "one-class", "softmax"])

@@ -130,7 +130,7 @@ def test_class_names_can_be_replaced(small_onnx: Path, tmp_path: Path, picture: 
 def test_resizers_are_both_available(small_onnx: Path, picture: NDArray[np.uint8]) -> None:
     with Predictor(small_onnx, 0.0, resizer="pillow") as pillow:
         assert len(pillow.detect(picture)) == 300
-    with pytest.raises(OptionError, match="`resizer` is 'nearest', expected one of opencv, pillow"):
+    with pytest.raises(OptionError, match="`resizer` is 'nearest', expected opencv or pillow"):
         Predictor(small_onnx, resizer=cast("Any", "nearest"))
 
 

@@ -167,7 +167,7 @@ def test_what_the_kernel_cannot_make_is_refused(
 def test_what_is_missing_is_one_clear_line(
     world: fake_tensorrt.World, dynamic_onnx: Path, small_onnx: Path, tmp_path: Path, picture: NDArray[np.uint8]
 ) -> None:
-    with pytest.raises(OptionError, match=r'`resizer="cuda"` is for TensorRT engines; .* is run by ONNX Runtime'):
+    with pytest.raises(OptionError, match="`resizer` is 'cuda', expected opencv or pillow: .* is run by ONNX Runtime"):
         Predictor(small_onnx, resizer="cuda")
     with pytest.raises(OptionError, match="does not work on the CPU; choose opencv or pillow"):
         prepare_batch([Frame(picture, rgb=True)], 8, 8, resizer="cuda")
@@ -190,7 +190,9 @@ def test_the_command_line_offers_it(small_onnx: Path, tmp_path: Path, capsys: py
     picture = tmp_path / "a.png"
     cv2.imwrite(str(picture), np.zeros((20, 20, 3), np.uint8))
     assert detect([str(small_onnx), str(picture), "--resizer", "cuda"]) != 0
-    assert "--resizer cuda is for TensorRT engines" in capsys.readouterr().err
+    assert (
+        "--resizer is 'cuda', expected opencv or pillow: small.onnx is run by ONNX Runtime" in capsys.readouterr().err
+    )
 
 
 def test_nvidias_compiler_takes_the_kernel() -> None:

@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 from rtdetr_deploy import ArtifactInfo
 from rtdetr_deploy.cli.arguments import in_words_of_the_command, parse_classes, parse_size
 from rtdetr_deploy.errors import OptionError
-from rtdetr_export import ExportOptions
+from rtdetr_export import EngineOptions, ExportOptions
 from rtdetr_export.cli import SPELLINGS
 from rtdetr_export.options import batch_argument
 
@@ -81,8 +81,10 @@ def test_default_name_says_what_is_inside(changes: dict[str, Any], name: str) ->
         ({"precision": "int8"}, '`precision="int8"` needs `calibration`, a folder of images'),
         (
             {"calibration": Path("photos")},
-            '`keep_fp32` and `calibration` are for lower precisions; add `precision="fp16"`',
+            '`calibration` is for lower precisions and engines; add `precision="fp16"`',
         ),
+        ({"keep_fp32": ("a",)}, '`keep_fp32` is for lower precisions; add `precision="fp16"`'),
+        ({"engine": EngineOptions()}, '`engine` is for engines; add `output="NAME.engine"`'),
         ({"keep_fp32": "a"}, "`keep_fp32` is a single text"),
         ({"output": Path("model.pt")}, "`output` is model.pt, expected a name that ends in .onnx, .engine or .plan"),
     ],
@@ -101,6 +103,12 @@ def test_errors_are_shown_in_the_words_of_the_command() -> None:
         ExportOptions(WEIGHTS, precision="int8")
     assert in_words_of_the_command(str(caught.value), SPELLINGS).startswith("--precision int8 needs --calibration, a")
     assert in_words_of_the_command("`verify=False` or `verify`", SPELLINGS) == "--no-verify or --no-verify"
+
+
+def test_an_fp32_engine_may_be_compared_on_given_images() -> None:
+    options = ExportOptions(WEIGHTS, Path("x.engine"), calibration=Path("photos"))
+    assert options.calibration == Path("photos")
+    assert options.for_onnx().calibration is None
 
 
 def test_paths_may_be_text() -> None:

@@ -14,8 +14,8 @@ onnx = pytest.importorskip("onnx")
 
 from torch import Tensor, nn  # noqa: E402
 
-from rtdetr_deploy import ArtifactInfo, ExportError  # noqa: E402
-from rtdetr_deploy.artifacts.decoding import RTDETR_DECODING  # noqa: E402
+from rtdetr_deploy import ArtifactInfo, ExportError, OptionError  # noqa: E402
+from rtdetr_deploy.artifacts.decoding import RTDETR_DECODING, ScoreDecoding  # noqa: E402
 from rtdetr_deploy.images.preprocess_spec import PreprocessSpec  # noqa: E402
 from rtdetr_deploy.model import RTDETR, VARIANTS  # noqa: E402
 from rtdetr_deploy.model import family as family_module  # noqa: E402
@@ -190,7 +190,6 @@ class _Centres(nn.Module):
 CENTRES: Family[_Centres] = Family(
     name="centres",
     model_type=_Centres,
-    variants={},
     build=lambda *_: _Centres(),
     infer_variant=lambda *_: None,
     fold=lambda model: model,
@@ -201,7 +200,7 @@ CENTRES: Family[_Centres] = Family(
     encode=lambda model, images: [model.body(images)],
     decode=_Centres.decode,
     selection_margin=lambda *_: float("inf"),
-    facts=lambda *_: ModelFacts("centres", 1, 4, 2),
+    facts=lambda *_: ModelFacts("centres", 1, 4, 2, "none"),
     preprocess=PreprocessSpec.rtdetr,
     decoding=RTDETR_DECODING,
 )
@@ -240,6 +239,16 @@ def test_another_family_is_one_family_object(tmp_path: Path, monkeypatch: pytest
     report = to_fp16(graph, keep=placement.kept)
     assert "/model/boxes/MatMul" in report.fp32_nodes
     assert {"/model/body/Conv", "/model/scores/MatMul"} <= set(report.fp16_nodes)
+
+
+def test_scores_that_the_file_can_not_decode_are_left_to_the_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
+    softmax = replace(CENTRES, decoding=ScoreDecoding("softmax"))
+    monkeypatch.setattr(family_module, "FAMILIES", (softmax,))
+    with pytest.raises(
+        OptionError, match=r"scores of centres models \(softmax\) are decoded .*; add `raw_output=True`"
+    ):
+        build_deployed(_Centres(), "none", ExportOptions(Path("x.pth")))
+    assert build_deployed(_Centres(), "none", ExportOptions(Path("x.pth"), raw_output=True)).postprocess is None
 
 
 def test_evenly_spaced_items_keep_their_order() -> None:

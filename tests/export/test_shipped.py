@@ -78,7 +78,7 @@ def test_half_everywhere_loses_detections(reference: Found, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_int8_keeps_detections(reference: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """AP drops by 0.003 at most, 95 % of the detections stay within 2 px and 0.05; most of the work is in INT8."""
-    monkeypatch.setattr("rtdetr_export.precision.sensitivity.IMAGES", 8)  # of 16, to save time
+    monkeypatch.setattr("rtdetr_export.precision.sensitivity.MAX_IMAGES", 8)  # of 16, to save time
     calibration = shared_folder("data") / "bccd" / "train"
     options = ExportOptions(CELLS, tmp_path / "int8.onnx", precision="int8", calibration=calibration)
     result = export_onnx(options)

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from rtdetr_deploy import ArtifactError, MissingPackageError, OptionError, open_runtime
+from rtdetr_deploy import ArtifactError, MissingPackageError, OptionError, Predictor, open_runtime
 from rtdetr_deploy.runtimes import RUNTIMES, RuntimeOptions
 from rtdetr_deploy.runtimes.options import cpu_or_cuda
 
@@ -83,6 +83,18 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingPackageError, match='`runtime="torch"` needs torch, .*pip install .*torch'):
         open_runtime(tmp_path / "m.pth", "torch")
+
+
+def test_only_checkpoints_are_given_a_size(small_onnx: Path) -> None:
+    with pytest.raises(OptionError, match="`size` is for checkpoints; what onnxruntime opens has its own"):
+        open_runtime(small_onnx, options=RuntimeOptions(size=(64, 64)))
+    with pytest.raises(OptionError, match="`size` is 65x64, expected multiples of 32"):
+        RuntimeOptions(size=(65, 64))
+
+
+def test_the_predictor_runs_checkpoints_at_any_size(small_checkpoint: Path) -> None:
+    with Predictor(small_checkpoint, runtime="torch", size=(96, 64)) as predictor:
+        assert predictor.input_size == (96, 64)
 
 
 def test_keywords_of_version_0_1_work_with_a_warning(small_onnx: Path) -> None:

@@ -70,7 +70,8 @@ class SpanRuntime:
         self.runtime = runtime
         self.name, self.file = runtime.name, runtime.file
         self.inputs, self.outputs = runtime.inputs, runtime.outputs
-        self.info, self.metadata, self.max_batch = runtime.info, runtime.metadata, runtime.max_batch
+        self.info, self.metadata = runtime.info, runtime.metadata
+        self.min_batch, self.max_batch = runtime.min_batch, runtime.max_batch
         self.resizers = runtime.resizers if isinstance(runtime, PreprocessingRuntime) else frozenset()
         self.model: float | None = None
 

@@ -20,11 +20,8 @@ from rtdetr_deploy.images.frame import ImageLike
 from rtdetr_export.precision.activations import evenly_spaced
 from rtdetr_export.precision.int8 import QuantizableNode, StoredWeights, quantize
 from rtdetr_export.verify.agreement import Agreement, compare
+from rtdetr_export.verify.tolerances import MIN_COMPARED_IN_TRIALS, MIN_PLAN_MATCH_RATE
 
-REQUIRED = 0.97
-"""Share of detections within the widest tolerance (2 px, 0.05) that a plan must keep on the calibration images."""
-MIN_COMPARED = 10
-"""Detections per image that are compared even where fewer are confident."""
 MAX_IMAGES = 16
 """Calibration images on which blocks are tried."""
 BATCH = 8
@@ -136,7 +133,7 @@ class _Trials:
 
     def agreement(self, name: str, chosen: Sequence[QuantizableNode]) -> Agreement:
         """Return how many detections stay where they are when the `chosen` nodes are quantized."""
-        return compare(self._reference, self._detect(name, chosen), at_least=MIN_COMPARED)
+        return compare(self._reference, self._detect(name, chosen), at_least=MIN_COMPARED_IN_TRIALS)
 
     def _detect(self, name: str, chosen: Sequence[QuantizableNode]) -> list[Detections]:
         changed = self._model.clone()
@@ -166,7 +163,7 @@ class _Trials:
 
 def count_chosen(shares: Sequence[float]) -> int:
     """Return how many blocks to choose: the largest number for which enough detections stay matched."""
-    return max((count for count, share in enumerate(shares, start=1) if share >= REQUIRED), default=0)
+    return max((count for count, share in enumerate(shares, start=1) if share >= MIN_PLAN_MATCH_RATE), default=0)
 
 
 def sensitivity_of(agreement: Agreement) -> float:

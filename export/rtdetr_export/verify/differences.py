@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo
 from rtdetr_deploy.boxes import cxcywh_to_xyxy
-from rtdetr_deploy.postprocess import decode_raw
+from rtdetr_deploy.postprocess import class_scores, decode_raw
 from rtdetr_deploy.runtimes import Array
 
 PIXELS_PER_SCORE = 100.0
@@ -66,7 +66,7 @@ def as_file_outputs(output: RawOutput, info: ArtifactInfo) -> dict[str, Array]:
 
 def compare_detections(found: Mapping[str, Array], expected: RawOutput, info: ArtifactInfo) -> Differences:
     """Compare labels (N,), boxes (N, 4) xyxy and scores (N,) with the model's raw output."""
-    scores = _sigmoid(expected.logits)
+    scores = class_scores(expected.logits, info.decoding)
     pixels = _pixels(info)
     corners = cxcywh_to_xyxy(expected.boxes).clip(0.0, 1.0) * pixels
     labels, detected = found["labels"].astype(np.int64), found["boxes"] * pixels
@@ -84,7 +84,7 @@ def compare_detections(found: Mapping[str, Array], expected: RawOutput, info: Ar
 def compare_raw(found: RawOutput, expected: RawOutput, info: ArtifactInfo) -> Differences:
     """Compare raw outputs query by query, in any order."""
     box = np.abs(found.boxes[:, None] - expected.boxes[None]).max(axis=-1) * _pixels(info).max()
-    found_scores, scores = _sigmoid(found.logits), _sigmoid(expected.logits)
+    found_scores, scores = (class_scores(output.logits, info.decoding) for output in (found, expected))
     score = np.stack([np.abs(scores - row).max(axis=-1) for row in found_scores])
     query = (box + PIXELS_PER_SCORE * score).argmin(axis=1)
     rows = np.arange(len(found.boxes))
@@ -93,7 +93,3 @@ def compare_raw(found: RawOutput, expected: RawOutput, info: ArtifactInfo) -> Di
 
 def _pixels(info: ArtifactInfo) -> Floats:
     return np.array([info.width, info.height, info.width, info.height], np.float32)
-
-
-def _sigmoid(logits: Floats) -> Floats:
-    return (1.0 / (1.0 + np.exp(-logits.astype(np.float64)))).astype(np.float32)

@@ -20,12 +20,7 @@ from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo
 from rtdetr_deploy.words import plural
 from rtdetr_export.verify.agreement import Agreement, compare
 from rtdetr_export.verify.report import Report
-from rtdetr_export.verify.tolerances import LIMITS
-
-MIN_COMPARED = 20
-"""Detections per image that are compared even where fewer are confident."""
-MIN_PRECISION_SHARE = 0.8
-"""Part of the graph's nodes of a precision that the engine must have in that precision at least: kernels are fused."""
+from rtdetr_export.verify.tolerances import LIMITS, MIN_COMPARED, MIN_PRECISION_SHARE
 
 
 @dataclass(frozen=True)

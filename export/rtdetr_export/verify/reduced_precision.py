@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from rtdetr_deploy import Predictor
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo
 from rtdetr_deploy.images.frame import ImageLike
-from rtdetr_deploy.model import RTDETR
 from rtdetr_deploy.runtimes.eager import TorchRuntime
 from rtdetr_deploy.words import plural
 from rtdetr_export.verify.agreement import Agreement, compare
 from rtdetr_export.verify.report import Report
-from rtdetr_export.verify.tolerances import LIMITS
-
-MIN_COMPARED = 20
-"""Detections per image that are compared even where fewer are confident."""
+from rtdetr_export.verify.tolerances import LIMITS, MIN_COMPARED
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class ReducedPrecisionReport(Report):
 
 
 def verify_reduced_precision(
-    path: Path, reference: RTDETR, info: ArtifactInfo, images: Sequence[ImageLike]
+    path: Path, reference: nn.Module, info: ArtifactInfo, images: Sequence[ImageLike]
 ) -> ReducedPrecisionReport:
     """Detect on `images` with the file and with `reference`, and compare. Raises `ArtifactError` for unusable files."""
     names = info.class_names

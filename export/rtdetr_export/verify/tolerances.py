@@ -33,6 +33,13 @@ class Limits:
     max_spurious: float | None = None
 
 
+MIN_COMPARED, MIN_COMPARED_IN_TRIALS = 20, 10
+"""Detections per image that are compared even where fewer are confident: in reports, and when INT8 blocks are tried."""
+MIN_PRECISION_SHARE = 0.8
+"""Part of the graph's nodes of a precision that an engine must have in that precision at least: kernels are fused."""
+MIN_PLAN_MATCH_RATE = 0.97
+"""Share of detections within the widest tolerance that a choice of INT8 blocks must keep on the calibration images."""
+
 FIXED = Tolerance(0.1, 1e-3)
 """Where only the order of sums differs: an FP32 file and its model, a replayed and a plain call, rows of a batch."""
 TOLERANCES = (Tolerance(0.5, 0.01), Tolerance(1.0, 0.02), Tolerance(2.0, 0.05))

@@ -19,10 +19,11 @@ from rtdetr_deploy.artifacts.class_names import check_class_names, default_class
 from rtdetr_deploy.artifacts.weights_file import find_weights
 from rtdetr_deploy.errors import CheckpointError, OptionError
 from rtdetr_deploy.model.checkpoints import huggingface, released
-from rtdetr_deploy.model.checkpoints.infer_variant import expected_shapes, infer_variant, nearest_variant
+from rtdetr_deploy.model.checkpoints.infer_variant import expected_shapes, nearest_variant
 from rtdetr_deploy.model.checkpoints.read import read_content
 from rtdetr_deploy.model.checkpoints.source import Source, State, Weights
 from rtdetr_deploy.model.checkpoints.unknown import refuse
+from rtdetr_deploy.model.family import RTDETR_FAMILY, Family
 from rtdetr_deploy.model.rtdetr import RTDETR
 from rtdetr_deploy.model.variants import DISCRETE_SUFFIX, VARIANTS, Variant, find_variant
 
@@ -79,9 +80,10 @@ def load_checkpoint(
     wanted = None if variant is None else find_variant(variant)
     weights = read_weights(path)
     learned = {key: value.float() for key, value in weights.state.items() if not _NOT_LEARNED.search(key)}
-    found = _as_stored(_infer(learned, _points_scale(weights.state), path), weights)
+    family, inferred = _infer(learned, _points_scale(weights.state), path)
+    found = _as_stored(inferred, weights)
     architecture = _with_queries(found if wanted is None else _as_wanted(found, wanted, path), queries)
-    model = RTDETR(architecture, layers)
+    model = family.build(architecture, layers)
     _check_finite(learned, path)
     _fill(model, learned)
     names = _decide_names(class_names, weights.class_names, architecture.classes, path)
@@ -104,12 +106,13 @@ def _points_scale(state: State) -> list[float] | None:
     return None if scale is None else scale.flatten().tolist()
 
 
-def _infer(learned: State, points_scale: Sequence[float] | None, path: Path) -> Variant:
-    """Return the variant with just these parameters; `CheckpointError` tells how the nearest one differs."""
+def _infer(learned: State, points_scale: Sequence[float] | None, path: Path) -> tuple[Family[RTDETR], Variant]:
+    """Return family and variant with just these parameters; `CheckpointError` tells how the nearest one differs."""
     shapes = {key: tuple(value.shape) for key, value in learned.items()}
-    found = infer_variant(shapes, points_scale)
+    family = RTDETR_FAMILY  # the only one whose checkpoints are read here
+    found = family.infer_variant(shapes, points_scale)
     if found is not None and not _differences(shapes, expected_shapes(found)):
-        return found
+        return family, found
     nearest = found if found is not None and found.name in VARIANTS else nearest_variant(shapes)
     problems = _differences(shapes, expected_shapes(nearest)) or "its sampling points fit no three levels"
     raise CheckpointError(
