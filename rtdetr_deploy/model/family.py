@@ -27,7 +27,8 @@ Model = TypeVar("Model", bound=nn.Module)
 class ModelFacts:
     """What a file's metadata say about the model, and how many classes it has.
 
-    `variant` is its name, `layers` those of the decoder, `sampler` what it samples by. `queries` are those of one input size: there are no more than an image has tokens.
+    `variant` is its name, `layers` those of the decoder, `sampler` what it samples by.
+    `queries` are those of one input size: there are no more than an image has tokens.
     """
 
     variant: str
