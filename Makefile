@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workste
 .PHONY: help setup test test-all lint format demo wheel-check tensorrt-check bench report peers clean
 
 help:
-	@echo "make demo [WEIGHTS=FILE]  export, detect on a photograph, show boxes and times"
+	@echo "make demo [WEIGHTS=FILE]  export, detect on a picture, show boxes and times"
 	@echo "make test                 run the tests that take no minutes (about 4 minutes on two cores)"
 	@echo "make test-all             run all tests, as CI does (about 12 minutes on two cores)"
 	@echo "make lint                 ruff, ruff format, mypy"
@@ -76,8 +76,8 @@ peers:
 	$(PEERS)/huggingface/bin/python benchmarks/peers/make_peers.py --output $(PEERS)/models \
 		--only huggingface-r18 huggingface-r50
 	$(PEERS)/ultralytics/bin/python benchmarks/peers/make_peers.py --output $(PEERS)/models \
-		--data $(BCCD)/annotations/train.json --images $(BCCD)/train --val $(BCCD)/annotations/val.json \
-		--val-images $(BCCD)/val
+		--annotations $(BCCD)/annotations/train.json --images $(BCCD)/train \
+		--val-annotations $(BCCD)/annotations/val.json --val-images $(BCCD)/val
 
 OURS := build/bench
 BENCH := $(BIN)/rtdetr-bench

@@ -20,13 +20,6 @@ def cxcywh_to_xyxy(boxes: Boxes) -> Boxes:
     return result
 
 
-def xyxy_to_cxcywh(boxes: Boxes) -> Boxes:
-    """Return xyxy boxes `(..., 4)` as cxcywh."""
-    low, high = boxes[..., :2], boxes[..., 2:]
-    result: Boxes = np.concatenate([(low + high) / 2, high - low], axis=-1)  # type: ignore[assignment]
-    return result
-
-
 def pairwise_iou(first: Boxes, second: Boxes) -> Boxes:
     """Return the IoU `(N, M)` of each of the xyxy boxes `first (N, 4)` with each of `second (M, 4)`.
 

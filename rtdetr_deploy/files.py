@@ -26,7 +26,7 @@ SLOTS = 4
 LONGEST_SUFFIX = 16
 """Suffixes up to this length are kept in temporary names, whose length must not depend on the file's name."""
 
-MOST_LINKS = 40
+MAX_LINKS = 40
 """As many links as Linux follows."""
 
 _DESCRIPTOR = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd/(\d+)")
@@ -225,7 +225,7 @@ def _keys(path: str | Path) -> list[object]:
 def _descriptor(path: Path) -> tuple[int, int] | None:
     """Return process and number of the open descriptor that `path` leads to (Linux), e.g. for `/dev/stdout`."""
     place = str(path)
-    for _ in range(MOST_LINKS):
+    for _ in range(MAX_LINKS):
         folder, name = os.path.split(place)
         place = os.path.join(os.path.realpath(folder), name)
         found = _DESCRIPTOR.fullmatch(place)

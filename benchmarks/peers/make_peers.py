@@ -1,6 +1,7 @@
 """Exports the models that rtdetr-bench compares with, exactly as their authors export them (see README.md here).
 
-    python make_peers.py --output peers/ --data train.json --images train/ --val val.json --val-images val/
+    python make_peers.py --output peers/ --annotations train.json --images train/ \
+        --val-annotations val.json --val-images val/
 
 Weights are random but for YOLOv8n, which is trained briefly on the data given, so that its boxes are real. Ultralytics
 is AGPL-3.0: this script runs it in an environment of its own, and nothing of it comes into the project or its packages.
@@ -26,9 +27,9 @@ def main() -> None:
     """Make what is missing in the output folder."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the ONNX files")
-    parser.add_argument("--data", type=Path, help="COCO json to train YOLOv8n on; without it that file is left out")
+    parser.add_argument("--annotations", type=Path, help="COCO json to train YOLOv8n on; else that file is left out")
     parser.add_argument("--images", type=Path, help="folder of its images")
-    parser.add_argument("--val", type=Path, help="COCO json to validate on")
+    parser.add_argument("--val-annotations", type=Path, help="COCO json to validate on")
     parser.add_argument("--val-images", type=Path, help="folder of its images")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--train-size", type=int, default=320, help="input of the trained YOLOv8n (default: 320)")
@@ -37,7 +38,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     jobs: dict[str, Callable[[Path], None]] = {name: partial(export_ultralytics, name) for name in ULTRALYTICS}
     jobs |= {name: partial(export_hugging_face, name) for name in HUGGING_FACE}
-    if arguments.data is not None:
+    if arguments.annotations is not None:
         jobs["yolov8n-trained"] = partial(train_yolo, arguments)
     torch.manual_seed(0)
     for name, make in jobs.items():
@@ -113,8 +114,8 @@ def train_yolo(arguments: argparse.Namespace, target: Path) -> None:
     from ultralytics import YOLO
 
     work = target.with_suffix("")
-    names = write_yolo_labels(arguments.data, arguments.images, work / "train")
-    write_yolo_labels(arguments.val, arguments.val_images, work / "val")
+    names = write_yolo_labels(arguments.annotations, arguments.images, work / "train")
+    write_yolo_labels(arguments.val_annotations, arguments.val_images, work / "val")
     data = {"path": str(work.resolve()), "train": "train/images", "val": "val/images", "names": dict(enumerate(names))}
     (work / "data.yaml").write_text(json.dumps(data))  # JSON is YAML
     YOLO("yolov8n.yaml").train(

@@ -120,7 +120,7 @@ def precision(options: PrecisionStudyOptions) -> Json:
     return {
         "weights": options.weights.name,
         "annotations": options.data.annotations.name,
-        "wanted": expected,
+        "expected": expected,
         "rows": [row.to_json() for row in rows],
     }
 

@@ -20,6 +20,8 @@ OLD_VERBS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "--combine": ("report", {"--combine": "", "--report": "--output"}),
 }
 """The verb that an option of 0.1 stands for, and how the options beside it are called there ("": left out)."""
+BESIDE_LATENCY = ("--decoder-study", "--encoder-study")
+"""Beside these, `--engine` was a model that was timed in the same run."""
 
 
 def with_verb(words: Sequence[str]) -> list[str]:
@@ -35,8 +37,10 @@ def with_verb(words: Sequence[str]) -> list[str]:
     if not found:
         return [LATENCY, *words]
     verbs = [OLD_VERBS[old][0] for old in found]
+    if "--engine" in typed and set(found) <= set(BESIDE_LATENCY):
+        found, verbs = ["--engine", *found], [LATENCY, *verbs]
     if len(found) > 1:
-        raise OptionError(f"{' and '.join(found)} are verbs now, one per run: rtdetr-bench {verbs[0]}, then {verbs[1]}")
+        raise OptionError(f"{' and '.join(found)} are verbs now, one per run: rtdetr-bench {', then '.join(verbs)}")
     verb, names = OLD_VERBS[found[0]]
     new = [verb, *_renamed(words, names)]
     warnings.warn(f"{found[0]} is a verb now: rtdetr-bench {shlex.join(new)}", FutureWarning, stacklevel=2)

@@ -17,6 +17,7 @@ from rtdetr_bench.parts import part
 from rtdetr_deploy import OptionError, find_images
 from rtdetr_deploy.cli.arguments import path_argument, size_argument
 from rtdetr_deploy.evaluate.coco import Annotations, read_annotations, require_evaluator
+from rtdetr_deploy.evaluate.published import ENCODERS
 from rtdetr_deploy.images.preprocess import RESIZERS, Resizer
 from rtdetr_deploy.options import option
 from rtdetr_deploy.runtimes import RUNTIMES, RuntimeOptions
@@ -26,8 +27,6 @@ MAX_RUNS = 1_000_000
 MAX_SECONDS = 86_400
 """Seconds of a day: more rounds, or a longer measurement or pause, are taken for typing errors."""
 RUNS = 100
-ENCODERS = ("A", "B", "C", "D", "D_S5", "E")
-"""The paper's encoders, in its order."""
 NmsKind = Literal["onnx", "tensorrt"]
 NMS_KINDS: tuple[NmsKind, ...] = ("onnx", "tensorrt")
 
@@ -261,7 +260,7 @@ class EncoderStudyOptions:
 
     variant: str = option("r50", "model whose encoder is replaced", metavar="VARIANT")
     encoders: tuple[str, ...] = option(
-        ENCODERS, "encoders to time", type=names_argument, metavar="A,B", default_help=",".join(ENCODERS)
+        tuple(ENCODERS), "encoders to time", type=names_argument, metavar="A,B", default_help=",".join(ENCODERS)
     )
     timing: TimingOptions = part(TimingOptions)
     run: RunOptions = part(RunOptions, only=(*OPENED, "threshold"))

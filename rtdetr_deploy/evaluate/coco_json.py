@@ -21,7 +21,7 @@ from PIL import Image
 
 from rtdetr_deploy.errors import OptionError
 
-LARGEST_ID = 2**63 - 1
+MAX_ID = 2**63 - 1
 """What the evaluation's own numbers hold."""
 WITHOUT_AREA, OUTSIDE, COPY = "without area", "outside of their image", "exact copies of another"
 _LOG = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def _whole(entry: Mapping[str, Any], key: str, where: str, path: Path) -> int:
         value = int(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > LARGEST_ID:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_ID:
         _refuse(path, f"{where} has no whole number below 2**63 as {key}")
     return value
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rtdetr_bench import options, verbs
+from rtdetr_bench import verbs
 from rtdetr_bench.cli import main
 from rtdetr_bench.models.nms import NmsOptions
 from rtdetr_bench.options import (
@@ -185,10 +185,26 @@ def test_the_old_name_of_the_threshold_works_with_a_warning() -> None:
     assert request.options.run.nms.threshold == 0.25
 
 
-def test_what_0_1_did_in_one_run_is_two_runs_now(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--decoder-study", "w.pth", "--encoder-study"]) == 2
-    error = capsys.readouterr().err
-    assert "--decoder-study and --encoder-study are verbs now, one per run: rtdetr-bench decoder, then encoder" in error
+@pytest.mark.parametrize(
+    ("old", "message"),
+    [
+        (
+            "--decoder-study w.pth --encoder-study",
+            "--decoder-study and --encoder-study are verbs now, one per run: rtdetr-bench decoder, then encoder",
+        ),
+        (
+            "--engine m.onnx --decoder-study w.pth",
+            "--engine and --decoder-study are verbs now, one per run: rtdetr-bench latency, then decoder",
+        ),
+        (
+            "--encoder-study r18 --engine=m.onnx",
+            "--engine and --encoder-study are verbs now, one per run: rtdetr-bench latency, then encoder",
+        ),
+    ],
+)
+def test_what_0_1_did_in_one_run_is_two_runs_now(old: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(old.split()) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_the_command_that_is_kept_names_files_without_their_folders() -> None:
@@ -217,9 +233,3 @@ def test_the_command_that_is_kept_names_files_without_their_folders() -> None:
 def test_options_that_make_no_sense_are_refused_in_python_too(make: Any, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         make()
-
-
-def test_the_encoders_are_the_papers() -> None:
-    from rtdetr_deploy.evaluate.published import ENCODERS
-
-    assert tuple(ENCODERS) == options.ENCODERS

@@ -10,13 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
 
 from rtdetr_bench import commands
 from rtdetr_bench.cli import main
+from rtdetr_bench.studies.precision import PrecisionRow
 from rtdetr_bench.tools import random_models
+from rtdetr_deploy import __version__
+from rtdetr_export.verify.agreement import Agreement
+from rtdetr_export.verify.tolerances import TOLERANCES
 from yolo_files import channels, crowd, write_yolo
 
 QUICK = ["--runs", "3", "--warmup", "1"]
@@ -114,6 +119,27 @@ def test_the_studies_of_this_package_check_their_outputs_too(
     assert weights.read_bytes() == r18_checkpoint.read_bytes()
     assert random_models.main(["--output", str(weights), "--variants", "r18"]) == 2
     assert capsys.readouterr().err.startswith(f"rtdetr_bench.tools.random_models: can't write {weights}")
+
+
+def test_random_models_tell_their_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        random_models.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"rtdetr_bench.tools.random_models {__version__}\n"
+
+
+def test_the_json_of_precision_counts_expected_and_spurious_detections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none = np.zeros(0, np.float32)
+    row = PrecisionRow("FP32", 0.5, Agreement(TOLERANCES, 10, (5, 8, 10), 2, none, none), 1.0)
+    monkeypatch.setattr("rtdetr_bench.studies.precision.study_precision", lambda *_, **__: [row])
+    line = ["precision", "--weights", "w.pth", "--annotations", "val.json", "--images", str(tmp_path)]
+    assert main([*line, "--json", str(tmp_path / "a.json")]) == 0
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["expected"] == 10
+    assert [found["spurious"] for found in content["rows"]] == [2]
+    assert list(content["rows"][0]["matched"].values()) == [0.5, 0.8, 1.0]
 
 
 def test_results_are_written_also_when_nobody_reads_the_table(model: Path, tmp_path: Path) -> None:

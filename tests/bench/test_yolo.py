@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 pytest.importorskip("onnx")
 
 from rtdetr_bench.cli import main
-from rtdetr_bench.models.letterbox import letterbox
 from rtdetr_bench.models.nms import METHODS, Candidates, NmsOptions, suppress
 from rtdetr_bench.models.open import open_timed_model
 from rtdetr_bench.models.rtdetr import RtDetrModel
@@ -24,6 +23,7 @@ from rtdetr_bench.options import InsertNmsOptions, RunOptions
 from rtdetr_bench.tools.insert_nms import insert_nms
 from rtdetr_deploy import ArtifactError, Detections, OptionError, open_runtime
 from rtdetr_deploy.images.frame import Frame
+from rtdetr_deploy.images.preprocess import HostPreprocessor
 from rtdetr_deploy.runtimes import TensorSpec
 from yolo_files import SIZE, channels, crowd, write_yolo
 
@@ -146,15 +146,18 @@ def test_an_rtdetr_that_cannot_be_used_says_why(small_onnx: Path, tmp_path: Path
 
 def test_letterbox_keeps_the_aspect_ratio_on_grey(tmp_path: Path) -> None:
     path = write_yolo(tmp_path / "a.onnx", ("output0", _output("channels")))
-    signature = recognize_yolo(open_runtime(path), path.name)
+    model = open_timed_model(path, RunOptions(NMS))
+    assert isinstance(model, YoloModel)
     frame = Frame(np.full((30, 60, 3), (10, 20, 200), np.uint8), rgb=False)
-    batch, (place,) = letterbox([frame], signature)
+    batch = HostPreprocessor(recognize_yolo(open_runtime(path), path.name).preprocess)([frame], 1)
     assert batch.shape == (1, 3, SIZE, SIZE)
     assert batch[0, :, 0, 0] * 255 == pytest.approx([114] * 3)
     assert batch[0, :, 32, 32] * 255 == pytest.approx([200, 20, 10])  # RGB
     corners = np.array([[0, 16, 64, 48]], np.float32)
-    assert place.to_image(corners) == pytest.approx(np.array([[0, 0, 60, 30]]), abs=1e-4)
-    assert place.to_image(corners + 500).tolist() == [[60, 30, 60, 30]]
+    _, to_image = model.outputs_of(frame)
+    assert to_image(corners) == pytest.approx(np.array([[0, 0, 60, 30]]), abs=1e-4)
+    assert to_image(corners + 500).tolist() == [[60, 30, 60, 30]]
+    model.close()
 
 
 def _slow(candidates: Candidates, iou: float) -> list[int]:

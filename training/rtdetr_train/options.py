@@ -21,7 +21,7 @@ WRITTEN = ("last.pth", "best.pth")
 LEVEL_STRIDES = (8, 16, 32)
 """Input pixels per cell of each feature level."""
 
-# Smallest and largest value; seeds enter products that must fit 64 bits.
+# Minimum and maximum; seeds enter products that must fit 64 bits.
 _WHOLE_NUMBERS: dict[str, tuple[int, int]] = {
     "epochs": (1, 10**6),
     "batch": (1, 10**6),
@@ -123,7 +123,7 @@ class TrainOptions:
     workers: int = option(2, "threads that load images ahead", metavar="N", type=int)
     seed: int = option(0, "seed of everything random", metavar="N", type=int)
     encoder_iou_targets: bool = option(
-        True, "ablation: reward selected encoder predictions alike instead of by IoU (see docs/training.md)"
+        True, "ablation: reward selected encoder predictions alike instead of by IoU (see docs/measurements.md)"
     )
 
     def __post_init__(self) -> None:

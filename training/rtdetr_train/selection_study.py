@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 
+from rtdetr_deploy.artifacts.input_size import DEFAULT_INPUT_SIZE
 from rtdetr_deploy.artifacts.weights_file import find_weights
 from rtdetr_deploy.cli.arguments import Parser, add_old_spelling, path_argument
 from rtdetr_deploy.cli.run import run_main
@@ -113,7 +114,7 @@ def _study(arguments: argparse.Namespace) -> int:
             raise OptionError(
                 f"{path} and {arguments.annotations} have different classes; give the json that it was trained on"
             )
-        found = summarize(*selected_queries(checkpoint.model, data, checkpoint.input_size or (640, 640)))
+        found = summarize(*selected_queries(checkpoint.model, data, checkpoint.input_size or DEFAULT_INPUT_SIZE))
         name = f"{path.parent.name}/{path.name}"
         rows[name] = asdict(found)
         print(

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from rtdetr_bench.models.letterbox import letterbox
 from rtdetr_bench.models.nms import NmsOptions, suppress
 from rtdetr_bench.models.timed_model import SpanRuntime, Spans, real_precision
 from rtdetr_bench.models.yolo_layouts import NMS_METADATA, recognize_yolo
 from rtdetr_deploy import Detections
 from rtdetr_deploy.images.frame import ImageLike, load_frame
+from rtdetr_deploy.images.preprocess import HostPreprocessor, to_image
 from rtdetr_deploy.runtimes import Array
 
 
@@ -24,6 +24,8 @@ class YoloModel:
         self.name, self.batch, self.class_names = name, signature.batch, signature.class_names
         self.max_batch = runtime.max_batch
         self._runtime, self._signature, self._nms = runtime, signature, nms
+        self._spec = signature.preprocess
+        self._prepare = HostPreprocessor(self._spec)
         layout = signature.layout
         self.facts = {
             "kind": "third-party RT-DETR" if layout.stretched else f"YOLO ({layout.name})",
@@ -48,13 +50,13 @@ class YoloModel:
         """See `TimedModel.call`."""
         spans = Spans()
         frames = spans.timed("load", lambda: [load_frame(image) for image in images])
-        prepared, placements = spans.timed("prepare", lambda: letterbox(frames, self._signature))
+        prepared = spans.timed("prepare", lambda: self._prepare(frames, len(frames)))
         feed = {self._signature.images.name: prepared}
         outputs = spans.timed("infer", lambda: self._runtime.run(feed))
         self._runtime.split(spans)
-        places = list(enumerate(placements))
         found = spans.timed(
-            "decode", lambda: [self.decode(outputs, row, place.to_image, self._nms) for row, place in places]
+            "decode",
+            lambda: [self.decode(outputs, row, self._mover(frame.size), self._nms) for row, frame in enumerate(frames)],
         )
         if self.needs_nms:
             self.nms_input_boxes = sum(count for _, count, _ in found)
@@ -62,9 +64,15 @@ class YoloModel:
 
     def outputs_of(self, image: ImageLike) -> tuple[Mapping[str, Array], Callable[[Array], Array]]:
         """Return an image's raw outputs, and the function that moves boxes of the input into the image."""
-        prepared, (place,) = letterbox([load_frame(image)], self._signature)
-        rows = np.repeat(prepared, self.batch or 1, axis=0)
-        return self._runtime.run({self._signature.images.name: rows}), place.to_image
+        frame = load_frame(image)
+        rows = np.repeat(self._prepare([frame], 1), self.batch or 1, axis=0)
+        return self._runtime.run({self._signature.images.name: rows}), self._mover(frame.size)
+
+    def _mover(self, image: tuple[int, int]) -> Callable[[Array], Array]:
+        """Return the function that moves xyxy boxes in pixels of the input into an image of this (height, width)."""
+        height, width = self._spec.size
+        input_size = np.array((width, height) * 2, np.float32)
+        return lambda boxes: to_image((boxes / input_size).astype(np.float32, copy=False), self._spec, image)
 
     def decode(
         self, outputs: Mapping[str, Array], row: int, to_image: Callable[[Array], Array], nms: NmsOptions

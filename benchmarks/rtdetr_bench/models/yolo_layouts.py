@@ -23,6 +23,7 @@ import numpy as np
 from rtdetr_bench.models.nms import Candidates
 from rtdetr_deploy import ArtifactError
 from rtdetr_deploy.boxes import cxcywh_to_xyxy
+from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 from rtdetr_deploy.runtimes import Array, Runtime, TensorSpec
 from rtdetr_deploy.words import plural
 
@@ -162,6 +163,12 @@ class YoloSignature:
     layout: Layout
     outputs: tuple[str, ...]
     class_names: tuple[str, ...]
+
+    @property
+    def preprocess(self) -> PreprocessSpec:
+        """What the model wants of its images: YOLOs see them at their own aspect ratio on grey, RT-DETRs stretched."""
+        size, stretched = (self.height, self.width), self.layout.stretched
+        return PreprocessSpec(size, letterbox=not stretched, dtype=self.images.dtype.name)
 
     def find_candidates(self, outputs: Mapping[str, Array], row: int, threshold: float) -> Candidates:
         """Return what the output of image `row` of a batch holds above `threshold`, in pixels of the input."""

@@ -24,6 +24,7 @@ from rtdetr_bench.options import (
 from rtdetr_bench.ratios import Ratio, compare_medians
 from rtdetr_bench.timing import Latency, measure, open_all
 from rtdetr_deploy import OptionError
+from rtdetr_deploy.artifacts.input_size import DEFAULT_INPUT_SIZE
 from rtdetr_deploy.artifacts.weights_file import is_exported
 from rtdetr_deploy.evaluate.coco import Accuracy
 from rtdetr_deploy.evaluate.published import ENCODERS, published_decoder
@@ -108,7 +109,7 @@ def study_encoders(options: EncoderStudyOptions, *, on_step: OnStep = lambda _: 
         for name in options.encoders:
             on_step(f"export encoder {name}")
             path = Path(place, f"{name}.onnx")
-            parameters.append(_export_encoder(name, options.variant, path, run.size or (640, 640)))
+            parameters.append(_export_encoder(name, options.variant, path, run.size or DEFAULT_INPUT_SIZE))
             files.append(path)
         on_step("time them in turn")
         latencies = _time(files, options.timing, replace(run, size=None))

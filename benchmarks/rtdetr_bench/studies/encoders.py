@@ -33,6 +33,7 @@ class Projection(nn.Module):
         self.input_proj = nn.ModuleList(ConvNorm(channels, variant.width, 1) for channels in variant.backbone.channels)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Return the backbone's maps (B, C_l, H/s, W/s) as (B, D, H/s, W/s)."""
         return [project(x) for project, x in zip(self.input_proj, maps, strict=True)]
 
 
@@ -44,6 +45,7 @@ class SingleScale(Projection):
         self.encoder = Aifi(variant.width, variant.feedforward)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Return (B, D, H/s, W/s) for each (B, C_l, H/s, W/s); a level's tokens (B, H/s * W/s, D) see each other."""
         return [self.encoder(x) for x in super().forward(maps)]
 
 
@@ -55,6 +57,7 @@ class MultiScale(SingleScale):
         self.across = AifiLayer(variant.width, variant.feedforward)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Return (B, D, H/s, W/s) for each (B, C_l, H/s, W/s); all levels' tokens (B, sum of H/s * W/s, D) meet."""
         levels = super().forward(maps)
         sizes = [(int(x.shape[2]), int(x.shape[3])) for x in levels]
         channels = int(levels[0].shape[1])
@@ -77,6 +80,7 @@ class Panet(SingleScale):
         self.downsample = nn.ModuleList(ConvNorm(width, width, 3, 2, nn.SiLU()) for _ in range(2))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Return (B, D, H/s, W/s) for each (B, C_l, H/s, W/s); H and W are multiples of 32, so that levels add up."""
         if self._only_s5:
             s3, s4, s5 = Projection.forward(self, maps)
             s5 = self.encoder(s5)

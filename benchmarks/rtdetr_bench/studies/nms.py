@@ -32,7 +32,7 @@ IOUS = (0.5, 0.6, 0.7, 0.8)
 ThresholdPair = tuple[float, float]
 
 REPEATS = 3
-"""Times that a suppression is run; the least time counts, since others only add to it."""
+"""Times that a suppression is run; the minimum counts, since others only add to it."""
 
 
 @dataclass(frozen=True)

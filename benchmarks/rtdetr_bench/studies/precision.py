@@ -55,7 +55,7 @@ class PrecisionRow:
             "AP": self.ap,
             "megabytes": round(self.megabytes, 1),
             "matched": {str(t): self.agreement.match_rate(index) for index, t in enumerate(TOLERANCES)},
-            "unasked": self.agreement.spurious,
+            "spurious": self.agreement.spurious,
         }
 
 

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from rtdetr_deploy.cli.arguments import path_argument
+from rtdetr_deploy.cli.arguments import Parser, path_argument
 from rtdetr_deploy.cli.run import run_main
 from rtdetr_deploy.files import atomic_write, check_writable
 from rtdetr_deploy.model import RTDETR
@@ -33,9 +33,7 @@ def write_random_weights(variant: str, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="rtdetr_bench.tools.random_models", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = Parser("rtdetr_bench.tools.random_models", (__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=path_argument, required=True, help="folder for weights and ONNX files")
     parser.add_argument(
         "--variants",

@@ -1,4 +1,4 @@
-"""Values inside a graph on calibration images: one way to collect them, and their largest magnitudes."""
+"""Values inside a graph on calibration images: one way to collect them, and their maximum magnitudes."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def measure_magnitudes(content: bytes, batches: Iterable[NDArray[Any]]) -> dict[
     """
     model = onnx.load_from_string(content)
     names = _add_magnitudes(model)
-    largest = dict.fromkeys(names, 0.0)
+    magnitudes = dict.fromkeys(names, 0.0)
     for found in collect_activations(model, [PREFIX + name for name in names], batches):
         for name in names:
             value = float(found[PREFIX + name])
             if not np.isfinite(value):
                 raise ExportError(f"{name} of the FP32 model is not finite on a calibration image")
-            largest[name] = max(largest[name], value)
-    return largest
+            magnitudes[name] = max(magnitudes[name], value)
+    return magnitudes
 
 
 def _add_magnitudes(model: onnx.ModelProto) -> list[str]:

@@ -37,7 +37,7 @@ _FP32, _FP16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 class Fp16Report:
     """Where FP16 was placed: names of the float nodes in FP16 and in FP32, and the number of Casts.
 
-    `max_value` is the largest magnitude in FP16 on the images that were measured, with its node (None: not measured);
+    `max_value` is the maximum magnitude in FP16 on the images that were measured, with its node (None: not measured);
     `out_of_range` are nodes that stay in FP32 because their values come near FP16's limit.
     """
 
@@ -65,7 +65,7 @@ def to_fp16(
     """Turn an FP32 `model` into a mixed FP16 one in place.
 
     Nodes called as in `keep` stay in FP32 (`Placement.kept` has those of a model's family), and so do those whose name
-    matches one of the regular expressions `keep_fp32`. `magnitudes` are the largest absolute values by value name (see
+    matches one of the regular expressions `keep_fp32`. `magnitudes` are the maximum absolute values by value name (see
     `measure_magnitudes`). Raises `ExportError` for a pattern that matches no node or isn't a regular expression, and
     for weights beyond FP16's range.
     """
@@ -78,12 +78,12 @@ def to_fp16(
     for node in nodes:
         name = str(node.name)
         values = [value for value in (*node.inputs, *node.outputs) if value is not None]
-        largest = max((known.get(str(value.name), 0.0) for value in values), default=0.0)
+        magnitude = max((known.get(str(value.name), 0.0) for value in values), default=0.0)
         named = name in keep or any(pattern.search(name) for pattern in patterns)
         stays = named and node.op_type not in _SCALED
-        too_large = largest > HEADROOM * MAX_FP16
+        too_large = magnitude > HEADROOM * MAX_FP16
         if conversion.convert(node, stays or too_large) == _FP16:
-            fp16[name] = largest
+            fp16[name] = magnitude
         else:
             fp32.append(name)
             out_of_range += [name] if too_large and not stays else []

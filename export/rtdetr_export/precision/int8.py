@@ -22,10 +22,10 @@ from rtdetr_export.precision.placement import Placement
 Floats = NDArray[np.float32]
 
 LEVELS = 127
-"""Largest INT8 value; -128 is left out, so that ranges are symmetric."""
+"""Maximum INT8 value; -128 is left out, so that ranges are symmetric."""
 CLIPS = np.linspace(0.2, 1.0, 41)
-"""Shares of the largest value that are tried as the end of the range."""
-SMALLEST_SCALE = np.float16(2.0**-20)
+"""Shares of the maximum that are tried as the end of the range."""
+MIN_SCALE = np.float16(2.0**-20)
 SAMPLED = 4096
 """Values kept of each activation and image when ranges are chosen."""
 StoredWeights = dict[str, tuple[NDArray[np.int8], Floats]]
@@ -81,18 +81,18 @@ def measure_scales(content: bytes, names: Collection[str], batches: Iterable[NDA
 
 
 def choose_scale(values: Floats) -> Floats:
-    """Return the scale `(rows,)` with the least squared rounding and clipping error for each row of `values`."""
-    largest = np.abs(values).max(axis=1)
-    best = np.maximum(largest, 1e-12) / LEVELS
-    least = np.full(len(values), np.inf)
+    """Return the scale `(rows,)` with the minimum squared rounding and clipping error for each row of `values`."""
+    max_values = np.abs(values).max(axis=1)
+    best = np.maximum(max_values, 1e-12) / LEVELS
+    min_error = np.full(len(values), np.inf)
     for clip in CLIPS:
-        scale = np.maximum(largest * clip, 1e-12) / LEVELS
+        scale = np.maximum(max_values * clip, 1e-12) / LEVELS
         rounded = np.clip(np.rint(values / scale[:, None]), -LEVELS, LEVELS) * scale[:, None]
         error = ((rounded - values) ** 2).mean(axis=1)
-        better = error < least
-        best, least = np.where(better, scale, best), np.where(better, error, least)
+        better = error < min_error
+        best, min_error = np.where(better, scale, best), np.where(better, error, min_error)
     # Scales that FP16 holds too: what is not INT8 may be FP16, and then reads them in that type.
-    result: Floats = np.maximum(best.astype(np.float16), SMALLEST_SCALE).astype(np.float32)
+    result: Floats = np.maximum(best.astype(np.float16), MIN_SCALE).astype(np.float32)
     return result
 
 

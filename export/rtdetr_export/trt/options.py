@@ -45,9 +45,9 @@ class EngineOptions:
         if self.timing_cache is not None:
             object.__setattr__(self, "timing_cache", Path(self.timing_cache))
         check_whole_numbers(self, "max_batch", "opt_batch")
-        _, opt, largest = self.profile(None)
-        if opt > largest:
-            raise OptionError(f"`opt_batch` is {opt}, expected 1 to `max_batch`, {largest}")
+        _, opt, max_batch = self.profile(None)
+        if opt > max_batch:
+            raise OptionError(f"`opt_batch` is {opt}, expected 1 to `max_batch`, {max_batch}")
         if self.workspace is not None and not self.workspace > 0:
             raise OptionError(f"`workspace` is {self.workspace}, expected GiB above 0")
 
