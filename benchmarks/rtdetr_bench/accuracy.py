@@ -9,8 +9,6 @@ from rtdetr_bench.options import AccuracyOptions, RunOptions
 from rtdetr_deploy import Predictor
 from rtdetr_deploy.evaluate.coco import Accuracy
 from rtdetr_deploy.evaluate.coco import evaluate as evaluate_predictor
-from rtdetr_deploy.packages import needed_for
-from rtdetr_deploy.runtimes import open_runtime
 from rtdetr_deploy.words import plural, printable
 
 
@@ -21,17 +19,15 @@ def open_any(engine: Path, options: RunOptions | None = None) -> Predictor:
     """
     run = options or RunOptions()
     run.check_runtime([engine])
-    name = run.runtime_of(engine)
-    if name == "torch":
-        with needed_for("running a checkpoint", "export"):
-            from rtdetr_deploy.runtimes.eager import open_checkpoint
-        return Predictor(open_checkpoint(engine, run.size, options=run.where), resizer=run.resizer)
-    runtime = open_runtime(engine, name, run.where)
-    try:
-        return Predictor(runtime, size=run.size, resizer=run.resizer)
-    except BaseException:
-        runtime.close()
-        raise
+    where = run.where
+    return Predictor(
+        engine,
+        runtime=run.runtime_of(engine),
+        device=where.device,
+        threads=where.threads,
+        size=run.size,
+        resizer=run.resizer,
+    )
 
 
 def evaluate(options: AccuracyOptions, *, on_image: Callable[[int], object] | None = None) -> Accuracy:

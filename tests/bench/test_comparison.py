@@ -267,7 +267,7 @@ def test_device_runtime_and_threads_reach_the_runtime(
         raise ArtifactError("enough is known")
 
     monkeypatch.setattr("rtdetr_bench.models.open.open_runtime", open_runtime)
-    monkeypatch.setattr("rtdetr_bench.accuracy.open_runtime", open_runtime)
+    monkeypatch.setattr("rtdetr_deploy.predictor.open_runtime", open_runtime)
     where = RuntimeOptions(device="cuda:1", threads=2)
     for open_it in (open_timed_model, open_any):
         with pytest.raises(ArtifactError, match="enough is known"):
