@@ -275,6 +275,7 @@ def test_device_runtime_and_threads_reach_the_runtime(
         with pytest.raises(ArtifactError, match="enough is known"):
             open_it(small_onnx, RunOptions(runtime="openvino", where=where))
     assert asked == [(small_onnx.name, name, where) for name in ("onnxruntime", "openvino")] * 2
+    monkeypatch.undo()
     with pytest.raises(OptionError, match="`device` is 'npu'"):
         open_timed_model(r18_checkpoint, RunOptions(where=RuntimeOptions(device="npu")))
 
