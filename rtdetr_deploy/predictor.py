@@ -252,10 +252,11 @@ class Predictor:
         limit = self.batch or self._runtime.max_batch
         if batch is None:
             return self.batch or min(MAX_BATCH, limit or MAX_BATCH)
-        if type(batch) is not int or not 1 <= batch <= (limit or batch):
+        whole = isinstance(batch, (int, np.integer)) and not isinstance(batch, bool)
+        if not whole or not 1 <= batch <= (limit or batch):
             expected = "a whole number from 1" + (f" to {limit}" if limit else "")
             raise OptionError(f"`batch` is {batch!r}, expected {expected} for {self._runtime.file}")
-        return batch
+        return int(batch)
 
     def _decode_one(
         self,

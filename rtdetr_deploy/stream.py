@@ -2,7 +2,8 @@
 
     source -> reader (a thread) -> load each image, prepare each batch (workers) -> infer, decode (whoever iterates)
 
-A source is read until `AHEAD` images, at least one batch, wait to be detected and one more batch is gathered.
+A source is read until `AHEAD` images, at least one batch, wait to be detected and one more batch is gathered. It may
+fill the same array with each frame: arrays that don't come from a list are copied when they are read.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def check_iterable(images: Iterable[ImageLike]) -> Iterable[ImageLike]:
     """Return `images`; `OptionError` for a single image, whose rows or bytes would pass as images."""
     single = isinstance(images, (str, Path, bytes, bytearray, np.ndarray)) or not isinstance(images, Iterable)
     if single and not (isinstance(images, np.ndarray) and images.ndim == 4):
-        raise OptionError("expected a list of images; for a single one call detect")
+        raise OptionError("expected several images (a list, a generator, ...); for a single one call detect")
     return images
 
 
@@ -138,6 +139,11 @@ def _detect(stages: Stages, part: _Part) -> Generator[Found | Unreadable, None, 
         else:
             frame, loading = loaded.result()  # raises what else went wrong
             yield Found(image, frame, next(rest), {"load": loading, **of_batch})
+
+
+def _kept(image: ImageLike) -> ImageLike:
+    """Return pixels or bytes that stay as they are: cameras and decoders fill the same array with the next frame."""
+    return image.copy() if isinstance(image, (np.ndarray, bytearray)) else image
 
 
 def _frames(loaded: Sequence[_Loaded]) -> list[Frame]:
@@ -184,7 +190,7 @@ class _Reader:
         loaded: list[_Loaded] = []
         error = None
         try:
-            for image in self._source:
+            for image in self._source if isinstance(self._source, Sequence) else map(_kept, self._source):
                 images.append(image)
                 loaded.append(self._workers.submit(partial(_timed, partial(self._stages.load, image))))
                 if len(images) == self._batch:

@@ -27,6 +27,7 @@ from rtdetr_bench.parts import add_all_options, build, values_of
 from rtdetr_bench.results import SCHEMA, Json, check_outputs, portable, printed_later, shown, write_json
 from rtdetr_deploy import OptionError, RtdetrError, find_images
 from rtdetr_deploy.cli.arguments import Parser
+from rtdetr_deploy.files import require_file
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,16 @@ class Request:
                 with suppress(RtdetrError):  # said by whoever needs them
                     yield from find_images(map(str, items))
 
+    def check_inputs(self) -> None:
+        """Raise `OptionError` for a file that is not there, `ImageError` for a folder without calibration images."""
+        for name, value in values_of(self.options):
+            items = value if isinstance(value, tuple) else (value,)
+            for path in items:
+                if isinstance(path, Path) and name not in ("output", "images") and not path.is_dir():
+                    require_file(path, OptionError)
+                if name == "calibration" and path is not None:
+                    find_images([str(path)])
+
 
 def run(words: Sequence[str]) -> int:
     """Do what a command line asks for, print it, write results, and return the exit status."""
@@ -98,6 +109,7 @@ def run(words: Sequence[str]) -> int:
     outputs, results = request.outputs(), request.results
     exists = any(path is not None and path.exists() for path in outputs.values())
     check_outputs(outputs, request.inputs() if exists else ())
+    request.check_inputs()
     if results.report is not None:
         commands.require_plots()
     started = today()

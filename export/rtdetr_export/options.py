@@ -86,7 +86,7 @@ class ExportOptions:
     )  # fmt: skip
     raw_input: bool = option(False, "take uint8 RGB images (B, H, W, 3); scaling is in the graph")
     raw_output: bool = option(False, "return logits and cxcywh boxes instead of labels, boxes, scores")
-    class_names: tuple[str, ...] | Path | None = option(
+    class_names: tuple[str, ...] | Path | str | None = option(
         None, "file with one name per line", type=path_argument, metavar="FILE",
         default_help="the checkpoint's, COCO's for 80", old=("--classes",),
     )  # fmt: skip
@@ -121,7 +121,7 @@ class ExportOptions:
         refuse_ignored(self.weights, self.output, self._chosen())
         suffixes = (".onnx", *ENGINE_SUFFIXES)
         if self.output is not None and self.output.suffix.lower() not in suffixes:
-            raise OptionError(f"`output` is {self.output.name}, expected a name that ends in {_listed(suffixes)}")
+            raise OptionError(f"`output` is {self.output}, expected a name that ends in {_listed(suffixes)}")
         if self.from_onnx and self.is_engine:
             return
         self._check_values()
@@ -137,6 +137,8 @@ class ExportOptions:
         for name in ("output", "calibration"):
             if getattr(self, name) is not None:
                 self._set(name, Path(getattr(self, name)))
+        if isinstance(self.class_names, str):
+            self._set("class_names", Path(self.class_names))
         batch: object = self.batch
         if batch == "dynamic":
             self._set("batch", None)
@@ -153,14 +155,13 @@ class ExportOptions:
         if self.size is not None:
             self._set("size", check_input_size(self.size))
         if self.batch is not None and (type(self.batch) is not int or self.batch < 1):
-            raise OptionError(f"`batch` is {self.batch!r}, expected a whole number from 1 up or 'dynamic'")
+            raise OptionError(f"`batch` is {self.batch!r}, expected a whole number from 1 up, or None: dynamic")
         check_whole_numbers(self, "layers", "queries", "max_detections")
         for name, choices in (("sampler", (None, *get_args(Sampler))), ("precision", get_args(Precision))):
             if getattr(self, name) not in choices:
                 raise OptionError(f"`{name}` is {getattr(self, name)!r}, expected {_listed(choices)}")
-        for name in ("keep_fp32", "class_names"):
-            if isinstance(getattr(self, name), str):
-                raise OptionError(f"`{name}` is a single text, expected a tuple of texts")
+        if isinstance(self.keep_fp32, str):
+            raise OptionError("`keep_fp32` is a single text, expected a tuple of texts")
 
     def _check_precision(self) -> None:
         if self.precision == "fp32" and self.keep_fp32:
@@ -231,7 +232,7 @@ class ExportOptions:
         extras = {
             "bn" if info.batch is None else f"b{info.batch}": info.batch != 1,
             f"q{self.queries}": self.queries is not None,
-            f"d{self.max_detections}": self.max_detections != MAX_DETECTIONS,
+            f"d{info.max_detections}": self.max_detections != MAX_DETECTIONS,
             info.sampler: info.sampler != "gather",
             "fp16": self.non_int8_precision == "fp16",
             f"op{info.opset}": self.opset not in (None, OPSETS[0]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.packages import require
 from rtdetr_export.checks import check_files
 from rtdetr_export.options import ExportOptions
@@ -21,6 +22,8 @@ def export(options: ExportOptions, progress: Progress | None = None) -> ExportRe
     `DeviceError` for what this machine lacks, `ExportError` when the file disagrees with what it came from (it is not
     written then), `OutputError` when it can't be written.
     """
+    if not isinstance(options, ExportOptions):
+        raise OptionError(f"`options` is {options!r}, expected ExportOptions(weights, ...)")
     options = check_files(options)
     return _export_engine(options, progress) if options.is_engine else _export_onnx(options, progress)
 

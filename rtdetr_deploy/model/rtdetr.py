@@ -20,6 +20,7 @@ from rtdetr_deploy.model.decoder import Decoder, DecoderOutput, ExtraQueries
 from rtdetr_deploy.model.hybrid_encoder import HybridEncoder
 from rtdetr_deploy.model.layers.deformable_attention import DeformableAttention
 from rtdetr_deploy.model.variants import ResNetVdConfig, Variant
+from rtdetr_deploy.words import plural
 
 
 class RawOutput(NamedTuple):
@@ -84,7 +85,7 @@ def check_layers(variant: Variant, layers: int | None) -> int:
     layers = variant.layers if layers is None else layers
     if not 1 <= layers <= variant.max_layers:
         raise OptionError(
-            f"{layers} decoder layers asked for, but {variant.name} has {variant.max_layers}: "
+            f"`layers` is {layers}, but {variant.name} has {plural(variant.max_layers, 'decoder layer')}: "
             f"choose 1 to {variant.max_layers}"
         )
     return layers

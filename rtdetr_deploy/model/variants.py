@@ -154,5 +154,5 @@ def find_variant(name: str) -> Variant:
     """
     base = VARIANTS.get(name.removesuffix(DISCRETE_SUFFIX))
     if base is None:
-        raise OptionError(f"unknown variant {name!r}; choose from {', '.join(VARIANTS)}, each also with -dsp")
+        raise OptionError(f"`variant` is {name!r}, expected one of {', '.join(VARIANTS)}, each also with -dsp")
     return replace(base, name=name, sampling="discrete") if name.endswith(DISCRETE_SUFFIX) else base

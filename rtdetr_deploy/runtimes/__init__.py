@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import cast
@@ -89,13 +89,16 @@ def open_runtime(
     when the runtime's package is not installed, and `OptionError` for other arguments and what the runtime can't use.
     """
     old = {name: value for name, value in (("threads", threads), ("device", device)) if value is not None}
+    if options is not None and (old or not isinstance(options, RuntimeOptions)):
+        told = "threads and device belong into it" if old else "expected RuntimeOptions(...)"
+        raise OptionError(f"`options` is {options!r}; {told}")
     if old:
         warnings.warn(
-            f"{' and '.join(old)} of open_runtime are fields of its argument options now: RuntimeOptions(...)",
+            f"{' and '.join(old)} of open_runtime: give them as options=RuntimeOptions(...) now",
             FutureWarning,
             stacklevel=2,
         )
-        options = replace(options or RuntimeOptions(), **old)  # type: ignore[arg-type]
+        options = RuntimeOptions(**old)  # type: ignore[arg-type]
     if runtime is not None and runtime not in RUNTIMES:
         raise OptionError(f"`runtime` is {runtime!r}, expected one of {', '.join(RUNTIMES)}")
     if isinstance(model, (bytes, bytearray, memoryview)):
@@ -114,6 +117,8 @@ def open_runtime(
 
 def _find_file(model: str | Path, runtime: str | None) -> tuple[Path, str]:
     """Return the path of a model file that is there, and the name of the runtime that opens it."""
+    if not isinstance(model, (str, Path)):
+        raise OptionError(f"`model` is {model!r}, expected a file's path, or its content as bytes")
     if model == "":
         raise ArtifactError("the name of the model file is empty; is a shell variable not set?")
     path = Path(model)

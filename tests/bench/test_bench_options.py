@@ -132,7 +132,12 @@ def test_options_reach_the_call_as_they_are_typed() -> None:
     assert report == ReportOptions((Path("a.json"), Path("b.json")), Path("c.html"))
 
 
-def test_what_is_typed_reaches_the_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_typed_reaches_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in ("m.onnx", "y.onnx", "w.pth", "val.json", "a.json"):
+        Path(file).write_bytes(b"x")
     for name, verb in VERBS.items():
         calls: list[Any] = []
 
@@ -144,6 +149,23 @@ def test_what_is_typed_reaches_the_work(monkeypatch: pytest.MonkeyPatch, capsys:
         assert main([name, *REQUIRED[name].split()]) == 0
         assert [type(one) for one in calls] == [verb.options]
     assert capsys.readouterr().err == ""
+
+
+def test_files_that_are_not_there_are_named_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in ("w.pth", "val.json", "m.onnx"):
+        Path(file).write_bytes(b"x")
+    rest = "--annotations val.json --images ."
+    for line, message in (
+        (f"precision --weights none.pth {rest}", "none.pth does not exist"),
+        (f"precision --weights w.pth {rest} --calibration none", "none does not exist"),
+        (f"ablation --weights none.pth {rest}", "none.pth does not exist"),
+        ("--engine m.onnx --against none.onnx", "none.onnx does not exist"),
+    ):
+        assert main(line.split()) == 2
+        assert capsys.readouterr() == ("", f"rtdetr-bench: {message}\n")
 
 
 OLD = {

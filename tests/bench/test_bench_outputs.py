@@ -134,7 +134,10 @@ def test_the_json_of_precision_counts_expected_and_spurious_detections(
     none = np.zeros(0, np.float32)
     row = PrecisionRow("FP32", 0.5, Agreement(TOLERANCES, 10, (5, 8, 10), 2, none, none), 1.0)
     monkeypatch.setattr("rtdetr_bench.studies.precision.study_precision", lambda *_, **__: [row])
-    line = ["precision", "--weights", "w.pth", "--annotations", "val.json", "--images", str(tmp_path)]
+    files = [tmp_path / "w.pth", tmp_path / "val.json"]
+    for file in files:
+        file.write_bytes(b"x")
+    line = ["precision", "--weights", str(files[0]), "--annotations", str(files[1]), "--images", str(tmp_path)]
     assert main([*line, "--json", str(tmp_path / "a.json")]) == 0
     content = json.loads((tmp_path / "a.json").read_text())
     assert content["expected"] == 10

@@ -156,7 +156,7 @@ def test_unknown_classes_are_refused(predictor: Predictor, picture: NDArray[np.u
 
 def test_one_image_instead_of_a_list_is_refused(predictor: Predictor, picture: NDArray[np.uint8]) -> None:
     for single in ("a.jpg", Path("a.jpg"), b"bytes", picture, Image.fromarray(picture)):
-        with pytest.raises(OptionError, match="expected a list of images; for a single one call detect"):
+        with pytest.raises(OptionError, match="expected several images .*; for a single one call detect"):
             predictor.detect_batch(cast("Any", single))
 
 

@@ -233,7 +233,7 @@ def test_arguments_are_looked_at_before_anything_is_read(runtime: FakeRuntime, o
 
 
 def test_one_image_is_not_a_stream() -> None:
-    with pytest.raises(OptionError, match="expected a list of images; for a single one call detect"):
+    with pytest.raises(OptionError, match="expected several images .*; for a single one call detect"):
         Predictor(FakeRuntime()).stream(cast("Any", "a.jpg"))
 
 
@@ -248,3 +248,17 @@ def test_rtdetr_detect_fills_the_batches_of_a_file(tmp_path: Path) -> None:
     assert runtime.batches == [8] * 4  # the warm-up, and 20 images
     assert reported == [f"{level:02}" for level in range(20)]
     assert (summary.done, summary.skipped, len(summary.seconds["infer"])) == (20, 0, 20)
+
+
+def test_a_source_may_fill_the_same_array_with_each_frame() -> None:
+    frames = [np.full((32, 32, 3), value, np.uint8) for value in range(20)]
+    buffer = np.empty_like(frames[0])
+
+    def camera() -> Iterator[Any]:
+        for frame in frames:
+            buffer[:] = frame
+            yield buffer
+
+    with Predictor(FakeRuntime(), 0.0) as predictor:
+        results = list(predictor.stream_results(camera()))
+    assert [int(result.frame.pixels[0, 0, 0]) for result in results if isinstance(result, Found)] == list(range(20))

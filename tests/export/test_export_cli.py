@@ -43,9 +43,9 @@ def test_variants_are_printed_beside_the_published_figures(capsys: pytest.Captur
     ("arguments", "message"),
     [
         (["--weights", "none.pth"], "none.pth does not exist"),
-        (["--weights", "{weights}", "--layers", "9"], "9 decoder layers asked for, but r18 has 3: choose 1 to 3"),
+        (["--weights", "{weights}", "--layers", "9"], "--layers is 9, but r18 has 3 decoder layers: choose 1 to 3"),
         (["--weights", "{weights}", "--size", "600"], "--size is 600x600, expected multiples of 32"),
-        (["--weights", "{weights}", "--variant", "r20"], "unknown variant 'r20'"),
+        (["--weights", "{weights}", "--variant", "r20"], "--variant is 'r20', expected one of r18"),
         (["--weights", "{weights}", "--class-names", "{weights}.txt"], "can't read class names"),
         (["--weights", "{weights}", "--queries", "400"], "choose 1 to 300"),
         (["--weights", "{weights}", "--opset", "20"], "opset 20 is refused"),

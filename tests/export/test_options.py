@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentTypeError
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 from rtdetr_deploy import ArtifactInfo
 from rtdetr_deploy.cli.arguments import in_words_of_the_command, parse_classes, parse_size
 from rtdetr_deploy.errors import OptionError
-from rtdetr_export import EngineOptions, ExportOptions
+from rtdetr_export import EngineOptions, ExportOptions, export
 from rtdetr_export.cli import SPELLINGS
 from rtdetr_export.options import batch_argument
 
@@ -66,11 +66,10 @@ def test_default_name_says_what_is_inside(changes: dict[str, Any], name: str) ->
         ({"size": (64, 32)}, "`size` is 64x32, expected multiples of 32 from 64 to 8192; try 64x64"),
         ({"size": (64, 99999999999999968)}, "`size` is 64x99999999999999968, .*; try 64x8192"),
         ({"precision": "fp16", "keep_fp32": ("a(",)}, r"`keep_fp32` 'a\(' is not a regular expression"),
-        ({"batch": True}, "`batch` is True, expected a whole number from 1 up or 'dynamic'"),
+        ({"batch": True}, "`batch` is True, expected a whole number from 1 up, or None: dynamic"),
         ({"size": ("64", 64)}, "`size` is .*multiples of 32"),
         ({"layers": 1.5}, "`layers` is 1.5, expected a whole number from 1 up"),
-        ({"class_names": "abc"}, "`class_names` is a single text, expected a tuple of texts"),
-        ({"batch": 0}, "`batch` is 0, expected a whole number from 1 up or 'dynamic'"),
+        ({"batch": 0}, "`batch` is 0, expected a whole number from 1 up, or None: dynamic"),
         ({"layers": 0}, "`layers` is 0"),
         ({"queries": -1}, "`queries` is -1"),
         ({"max_detections": 0}, "`max_detections` is 0"),
@@ -103,6 +102,17 @@ def test_errors_are_shown_in_the_words_of_the_command() -> None:
         ExportOptions(WEIGHTS, precision="int8")
     assert in_words_of_the_command(str(caught.value), SPELLINGS).startswith("--precision int8 needs --calibration, a")
     assert in_words_of_the_command("`verify=False` or `verify`", SPELLINGS) == "--no-verify or --no-verify"
+
+
+def test_export_wants_options() -> None:
+    with pytest.raises(OptionError, match=r"`options` is 'r50.pth', expected ExportOptions\(weights, ...\)"):
+        export(cast("Any", "r50.pth"))
+    with pytest.raises(OptionError, match="`workspace` is 'x', expected GiB above 0"):
+        EngineOptions(workspace=cast("Any", "x"))
+
+
+def test_class_names_may_be_the_path_of_a_file() -> None:
+    assert ExportOptions(WEIGHTS, class_names="names.txt").class_names == Path("names.txt")
 
 
 def test_an_fp32_engine_may_be_compared_on_given_images() -> None:

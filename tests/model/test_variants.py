@@ -79,13 +79,13 @@ def test_discrete_names_differ_in_sampling_alone() -> None:
 
 
 def test_unknown_variant_is_refused() -> None:
-    with pytest.raises(OptionError, match="unknown variant 'r19'; choose from r18, r34"):
+    with pytest.raises(OptionError, match="`variant` is 'r19', expected one of r18, r34"):
         find_variant("r19")
 
 
 @pytest.mark.parametrize("layers", [0, 4])
 def test_impossible_number_of_layers_is_refused(layers: int) -> None:
-    with pytest.raises(OptionError, match="r18 has 3: choose 1 to 3"):
+    with pytest.raises(OptionError, match=f"`layers` is {layers}, but r18 has 3 decoder layers: choose 1 to 3"):
         RTDETR(VARIANTS["r18"], layers)
 
 

@@ -85,6 +85,16 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         open_runtime(tmp_path / "m.pth", "torch")
 
 
+def test_arguments_of_other_kinds_are_named(small_onnx: Path) -> None:
+    for model in (None, 5):
+        with pytest.raises(OptionError, match=f"`model` is {model}, expected a file's path, or its content as bytes"):
+            open_runtime(cast("Any", model))
+    with pytest.raises(OptionError, match=r"`options` is \{\}; expected RuntimeOptions"):
+        open_runtime(small_onnx, options=cast("Any", {}))
+    with pytest.raises(OptionError, match="`options` is RuntimeOptions.*; threads and device belong into it"):
+        open_runtime(small_onnx, options=RuntimeOptions(threads=1), threads=2)
+
+
 def test_only_checkpoints_are_given_a_size(small_onnx: Path) -> None:
     with pytest.raises(OptionError, match="`size` is for checkpoints; what onnxruntime opens has its own"):
         open_runtime(small_onnx, options=RuntimeOptions(size=(64, 64)))
@@ -98,7 +108,7 @@ def test_the_predictor_runs_checkpoints_at_any_size(small_checkpoint: Path) -> N
 
 
 def test_keywords_of_version_0_1_work_with_a_warning(small_onnx: Path) -> None:
-    with pytest.warns(FutureWarning, match="threads and device of open_runtime are fields of its argument options"):
+    with pytest.warns(FutureWarning, match="threads and device of open_runtime: give them as options=RuntimeOptions"):
         runtime = open_runtime(small_onnx, threads=1, device="cpu")
     assert cast("Any", runtime)._session.get_session_options().intra_op_num_threads == 1
     runtime.close()

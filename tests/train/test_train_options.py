@@ -148,4 +148,4 @@ def test_the_command_trains_and_says_where_the_checkpoint_is(
     assert f"checkpoint: {output / 'best.pth'}" in text
     assert torch.load(output / "best.pth", weights_only=True)["input_size"] == [64, 96]
     assert main([*command, "--variant", "r99"]) == 2
-    assert "unknown variant 'r99'" in capsys.readouterr().err
+    assert "--variant is 'r99', expected one of r18" in capsys.readouterr().err

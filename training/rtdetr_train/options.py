@@ -16,6 +16,7 @@ from rtdetr_deploy.files import check_writable, refuse_overwriting, require_file
 from rtdetr_deploy.options import option
 
 DEFAULT_VARIANT = "r18"
+MULTISCALE_STEPS = 2
 WRITTEN = ("last.pth", "best.pth")
 """Files in the output folder."""
 LEVEL_STRIDES = (8, 16, 32)
@@ -84,9 +85,10 @@ class TrainOptions:
         DEFAULT_INPUT_SIZE, "input size: 640, or HEIGHTxWIDTH, both multiples of 32",
         type=size_argument, default_help="640",
     )  # fmt: skip
-    multiscale_steps: int = option(
-        2, "vary the size from batch to batch by up to this many steps of 32", metavar="N", type=int, old=("--scales",)
-    )
+    multiscale_steps: int | None = option(
+        None, "vary the size from batch to batch by up to this many steps of 32", metavar="N", type=int,
+        old=("--scales",), default_help="2, or as many as the size leaves",
+    )  # fmt: skip
     epochs: int = option(72, "epochs of the whole run", metavar="N", type=int)
     batch: int = option(16, "images per step", metavar="N", type=int)
     lr: float = option(1e-4, "learning rate of AdamW", type=float, old=("--rate",))
@@ -130,7 +132,10 @@ class TrainOptions:
         for name, bounds in _WHOLE_NUMBERS.items():
             self._check_whole(name, *bounds)
         object.__setattr__(self, "size", check_input_size(self.size))
-        self._check_whole("multiscale_steps", 0, (min(self.size) - MIN_SIDE) // STRIDE)
+        high = (min(self.size) - MIN_SIDE) // STRIDE
+        if self.multiscale_steps is None:
+            object.__setattr__(self, "multiscale_steps", min(MULTISCALE_STEPS, high))
+        self._check_whole("multiscale_steps", 0, high)
         for name, limits in _NUMBERS.items():
             self._check_number(name, *limits)
         if self.ema_decay == 1:
@@ -154,6 +159,8 @@ class TrainOptions:
     def _check_combination(self) -> None:
         """Raise `OptionError` for options that would be ignored, or keep random weights as they are."""
         remedy = "is given without `val_annotations`; name the COCO json to evaluate on, or leave it out"
+        if self.no_aug_epochs > self.epochs:
+            raise OptionError(f"`no_aug_epochs` is {self.no_aug_epochs}, but the run has {self.epochs} epochs")
         if self.val_annotations is None and self.val_images is not None:
             raise OptionError(f"`val_images` {remedy}")
         if self.val_annotations is None and self.evaluate_every != 1:

@@ -97,9 +97,11 @@ def compile_pattern(pattern: str, nodes: Sequence[ir.Node]) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ExportError(f"{pattern!r} is not a regular expression: {error}") from error
+        raise ExportError(f"`keep_fp32` {pattern!r} is not a regular expression: {error}") from error
     if not any(compiled.search(str(node.name)) for node in nodes):
-        raise ExportError(f"no node's name matches {pattern!r}; names are like /model/decoder/layers.0/norm1/...")
+        raise ExportError(
+            f"`keep_fp32`: no node's name matches {pattern!r}; names are like /model/decoder/layers.0/norm1/..."
+        )
     return compiled
 
 

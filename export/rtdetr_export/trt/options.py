@@ -48,8 +48,8 @@ class EngineOptions:
         _, opt, max_batch = self.profile(None)
         if opt > max_batch:
             raise OptionError(f"`opt_batch` is {opt}, expected 1 to `max_batch`, {max_batch}")
-        if self.workspace is not None and not self.workspace > 0:
-            raise OptionError(f"`workspace` is {self.workspace}, expected GiB above 0")
+        if self.workspace is not None and not (isinstance(self.workspace, (int, float)) and self.workspace > 0):
+            raise OptionError(f"`workspace` is {self.workspace!r}, expected GiB above 0")
 
     def profile(self, batch: int | None) -> tuple[int, int, int]:
         """Return the (min, opt, max) batch of an engine whose ONNX file takes `batch` images (None: any number)."""

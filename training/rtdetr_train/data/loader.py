@@ -31,7 +31,8 @@ class EpochBatches:
         # An incomplete last batch is filled with the epoch's first images: batch norm needs more than one.
         missing = -len(order) % options.batch
         self._order = np.resize(order, len(order) + missing)
-        steps = rng.integers(-options.multiscale_steps, options.multiscale_steps + 1, len(self))
+        limit = options.multiscale_steps or 0
+        steps = rng.integers(-limit, limit + 1, len(self))
         self._sizes = steps[:, None] * STRIDE + options.size
 
     def __len__(self) -> int:
