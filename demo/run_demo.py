@@ -12,9 +12,9 @@ from statistics import median
 from PIL import Image
 
 from rtdetr_deploy import Detections, ImageError, Predictor
-from rtdetr_deploy.cli.arguments import parse_size, path_argument
 from rtdetr_deploy.cli.run import run_main
 from rtdetr_deploy.files import check_writable, require_file
+from rtdetr_deploy.options import parse_size, path_argument
 from rtdetr_export import ExportOptions, Step, export
 from rtdetr_export.cli import print_result
 from rtdetr_train.data.smears import draw_smear

@@ -10,11 +10,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import argparse
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rtdetr_deploy.errors import OptionError
 
 _KEY = "option"
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,3 +53,50 @@ def option(default: Any = MISSING, /, help: str = "", **how: Any) -> Any:  # noq
 def find_options(definition: type) -> dict[str, tuple[Field[Any], Option]]:
     """Return the fields of a dataclass that are options, with how each is typed, by name, in their order."""
     return {item.name: (item, item.metadata[_KEY]) for item in fields(definition) if _KEY in item.metadata}
+
+
+def path_argument(text: str) -> Path:
+    """Return a path; an empty one is refused, because it would mean the current folder (an unset shell variable?)."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; is a shell variable not set?")
+    return Path(text)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return (height, width) of "640" or "480x800" (height first). Raises `OptionError`."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise OptionError(f"size {text!r} is not understood; write 640 or HEIGHTxWIDTH, e.g. 480x800")
+    return int(parts[0]), int(parts[-1])
+
+
+def size_argument(text: str) -> tuple[int, int]:
+    """As `parse_size`, for argparse."""
+    return _for_argparse(parse_size, text)
+
+
+def parse_classes(text: str) -> list[int | str]:
+    """Return the class names and indices of "person,car,7"."""
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not items:
+        raise OptionError("`classes` is empty; name classes or indices, comma-separated")
+    return [int(item) if item.isascii() and item.isdigit() else item for item in items]
+
+
+def classes_argument(text: str) -> list[int | str]:
+    """As `parse_classes`, for argparse."""
+    return _for_argparse(parse_classes, text)
+
+
+def _for_argparse(parse: Callable[[str], Value], text: str) -> Value:
+    try:
+        return parse(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def refuse_options(given: Iterable[str], allowed: Collection[str], reason: str) -> None:
+    """Raise `OptionError` for the first option of `given` that is not `allowed`: it would be ignored."""
+    for name in given:
+        if name not in allowed:
+            raise OptionError(f"`{name}` {reason}")

@@ -15,11 +15,10 @@ from typing import ClassVar, Literal
 from rtdetr_bench.models.nms import NmsOptions
 from rtdetr_bench.parts import part
 from rtdetr_deploy import OptionError, find_images
-from rtdetr_deploy.cli.arguments import path_argument, size_argument
 from rtdetr_deploy.evaluate.coco import Annotations, read_annotations, require_evaluator
 from rtdetr_deploy.evaluate.published import ENCODERS
 from rtdetr_deploy.images.preprocess import RESIZERS, Resizer
-from rtdetr_deploy.options import option
+from rtdetr_deploy.options import option, path_argument, size_argument
 from rtdetr_deploy.runtimes import RUNTIMES, RuntimeOptions
 
 MAX_BATCH = 1024

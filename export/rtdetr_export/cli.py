@@ -9,17 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rtdetr_deploy.cli.arguments import (
-    Parser,
-    add_options,
-    in_words_of_the_command,
-    options_of,
-    parse_given,
-    path_argument,
-    refuse_options,
-)
+from rtdetr_deploy.cli.arguments import Parser, add_options, in_words_of_the_command, options_of, parse_given
 from rtdetr_deploy.cli.run import run_main
-from rtdetr_deploy.options import find_options
+from rtdetr_deploy.options import find_options, path_argument, refuse_options
 from rtdetr_deploy.packages import needed_for
 from rtdetr_deploy.words import plural
 from rtdetr_export.options import ExportOptions, refuse_ignored

@@ -12,9 +12,8 @@ from typing import Any, Literal, get_args
 from rtdetr_deploy.artifacts.decoding import MAX_DETECTIONS
 from rtdetr_deploy.artifacts.input_size import DEFAULT_INPUT_SIZE, check_input_size
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo
-from rtdetr_deploy.cli.arguments import path_argument, refuse_options, size_argument
 from rtdetr_deploy.errors import OptionError
-from rtdetr_deploy.options import option
+from rtdetr_deploy.options import option, path_argument, refuse_options, size_argument
 from rtdetr_export.trt.options import ENGINE_SUFFIXES, EngineOptions, check_whole_numbers
 
 Sampler = Literal["gather", "grid", "discrete"]

@@ -1,27 +1,18 @@
-"""Command lines: options made of dataclass fields, values as people type them, errors in the words of the command."""
+"""Command lines: options made of dataclass fields, errors in the words of the command."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, Field
-from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.options import Option, find_options
 
 _NAMED = re.compile(r"`(\w+)(?:=(\"?)([^`]*?)\2)?`")
 """An argument in a library's message, perhaps with a value."""
-
-
-def path_argument(text: str) -> Path:
-    """Return a path; an empty one is refused, because it would mean the current folder (an unset shell variable?)."""
-    if not text:
-        raise argparse.ArgumentTypeError("the name is empty; is a shell variable not set?")
-    return Path(text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -185,43 +176,3 @@ def in_words_of_the_command(
         return f"{spelled} {value}"
 
     return _NAMED.sub(typed, message)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Return (height, width) of "640" or "480x800" (height first). Raises `OptionError`."""
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise OptionError(f"size {text!r} is not understood; write 640 or HEIGHTxWIDTH, e.g. 480x800")
-    return int(parts[0]), int(parts[-1])
-
-
-def size_argument(text: str) -> tuple[int, int]:
-    """As `parse_size`, for argparse."""
-    return _for_argparse(parse_size, text)  # type: ignore[no-any-return]
-
-
-def parse_classes(text: str) -> list[int | str]:
-    """Return the class names and indices of "person,car,7"."""
-    items = [item.strip() for item in text.split(",") if item.strip()]
-    if not items:
-        raise OptionError("`classes` is empty; name classes or indices, comma-separated")
-    return [int(item) if item.isascii() and item.isdigit() else item for item in items]
-
-
-def classes_argument(text: str) -> list[int | str]:
-    """As `parse_classes`, for argparse."""
-    return _for_argparse(parse_classes, text)  # type: ignore[no-any-return]
-
-
-def _for_argparse(parse: Any, text: str) -> Any:
-    try:
-        return parse(text)
-    except OptionError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def refuse_options(given: Iterable[str], allowed: Collection[str], reason: str) -> None:
-    """Raise `OptionError` for the first option of `given` that is not `allowed`: it would be ignored."""
-    for name in given:
-        if name not in allowed:
-            raise OptionError(f"`{name}` {reason}")

@@ -32,8 +32,9 @@ exit status: 0 all images done, 1 some were skipped or some pictures not written
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `rtdetr-detect`."""
-    from rtdetr_deploy.cli.arguments import Parser, add_options, path_argument
+    from rtdetr_deploy.cli.arguments import Parser, add_options
     from rtdetr_deploy.cli.detect_options import DetectOptions
+    from rtdetr_deploy.options import path_argument
 
     parser = Parser("rtdetr-detect", "Detect objects in images with an exported RT-DETR model.", EXAMPLES)
     parser.add_argument("engine", type=path_argument, metavar="MODEL", help="model file, e.g. from rtdetr-export")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rtdetr_deploy.cli.arguments import classes_argument, path_argument, size_argument
 from rtdetr_deploy.images.frame import MAX_PIXELS
 from rtdetr_deploy.images.preprocess import RESIZERS, Resizer
-from rtdetr_deploy.options import option
+from rtdetr_deploy.options import classes_argument, option, path_argument, size_argument
 from rtdetr_deploy.runtimes import RUNTIMES, RuntimeOptions
 
 

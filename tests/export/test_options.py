@@ -11,8 +11,9 @@ import pytest
 pytest.importorskip("torch")
 
 from rtdetr_deploy import ArtifactInfo
-from rtdetr_deploy.cli.arguments import in_words_of_the_command, parse_classes, parse_size
+from rtdetr_deploy.cli.arguments import in_words_of_the_command
 from rtdetr_deploy.errors import OptionError
+from rtdetr_deploy.options import parse_classes, parse_size
 from rtdetr_export import EngineOptions, ExportOptions, export
 from rtdetr_export.cli import SPELLINGS
 from rtdetr_export.options import batch_argument

@@ -106,6 +106,13 @@ def test_torch_stays_inside_the_model_and_its_runtime() -> None:
             assert "torch" not in imported, module
 
 
+def test_options_of_libraries_know_nothing_of_command_lines() -> None:
+    for module in MODULES:
+        if module.endswith("options") and module.split(".")[1] != "cli":
+            imported = _imports(module, top_only=False)
+            assert not any(name.startswith("rtdetr_deploy.cli") for name in imported), module
+
+
 def test_nothing_of_one_engine_or_command_lies_at_the_root() -> None:
     assert {file.stem for file in PACKAGES["rtdetr_deploy"].glob("*.py")} == ROOT_FILES
 

@@ -10,10 +10,9 @@ from typing import Literal
 
 from rtdetr_deploy.artifacts.input_size import DEFAULT_INPUT_SIZE, MIN_SIDE, STRIDE, check_input_size
 from rtdetr_deploy.artifacts.weights_file import find_weights
-from rtdetr_deploy.cli.arguments import path_argument, size_argument
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.files import check_writable, refuse_overwriting, require_file
-from rtdetr_deploy.options import option
+from rtdetr_deploy.options import option, path_argument, size_argument
 
 DEFAULT_VARIANT = "r18"
 MULTISCALE_STEPS = 2

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from rtdetr_deploy.artifacts.input_size import check_input_size
 from rtdetr_deploy.artifacts.weights_file import find_weights
-from rtdetr_deploy.cli.arguments import Parser, path_argument, size_argument
+from rtdetr_deploy.cli.arguments import Parser
 from rtdetr_deploy.cli.run import run_main
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.files import check_writable, refuse_overwriting
+from rtdetr_deploy.options import path_argument, size_argument
 
 
 def publish(source: Path, target: Path, size: tuple[int, int] | None = None) -> None:

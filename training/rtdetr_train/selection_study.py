@@ -21,12 +21,13 @@ from scipy.stats import pearsonr, spearmanr
 
 from rtdetr_deploy.artifacts.input_size import DEFAULT_INPUT_SIZE
 from rtdetr_deploy.artifacts.weights_file import find_weights
-from rtdetr_deploy.cli.arguments import Parser, add_old_spelling, path_argument
+from rtdetr_deploy.cli.arguments import Parser, add_old_spelling
 from rtdetr_deploy.cli.run import run_main
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.files import check_writable, refuse_overwriting, write_bytes
 from rtdetr_deploy.model import RTDETR, load_checkpoint
 from rtdetr_deploy.model.boxes import cxcywh_to_xyxy, pairwise_iou
+from rtdetr_deploy.options import path_argument
 from rtdetr_train.data.coco import CocoData, collate, read_coco
 
 SCHEMA = 1

@@ -15,12 +15,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from rtdetr_deploy.cli.arguments import Parser, path_argument
+from rtdetr_deploy.cli.arguments import Parser
 from rtdetr_deploy.cli.run import run_main
 from rtdetr_deploy.files import atomic_write, check_writable
 from rtdetr_deploy.model import RTDETR
 from rtdetr_deploy.model.random_weights import fill_randomly
 from rtdetr_deploy.model.variants import find_variant, variant_names
+from rtdetr_deploy.options import path_argument
 from rtdetr_export import ExportOptions, export_onnx
 
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rtdetr_deploy.cli.arguments import path_argument
 from rtdetr_deploy.errors import OptionError
-from rtdetr_deploy.options import option
+from rtdetr_deploy.options import option, path_argument
 
 ENGINE_SUFFIXES = (".engine", ".plan")
 DEFAULT_MAX_BATCH = 8
