@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from rtdetr_deploy.errors import OptionError
 
-STRIDE = 32
+STRIDES = (8, 16, 32)
+"""Pixels per cell of the three feature levels."""
+STRIDE = STRIDES[-1]
 """Of the coarsest level: both sides of an input are multiples of it."""
 MIN_SIDE, MAX_SIDE = 64, 8192
 DEFAULT_INPUT_SIZE = (640, 640)
@@ -27,6 +29,11 @@ def check_input_size(size: object, name: str = "size") -> tuple[int, int]:
         near = "x".join(str(min(max(MIN_SIDE, round(side / STRIDE) * STRIDE), MAX_SIDE)) for side in sides)
         raise OptionError(f"`{name}` is {'x'.join(map(str, sides))}, expected {rule}; try {near}")
     return sides
+
+
+def count_tokens(height: int, width: int) -> int:
+    """Return the number of cells of all levels, which queries are selected from; 8400 at 640x640."""
+    return sum((height // stride) * (width // stride) for stride in STRIDES)
 
 
 def _sides(size: object) -> tuple[int, int] | None:

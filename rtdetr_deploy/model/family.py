@@ -13,12 +13,13 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor, nn
 
 from rtdetr_deploy.artifacts.decoding import RTDETR_DECODING, ScoreDecoding
+from rtdetr_deploy.artifacts.input_size import count_tokens
 from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 from rtdetr_deploy.model.checkpoints.infer_variant import infer_variant
 from rtdetr_deploy.model.fp32_scope import Fp32Scope
 from rtdetr_deploy.model.reparameterize import reparameterize
 from rtdetr_deploy.model.rtdetr import RTDETR, RawOutput
-from rtdetr_deploy.model.variants import STRIDES, HgNetV2Config, Variant
+from rtdetr_deploy.model.variants import HgNetV2Config, Variant
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -97,8 +98,9 @@ def _decode(model: RTDETR, maps: list[Tensor]) -> RawOutput:
 
 def _facts(model: RTDETR, height: int, width: int) -> ModelFacts:
     variant = model.variant
-    tokens = sum((height // stride) * (width // stride) for stride in STRIDES)
-    return ModelFacts(variant.name, model.layers, min(variant.queries, tokens), variant.classes, model.sampler)
+    return ModelFacts(
+        variant.name, model.layers, min(variant.queries, count_tokens(height, width)), variant.classes, model.sampler
+    )
 
 
 def _has_hgnet(model: RTDETR) -> bool:

@@ -19,8 +19,6 @@ The weights were trained for one of them. How an exported graph computes it is a
 of `layers.deformable_attention`.
 """
 
-STRIDES = (8, 16, 32)
-"""Input pixels per cell of the three maps (S3, S4, S5), in both directions."""
 HEADS = 8
 """Attention heads, in the encoder and in the decoder."""
 DECODER_WIDTH = 256

@@ -13,13 +13,14 @@ from golden_files import read_specs
 
 torch = pytest.importorskip("torch")
 
+from rtdetr_deploy.artifacts.input_size import STRIDES  # noqa: E402
 from rtdetr_deploy.errors import OptionError  # noqa: E402
 from rtdetr_deploy.evaluate.published import COMPLEXITY  # noqa: E402
 from rtdetr_deploy.model import RTDETR, VARIANTS  # noqa: E402
 from rtdetr_deploy.model.checkpoints.infer_variant import expected_shapes, infer_variant  # noqa: E402
 from rtdetr_deploy.model.complexity import measure_complexity  # noqa: E402
 from rtdetr_deploy.model.hybrid_encoder import Ccff  # noqa: E402
-from rtdetr_deploy.model.variants import STRIDES, find_variant, variant_names  # noqa: E402
+from rtdetr_deploy.model.variants import find_variant, variant_names  # noqa: E402
 
 
 @pytest.mark.parametrize("name", slow_except(COMPLEXITY, "r18", "r50", "hgnetv2-l"))

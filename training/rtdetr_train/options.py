@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from rtdetr_deploy.artifacts.input_size import DEFAULT_INPUT_SIZE, MIN_SIDE, STRIDE, check_input_size
+from rtdetr_deploy.artifacts.input_size import DEFAULT_INPUT_SIZE, MIN_SIDE, STRIDE, check_input_size, count_tokens
 from rtdetr_deploy.artifacts.weights_file import find_weights
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.files import check_writable, refuse_overwriting, require_file
@@ -18,7 +17,6 @@ DEFAULT_VARIANT = "r18"
 MULTISCALE_STEPS = 2
 WRITTEN = ("last.pth", "best.pth")
 """Files in the output folder."""
-LEVEL_STRIDES = (8, 16, 32)
 """Input pixels per cell of each feature level."""
 
 # Minimum and maximum; seeds enter products that must fit 64 bits.
@@ -168,7 +166,7 @@ class TrainOptions:
             raise OptionError(f'`freeze="{self.freeze}"` would keep random weights; give the `weights` to start from')
         if self.freeze == "backbone" and self.backbone_lr_factor != type(self).backbone_lr_factor:
             raise OptionError('`backbone_lr_factor` has no effect with `freeze="backbone"`; leave one of them out')
-        cells = count_cells(self.size)
+        cells = count_tokens(*self.size)
         if self.queries > max(cells, type(self).queries):
             height, width = self.size
             raise OptionError(f"`queries` is {self.queries}, but an input of {height}x{width} pixels has {cells} cells")
@@ -183,12 +181,6 @@ class TrainOptions:
     def use_bf16(self) -> bool:
         """Whether forward passes run under bfloat16 autocast."""
         return self.device.startswith("cuda") if self.bf16 is None else self.bf16
-
-
-def count_cells(size: Iterable[int]) -> int:
-    """Return the number of cells of all feature levels, which queries are selected from, at this (height, width)."""
-    height, width = size
-    return sum((height // stride) * (width // stride) for stride in LEVEL_STRIDES)
 
 
 def check_paths(options: TrainOptions) -> None:

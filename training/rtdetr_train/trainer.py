@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from rtdetr_deploy.artifacts.input_size import count_tokens
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.evaluate.coco import Accuracy, Annotations, evaluate, read_annotations, require_evaluator
 from rtdetr_deploy.files import write_bytes
@@ -25,7 +26,7 @@ from rtdetr_train.denoising import make_denoising
 from rtdetr_train.initialize import build_model, frozen_modules
 from rtdetr_train.losses import objective
 from rtdetr_train.optim import make_ema, make_optimizer, make_schedule
-from rtdetr_train.options import TrainOptions, check_paths, count_cells
+from rtdetr_train.options import TrainOptions, check_paths
 
 CLASSES = "classes.txt"
 """Written before the first epoch, which also shows early that the folder can be written."""
@@ -186,7 +187,7 @@ def train_step(
     images, targets = batch[0].to(device), batch[1].to(device)
     generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
     embedding = model.decoder.denoising_class_embed
-    queries = min(model.decoder.queries, count_cells(images.shape[2:]))
+    queries = min(model.decoder.queries, count_tokens(*images.shape[2:]))
     denoising = make_denoising(batch[1], embedding, queries, generator=generator)
     extra = ExtraQueries(denoising.content, denoising.reference, denoising.mask) if denoising else None
     with torch.autocast(device.type, torch.bfloat16, enabled=options.use_bf16):

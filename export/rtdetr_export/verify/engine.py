@@ -25,7 +25,7 @@ from rtdetr_export.verify.tolerances import LIMITS, MIN_COMPARED, MIN_PRECISION_
 
 @dataclass(frozen=True)
 class EngineReport(Report):
-    """What an engine of some `precision` does and is.
+    """What an engine does and is.
 
     `agreements` with ONNX Runtime on `images` images, by batch; `replays` says how calls replayed from a CUDA graph
     agree with plain ones, by batch; `rows` how rows of one batch agree that were given the same image (None where there
@@ -35,7 +35,6 @@ class EngineReport(Report):
 
     verdict = "was built, but is wrong"
 
-    precision: str
     images: int
     agreements: dict[int, Agreement]
     replays: dict[int, Agreement]
@@ -114,7 +113,6 @@ def verify_engine(
         replays[batch] = _compare_repeated(plain, replayed)
     return EngineReport(
         runtime=engine.name,
-        precision=engine_info.info.precision,
         images=len(images),
         agreements=agreements,
         replays=replays,

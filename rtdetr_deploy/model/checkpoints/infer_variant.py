@@ -13,10 +13,10 @@ from functools import lru_cache
 
 import torch
 
+from rtdetr_deploy.artifacts.input_size import STRIDES
 from rtdetr_deploy.model.rtdetr import RTDETR
 from rtdetr_deploy.model.variants import (
     HEADS,
-    STRIDES,
     VARIANTS,
     HgNetV2Config,
     HgStageConfig,
