@@ -59,7 +59,7 @@ def test_real_images_are_used_in_turn_and_loading_is_timed(
     [
         (["--engine", "none.onnx"], "none.onnx does not exist"),
         (["--engine", "model.engine"], "model.engine does not exist"),
-        (["--engine", "model.tflite"], "not a model format known here"),
+        (["--engine", "{other}"], "not a model format known here"),
         (["--engine", "{model}", "--runs", "0"], "--runs is 0, expected a number from 1 to 1000000"),
         (["--engine", "{model}", "--images", "{model}.d"], "does not exist"),
         (["--engine", "{model}", "--batch", "4"], "takes 1 image at once, not 4"),
@@ -83,7 +83,9 @@ def test_wrong_input_gives_one_line_and_status_2(
 ) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert main([item.format(model=small_onnx, folder=empty) for item in arguments]) == 2
+    other = tmp_path / "model.tflite"
+    other.write_bytes(b"TFL3")
+    assert main([item.format(model=small_onnx, folder=empty, other=other) for item in arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("rtdetr-bench: ")
     assert message in error
