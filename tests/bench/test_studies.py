@@ -174,6 +174,7 @@ def test_single_scale_attention_stays_inside_a_level_and_multi_scale_does_not() 
         assert bool((one[2] != other[2]).any()) is spreads, name
 
 
+@pytest.mark.slow
 def test_encoder_study_writes_the_papers_figures_beside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "a.json"
     command = ["encoder", "--variant", "r18", "--size", "64", "--encoders", "A,E", "--runs", "3", "--warmup", "1"]

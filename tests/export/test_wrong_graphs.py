@@ -293,7 +293,7 @@ def test_a_wrong_graph_is_refused(mistake: str, subjects: dict[str, Subject], tm
 @pytest.mark.parametrize(
     "mistake", slow_except(["swapped_axes", "lost_bias", "one_layer_less", "masked_values"], "lost_bias")
 )
-@pytest.mark.parametrize("name", ["discrete", "restless"])
+@pytest.mark.parametrize("name", slow_except(["discrete", "restless"], "restless"))
 def test_wider_limits_do_not_let_a_wrong_graph_pass(
     mistake: str, name: str, subjects: dict[str, Subject], tmp_path: Path
 ) -> None:
