@@ -148,7 +148,7 @@ def test_inputs_must_have_the_same_number_of_rows(world: fake_tensorrt.World, tm
             "get_tensor_shape",
             (7,),
             ArtifactError,
-            r"labels is \(7,\) for 1 images",
+            r"labels is \(7,\) for 1 image; expected a row for each",
         ),
         ("IExecutionContext", "set_tensor_address", False, DeviceError, "TensorRT refused images: it gave no reason"),
     ],

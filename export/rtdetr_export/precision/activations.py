@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 
 def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
-    """Return `count` items at even distances, in their order; all of them where there are no more."""
+    """Return `count` items at even distances, in their order; all of them where that is all there are."""
     step = max(1.0, len(items) / count)
     return [items[int(index * step)] for index in range(min(len(items), count))]
 

@@ -20,6 +20,7 @@ from rtdetr_deploy.runtimes.protocol import Array
 from rtdetr_deploy.runtimes.trt.bindings import Binding
 from rtdetr_deploy.runtimes.trt.cuda import CudaGraph, DeviceMemory, Stream
 from rtdetr_deploy.runtimes.trt.logger import last_message
+from rtdetr_deploy.words import plural
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -128,5 +129,7 @@ def _open_context(engine: trt.ICudaEngine, batch: int, shared: Shared) -> trt.IE
         dims = context.get_tensor_shape(binding.name)
         shape = tuple(int(dims[axis]) for axis in range(len(dims)))
         if shape != (batch, *binding.host.array.shape[1:]):
-            raise ArtifactError(f"{file}: output {binding.name} is {shape} for {batch} images; expected a row each")
+            raise ArtifactError(
+                f"{file}: output {binding.name} is {shape} for {plural(batch, 'image')}; expected a row for each"
+            )
     return context
