@@ -8,6 +8,7 @@ from pathlib import Path
 from rtdetr_deploy.artifacts.weights_file import find_weights
 from rtdetr_deploy.errors import ExportError
 from rtdetr_deploy.files import check_writable, refuse_overwriting, require_file
+from rtdetr_export.formats import FORMATS
 from rtdetr_export.options import ExportOptions
 
 
@@ -30,8 +31,11 @@ def check_files(options: ExportOptions) -> ExportOptions:
         written["`timing_cache`"] = options.engine.timing_cache
     if options.is_engine and not options.from_onnx:
         written["the ONNX file beside `output`"] = options.for_onnx().output
+    if options.format is not None:
+        written = _in_folder(options)
     refuse_overwriting(written, read)
-    check_writable(options.output or options.weights.with_suffix(".onnx"))
+    output = options.output or options.weights.with_suffix(".onnx")
+    check_writable(output, folder=options.format is not None and options.output is not None)
     return replace(options, class_names=read_class_names(names)) if isinstance(names, Path) else options
 
 
@@ -41,3 +45,16 @@ def _find_weights(options: ExportOptions) -> Path:
         require_file(options.weights, ExportError)
         return options.weights
     return find_weights(options.weights)
+
+
+def _in_folder(options: ExportOptions) -> dict[str, Path | None]:
+    """Return every file that goes into the folder of `options.format`, by what it is called in errors.
+
+    Raises `OutputError` as `Format.check_folder`.
+    """
+    assert options.format is not None
+    if options.output is None:  # named after the model, which is not known yet
+        return {}
+    form = FORMATS[options.format]
+    form.check_folder(options.output)
+    return {f"{name} in `output`": options.output / name for name in (form.onnx, *form.file_names)}

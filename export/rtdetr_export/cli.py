@@ -26,7 +26,7 @@ STEP_WIDTH = 72
 
 GROUPS = {
     "model": ("layers", "size", "batch", "queries", "class_names", "variant"),
-    "file": ("output", "max_detections", "sampler", "raw_input", "raw_output", "opset", "verify"),
+    "file": ("output", "format", "max_detections", "sampler", "raw_input", "raw_output", "opset", "verify"),
     "precision": ("precision", "non_int8_precision", "calibration", "keep_fp32"),
 }
 """The options of `ExportOptions` as the help groups them."""
@@ -36,6 +36,7 @@ EXAMPLES = """examples:
   rtdetr-export --weights r50.pth --precision fp16 --calibration photos/
   rtdetr-export --weights r18.pth --size 480x800 --batch dynamic --output r18.onnx
   rtdetr-export --weights r50.pth --precision fp16 --batch dynamic --output r50.engine
+  rtdetr-export --weights r50.pth --precision fp16 --format deepstream --output r50-deepstream
   rtdetr-export --lint r18.onnx
   rtdetr-export --variants
 
@@ -83,7 +84,7 @@ def _run(arguments: argparse.Namespace, given: Collection[str]) -> int:
     if arguments.variants:
         print_variants()
         return 0
-    refuse_ignored(arguments.weights, arguments.output, given)
+    refuse_ignored(arguments.weights, None if arguments.format else arguments.output, given)
     engine = EngineOptions(**options_of(EngineOptions, arguments)) if _names(EngineOptions, given) else None
     options = ExportOptions(**options_of(ExportOptions, arguments), engine=engine)
     with _shown_steps() as progress:
@@ -125,6 +126,9 @@ def print_result(result: ExportResult) -> None:
     if result.report is None:
         print("not verified (--no-verify)")
     print(f"wrote {result.path} ({result.path.stat().st_size / 1e6:.1f} MB): {', '.join(_facts(result))}")
+    if result.package is not None:
+        print(f"wrote {result.package.folder}: {', '.join(path.name for path in result.package.files)}")
+        print(result.package.next_steps)
 
 
 def _facts(result: ExportResult) -> list[str]:

@@ -14,6 +14,7 @@ from rtdetr_deploy.artifacts.input_size import DEFAULT_INPUT_SIZE, check_input_s
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.options import option, path_argument, refuse_options, size_argument
+from rtdetr_export.formats import FORMATS
 from rtdetr_export.trt.options import ENGINE_SUFFIXES, EngineOptions, check_whole_numbers
 
 Sampler = Literal["gather", "grid", "discrete"]
@@ -38,7 +39,8 @@ class ExportOptions:
 
     `weights` is the checkpoint, or an `.onnx` file written here that an engine is built from; `output` the file to
     write, whose suffix decides what it is: `.onnx`, or `.engine` or `.plan` for TensorRT (default: an ONNX file beside
-    the weights, see `default_output`). `engine` are options of engines.
+    the weights, see `default_output`). `format` "deepstream" makes `output` a folder for NVIDIA DeepStream: the ONNX
+    file, nvinfer's configuration, labels and an output parser. `engine` are options of engines.
 
     `layers` decoder layers to keep (default: what the variant runs); `size` (height, width) of the input in pixels,
     multiples of 32 from 64 up (default: what the checkpoint names, else 640x640); `batch` a number, or None for any
@@ -113,13 +115,19 @@ class ExportOptions:
         type=path_argument, metavar="DIR", default_help="synthetic ones; needed for int8",
     )  # fmt: skip
     verify: bool = option(True, "skip the comparison with torch; the file records that")
+    format: str | None = option(
+        None, "make --output a folder for a serving system; deepstream: for NVIDIA DeepStream's nvinfer",
+        choices=tuple(FORMATS), default_help="none: the suffix of --output decides",
+    )  # fmt: skip
     engine: EngineOptions | None = None
 
     def __post_init__(self) -> None:
         self._convert()
-        refuse_ignored(self.weights, self.output, self._chosen())
+        refuse_ignored(self.weights, None if self.format else self.output, self._chosen())
         suffixes = (".onnx", *ENGINE_SUFFIXES)
-        if self.output is not None and self.output.suffix.lower() not in suffixes:
+        if self.format is not None:
+            self._check_format()
+        elif self.output is not None and self.output.suffix.lower() not in suffixes:
             raise OptionError(f"`output` is {self.output}, expected a name that ends in {_listed(suffixes)}")
         if self.from_onnx and self.is_engine:
             return
@@ -162,6 +170,15 @@ class ExportOptions:
         if isinstance(self.keep_fp32, str):
             raise OptionError("`keep_fp32` is a single text, expected a tuple of texts")
 
+    def _check_format(self) -> None:
+        if self.format not in FORMATS:
+            raise OptionError(f"`format` is {self.format!r}, expected {_listed((None, *FORMATS))}")
+        if self.from_onnx:
+            raise OptionError(
+                f"`format` starts from a checkpoint, and {self.weights} is an ONNX file; give its checkpoint"
+            )
+        FORMATS[self.format].check_options(self)
+
     def _check_precision(self) -> None:
         if self.precision == "fp32" and self.keep_fp32:
             raise OptionError('`keep_fp32` is for lower precisions; add `precision="fp16"`')
@@ -170,7 +187,8 @@ class ExportOptions:
         if self.precision == "int8" and self.calibration is None:
             raise OptionError('`precision="int8"` needs `calibration`, a folder of images like those to detect on')
         if self.non_int8_precision is None:
-            self._set("non_int8_precision", "fp16" if self.precision == "int8" and self.is_engine else "fp32")
+            on_tensorrt = self.is_engine or (self.format is not None and FORMATS[self.format].tensorrt)
+            self._set("non_int8_precision", "fp16" if self.precision == "int8" and on_tensorrt else "fp32")
         if self.non_int8_precision not in get_args(NonInt8Precision) or (
             self.non_int8_precision != "fp32" and self.precision != "int8"
         ):
@@ -197,7 +215,7 @@ class ExportOptions:
     @property
     def is_engine(self) -> bool:
         """Whether the output is a TensorRT engine."""
-        return is_engine(self.output)
+        return self.format is None and is_engine(self.output)
 
     @property
     def from_onnx(self) -> bool:
@@ -226,7 +244,10 @@ class ExportOptions:
         return self.size or DEFAULT_INPUT_SIZE
 
     def default_output(self, info: ArtifactInfo) -> Path:
-        """Return e.g. `r50-l4-640x640-fp32.onnx` beside the weights; what is not the default is named too."""
+        """Return e.g. `r50-l4-640x640-fp32.onnx` beside the weights; what is not the default is named too.
+
+        With `format` it is the folder `r50-l4-640x640-fp32-deepstream`.
+        """
         stem = f"{self.weights.stem}-l{info.layers}-{info.height}x{info.width}-{info.precision}"
         extras = {
             "bn" if info.batch is None else f"b{info.batch}": info.batch != 1,
@@ -240,7 +261,8 @@ class ExportOptions:
             "kept": bool(self.keep_fp32),
             "unverified": not info.verified,
         }
-        return self.weights.with_name("-".join([stem, *(name for name, given in extras.items() if given)]) + ".onnx")
+        name = "-".join([stem, *(name for name, given in extras.items() if given)])
+        return self.weights.with_name(f"{name}.onnx" if self.format is None else f"{name}-{self.format}")
 
 
 def is_engine(output: Path | None) -> bool:

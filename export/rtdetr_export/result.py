@@ -16,11 +16,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Package:
+    """The `folder` that a format's system takes, its `files`, and `next_steps`: what to do where the model will run."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    next_steps: str
+
+
+@dataclass(frozen=True)
 class ExportResult:
     """`path` of the written file, its `info`, and the `report` of its verification (None where it was skipped).
 
     `fp16` says which nodes are computed in FP16 and `quantization` which blocks in INT8, for ONNX files that have some.
-    Engines have `engine_info`, and `onnx` where the ONNX file beside them was exported by the same call.
+    Engines have `engine_info`, and `onnx` where the ONNX file beside them was exported by the same call. Folders of a
+    format have `package`; `path` is their ONNX file.
     """
 
     path: Path
@@ -30,3 +40,4 @@ class ExportResult:
     quantization: QuantizationPlan | None = None
     engine_info: EngineInfo | None = None
     onnx: ExportResult | None = None
+    package: Package | None = None

@@ -1,4 +1,4 @@
-"""From weights to the file that is asked for: the output's suffix decides."""
+"""From weights to the file that is asked for: the output's suffix decides, or the format."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from rtdetr_export.result import ExportResult
 def export(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
     """Export a checkpoint as `options` say, or build an engine of an ONNX file, verify the file and write it.
 
-    An engine is built from an ONNX file that is written beside it (NAME.engine.onnx), unless the weights are one. What
-    is wrong with options, files and the GPU is told before any work is done.
+    An engine is built from an ONNX file that is written beside it (NAME.engine.onnx), unless the weights are one. With
+    `format` the ONNX file goes into a folder, with what a serving system wants beside it. What is wrong with options,
+    files and the GPU is told before any work is done.
 
     Raises `CheckpointError`, `OptionError`, `ImageError` and `ArtifactError` for bad input, `MissingPackageError` and
     `DeviceError` for what this machine lacks, `ExportError` when the file disagrees with what it came from (it is not
@@ -25,6 +26,10 @@ def export(options: ExportOptions, progress: Progress | None = None) -> ExportRe
     if not isinstance(options, ExportOptions):
         raise OptionError(f"`options` is {options!r}, expected ExportOptions(weights, ...)")
     options = check_files(options)
+    if options.format is not None:
+        from rtdetr_export.formats.package import write_package
+
+        return write_package(options, lambda onnx: _export_onnx(onnx, progress))
     return _export_engine(options, progress) if options.is_engine else _export_onnx(options, progress)
 
 

@@ -1,0 +1,51 @@
+"""Folders that serving systems take: the ONNX file and what the system wants beside it, by the name of the format.
+
+Another system is one module with the functions of `Format`, and one line in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rtdetr_deploy.artifacts.metadata import ArtifactInfo
+from rtdetr_export.formats import deepstream
+
+if TYPE_CHECKING:
+    from rtdetr_export.options import ExportOptions
+
+
+@dataclass(frozen=True)
+class Format:
+    """What a folder for one serving system holds.
+
+    `check_options(options)` raises `OptionError` for a file that the system can't run, before any work is done.
+    `check_folder(folder)` raises `OutputError` where what is in the folder already would be taken for the new model's.
+    `make_files(info)` gives the content of each file beside the ONNX file `onnx`, by its name in the folder;
+    `file_names` are all that it may give. It raises `OptionError` for a model that the system can't prepare images for.
+    `next_steps(folder, info)` is what to do where the model will run, for people. `tensorrt` says whether TensorRT will
+    run the file: INT8 goes with FP16 then.
+    """
+
+    onnx: str
+    file_names: tuple[str, ...]
+    check_options: Callable[[ExportOptions], None]
+    check_folder: Callable[[Path], None]
+    make_files: Callable[[ArtifactInfo], Mapping[str, bytes]]
+    next_steps: Callable[[Path, ArtifactInfo], str]
+    tensorrt: bool
+
+
+FORMATS: Mapping[str, Format] = {
+    "deepstream": Format(
+        onnx=deepstream.ONNX,
+        file_names=deepstream.FILE_NAMES,
+        check_options=deepstream.check_options,
+        check_folder=deepstream.check_folder,
+        make_files=deepstream.make_files,
+        next_steps=deepstream.next_steps,
+        tensorrt=True,
+    ),
+}
