@@ -40,6 +40,7 @@ def check(model: Path) -> None:
     assert Path(rtdetr_deploy.__file__).with_name("py.typed").exists()
     found = rtdetr_deploy.Predictor(model, threshold=0.0).detect(np.zeros((40, 60, 3), np.uint8))
     assert len(found) == 300
+    check_formats(Path("deepstream"), model)
     commands = Path(sys.executable).parent
     subprocess.run([commands / "rtdetr-bench", "--engine", model, "--runs", "2"], check=True, stdout=subprocess.DEVNULL)
     for name in ("r18.pth", "a.json"):  # what is missing is said of files first
@@ -53,6 +54,15 @@ def check(model: Path) -> None:
         assert f"'{package}>=" in refused.stderr
         assert "pip install 'rtdetr" not in refused.stderr
     print(f"the wheel of rtdetr-deploy {rtdetr_deploy.__version__} imports and predicts without torch")
+
+
+def check_formats(folder: Path, model: Path) -> None:
+    """Write a model's folder for DeepStream, whose files lie in the wheel; it needs no package of the exporter."""
+    from rtdetr_export import ExportOptions, export
+
+    result = export(ExportOptions(model, folder, format="deepstream"))
+    assert result.package is not None
+    assert {file.name for file in result.package.files} >= {"parse_rtdetr.cpp", "Makefile", "config_infer.txt"}
 
 
 if __name__ == "__main__":

@@ -31,30 +31,27 @@ def check_files(options: ExportOptions) -> ExportOptions:
         written["`timing_cache`"] = options.engine.timing_cache
     if options.is_engine and not options.from_onnx:
         written["the ONNX file beside `output`"] = options.for_onnx().output
-    if options.format is not None:
-        written = _in_folder(options)
+    if options.format is not None and options.output is not None:
+        check_writable(options.output, folder=True)
+        written = _in_folder(options.output, options.format)
     refuse_overwriting(written, read)
-    output = options.output or options.weights.with_suffix(".onnx")
-    check_writable(output, folder=options.format is not None and options.output is not None)
+    if options.format is None or options.output is None:
+        check_writable(options.output or options.weights.with_suffix(".onnx"))
     return replace(options, class_names=read_class_names(names)) if isinstance(names, Path) else options
 
 
 def _find_weights(options: ExportOptions) -> Path:
-    """Return the file that is read; an ONNX file is one for engines alone."""
-    if options.from_onnx and options.is_engine:
+    """Return the file that is read; an ONNX file is one for engines and folders alone."""
+    if options.from_onnx and (options.is_engine or options.format is not None):
         require_file(options.weights, ExportError)
         return options.weights
     return find_weights(options.weights)
 
 
-def _in_folder(options: ExportOptions) -> dict[str, Path | None]:
-    """Return every file that goes into the folder of `options.format`, by what it is called in errors.
+def _in_folder(folder: Path, form: str) -> dict[str, Path | None]:
+    """Return every file that goes into the `folder` of the format `form`, by what it is called in errors.
 
     Raises `OutputError` as `Format.check_folder`.
     """
-    assert options.format is not None
-    if options.output is None:  # named after the model, which is not known yet
-        return {}
-    form = FORMATS[options.format]
-    form.check_folder(options.output)
-    return {f"{name} in `output`": options.output / name for name in (form.onnx, *form.file_names)}
+    FORMATS[form].check_folder(folder)
+    return {f"{name} in `output`": folder / name for name in (FORMATS[form].onnx, *FORMATS[form].file_names)}

@@ -84,7 +84,7 @@ def _run(arguments: argparse.Namespace, given: Collection[str]) -> int:
     if arguments.variants:
         print_variants()
         return 0
-    refuse_ignored(arguments.weights, None if arguments.format else arguments.output, given)
+    refuse_ignored(arguments.weights, arguments.output, given, arguments.format)
     engine = EngineOptions(**options_of(EngineOptions, arguments)) if _names(EngineOptions, given) else None
     options = ExportOptions(**options_of(ExportOptions, arguments), engine=engine)
     with _shown_steps() as progress:
@@ -123,7 +123,7 @@ def print_result(result: ExportResult) -> None:
     for part in (result.quantization, result.fp16, result.report):
         if part is not None:
             print(part)
-    if result.report is None:
+    if not result.info.verified:
         print("not verified (--no-verify)")
     print(f"wrote {result.path} ({result.path.stat().st_size / 1e6:.1f} MB): {', '.join(_facts(result))}")
     if result.package is not None:

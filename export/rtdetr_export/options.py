@@ -37,7 +37,7 @@ def batch_argument(text: str) -> int | Literal["dynamic"]:
 class ExportOptions:
     """Options of `export`.
 
-    `weights` is the checkpoint, or an `.onnx` file written here that an engine is built from; `output` the file to
+    `weights` is the checkpoint, or an `.onnx` file written here, for engines and for `format`; `output` the file to
     write, whose suffix decides what it is: `.onnx`, or `.engine` or `.plan` for TensorRT (default: an ONNX file beside
     the weights, see `default_output`). `format` "deepstream" makes `output` a folder for NVIDIA DeepStream: the ONNX
     file, nvinfer's configuration, labels and an output parser. `engine` are options of engines.
@@ -60,7 +60,8 @@ class ExportOptions:
     """
 
     weights: Path = option(
-        help="checkpoint: .pth, .pt, .safetensors, or the folder of a Hugging Face model; for engines also .onnx",
+        help="checkpoint: .pth, .pt, .safetensors, or the folder of a Hugging Face model; for engines and --format an "
+        ".onnx file too",
         type=path_argument, metavar="FILE",
     )  # fmt: skip
     output: Path | None = option(
@@ -123,13 +124,13 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         self._convert()
-        refuse_ignored(self.weights, None if self.format else self.output, self._chosen())
+        refuse_ignored(self.weights, self.output, self._chosen(), self.format)
         suffixes = (".onnx", *ENGINE_SUFFIXES)
         if self.format is not None:
-            self._check_format()
+            self._check_format(self.format)
         elif self.output is not None and self.output.suffix.lower() not in suffixes:
             raise OptionError(f"`output` is {self.output}, expected a name that ends in {_listed(suffixes)}")
-        if self.from_onnx and self.is_engine:
+        if self.from_onnx and (self.is_engine or self.format is not None):
             return
         self._check_values()
         self._check_precision()
@@ -170,14 +171,10 @@ class ExportOptions:
         if isinstance(self.keep_fp32, str):
             raise OptionError("`keep_fp32` is a single text, expected a tuple of texts")
 
-    def _check_format(self) -> None:
-        if self.format not in FORMATS:
-            raise OptionError(f"`format` is {self.format!r}, expected {_listed((None, *FORMATS))}")
-        if self.from_onnx:
-            raise OptionError(
-                f"`format` starts from a checkpoint, and {self.weights} is an ONNX file; give its checkpoint"
-            )
-        FORMATS[self.format].check_options(self)
+    def _check_format(self, name: str) -> None:
+        if name not in FORMATS:
+            raise OptionError(f"`format` is {name!r}, expected {_listed((None, *FORMATS))}")
+        FORMATS[name].check_model(raw_input=self.raw_input, raw_output=self.raw_output, batch=self.batch)
 
     def _check_precision(self) -> None:
         if self.precision == "fp32" and self.keep_fp32:
@@ -248,6 +245,8 @@ class ExportOptions:
 
         With `format` it is the folder `r50-l4-640x640-fp32-deepstream`.
         """
+        if self.from_onnx:
+            return self.weights.with_name(f"{self.weights.stem}-{self.format}")
         stem = f"{self.weights.stem}-l{info.layers}-{info.height}x{info.width}-{info.precision}"
         extras = {
             "bn" if info.batch is None else f"b{info.batch}": info.batch != 1,
@@ -270,16 +269,18 @@ def is_engine(output: Path | None) -> bool:
     return output is not None and output.suffix.lower() in ENGINE_SUFFIXES
 
 
-def refuse_ignored(weights: Path, output: Path | None, chosen: Collection[str]) -> None:
+def refuse_ignored(weights: Path, output: Path | None, chosen: Collection[str], form: str | None = None) -> None:
     """Raise `OptionError` for the first of the `chosen` options that would be ignored with these files.
 
-    An ONNX file that is made an engine has decided most; options of engines are for engines.
+    An ONNX file that is made an engine or goes into the folder of the format `form` has decided most; options of
+    engines are for engines.
     """
     of_engines = {"engine", *(field.name for field in fields(EngineOptions))}
-    if is_engine(output) and _is_onnx(weights):
-        allowed = {"weights", "output", "calibration", *of_engines}
+    to_engine = form is None and is_engine(output)
+    if (to_engine or form is not None) and _is_onnx(weights):
+        allowed = {"weights", "output", "format", *(("calibration", *of_engines) if to_engine else ())}
         refuse_options(chosen, allowed, f"is decided in {weights.name} already; export it again")
-    if not is_engine(output):
+    if not to_engine:
         allowed = {name for name in chosen if name not in of_engines}
         refuse_options(chosen, allowed, 'is for engines; add `output="NAME.engine"`')
 

@@ -59,7 +59,7 @@ def recorded() -> dict[str, Array]:
 def parser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Parser:
     folder = tmp_path_factory.mktemp("parser")
     for name in deepstream.COPIED:
-        content = files("rtdetr_export.formats").joinpath("deepstream_files", name).read_bytes()
+        content = files("rtdetr_export.formats").joinpath("deepstream_files").joinpath(name).read_bytes()
         (folder / name).write_bytes(content)
     return build_parser(folder, request.param)
 

@@ -8,20 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo
 from rtdetr_export.formats import deepstream
 
-if TYPE_CHECKING:
-    from rtdetr_export.options import ExportOptions
+
+class CheckModel(Protocol):
+    """Raises `OptionError` for a file that the system can't run."""
+
+    def __call__(self, *, raw_input: bool, raw_output: bool, batch: int | None) -> None: ...
 
 
 @dataclass(frozen=True)
 class Format:
     """What a folder for one serving system holds.
 
-    `check_options(options)` raises `OptionError` for a file that the system can't run, before any work is done.
+    `check_model` is called before any work is done.
     `check_folder(folder)` raises `OutputError` where what is in the folder already would be taken for the new model's.
     `make_files(info)` gives the content of each file beside the ONNX file `onnx`, by its name in the folder;
     `file_names` are all that it may give. It raises `OptionError` for a model that the system can't prepare images for.
@@ -31,7 +34,7 @@ class Format:
 
     onnx: str
     file_names: tuple[str, ...]
-    check_options: Callable[[ExportOptions], None]
+    check_model: CheckModel
     check_folder: Callable[[Path], None]
     make_files: Callable[[ArtifactInfo], Mapping[str, bytes]]
     next_steps: Callable[[Path, ArtifactInfo], str]
@@ -42,7 +45,7 @@ FORMATS: Mapping[str, Format] = {
     "deepstream": Format(
         onnx=deepstream.ONNX,
         file_names=deepstream.FILE_NAMES,
-        check_options=deepstream.check_options,
+        check_model=deepstream.check_model,
         check_folder=deepstream.check_folder,
         make_files=deepstream.make_files,
         next_steps=deepstream.next_steps,

@@ -17,16 +17,12 @@ import shlex
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING
 
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo
 from rtdetr_deploy.errors import OptionError, OutputError
 from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
-from rtdetr_deploy.words import printable
+from rtdetr_deploy.words import plural, printable
 from rtdetr_export.trt.options import DEFAULT_MAX_BATCH
-
-if TYPE_CHECKING:
-    from rtdetr_export.options import ExportOptions
 
 ONNX = "model.onnx"
 CONFIG = "config_infer.txt"
@@ -41,19 +37,18 @@ SEPARATOR = ";"
 """nvinfer splits each line of the labels there, and shows the first part."""
 
 
-def check_options(options: ExportOptions) -> None:
+def check_model(*, raw_input: bool, raw_output: bool, batch: int | None) -> None:
     """Raise `OptionError` for a file that nvinfer can't feed, build or read."""
-    if options.raw_input:
-        raise OptionError('`raw_input` does not go with `format="deepstream"`: nvinfer feeds floats; leave it out')
-    if options.raw_output:
+    if raw_input:
+        raise OptionError('`format="deepstream"` needs a float input, which nvinfer fills; export without `raw_input`')
+    if raw_output:
         raise OptionError(
-            '`raw_output` does not go with `format="deepstream"`: its parser reads labels, boxes and scores; leave it '
-            "out"
+            '`format="deepstream"` needs labels, boxes and scores, which its parser reads; export without `raw_output`'
         )
-    if options.batch not in (None, 1):
+    if batch not in (None, 1):
         raise OptionError(
-            f"`batch` is {options.batch}, but nvinfer builds engines for 1 to batch-size images; expected 1, or None: "
-            "dynamic"
+            f'`format="deepstream"` does not go with a fixed batch of {batch}: nvinfer builds engines for 1 to '
+            'batch-size images; export with `batch="dynamic"`, or 1'
         )
 
 
@@ -109,6 +104,7 @@ def _fields(info: ArtifactInfo) -> dict[str, object]:
         "width": info.width,
         "batch": _batch(info),
         "classes": len(info.class_names),
+        "class_count": plural(len(info.class_names), "class"),
         "engine": engine_name(info),
         "shapes": _shapes(info),
         "pipeline": _pipeline(),
@@ -159,4 +155,4 @@ def _preprocessing(spec: PreprocessSpec) -> str:
 
 
 def _read(name: str) -> str:
-    return files(__package__).joinpath("deepstream_files", name).read_text(encoding="utf-8")
+    return files(__package__).joinpath("deepstream_files").joinpath(name).read_text(encoding="utf-8")
