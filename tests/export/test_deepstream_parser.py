@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conftest import ROOT, shared_folder
 from deepstream_parser import FAILED, Array, Objects, Parser, build_parser
 from rtdetr_deploy import Predictor
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo
@@ -189,3 +190,21 @@ def test_wrong_outputs_fail_with_a_message_and_no_object(
 def test_an_output_that_was_left_on_the_gpu_fails(parser: Parser, capfd: pytest.CaptureFixture[str]) -> None:
     assert replace(parser, null=frozenset({"boxes"})).parse(frame(), (0.0,) * 3) == FAILED
     assert "output 'boxes' has no content on the host" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_recorded_outputs_are_those_of_the_shipped_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from rtdetr_export import ExportOptions, export
+
+    pictures = shared_folder("data") / "bccd" / "val"
+    weights = ROOT / "demo" / "blood-cells-r18.pth"
+    result = export(ExportOptions(weights, tmp_path / "cells", format="deepstream"))
+    predictor = Predictor(result.path)
+    with np.load(RECORDED) as stored:
+        for row, name in enumerate(stored["names"]):
+            outputs = predictor.infer(predictor.prepare(predictor.load([pictures / str(name)])))
+            sure = stored["scores"][row] > 0.3
+            assert outputs["labels"][0][sure].tolist() == stored["labels"][row][sure].tolist()
+            np.testing.assert_allclose(outputs["boxes"][0][sure], stored["boxes"][row][sure], atol=1e-3)
+            np.testing.assert_allclose(outputs["scores"][0], stored["scores"][row], atol=1e-3)
