@@ -174,7 +174,7 @@ class ExportOptions:
     def _check_format(self, name: str) -> None:
         if name not in FORMATS:
             raise OptionError(f"`format` is {name!r}, expected {_listed((None, *FORMATS))}")
-        FORMATS[name].check_model(raw_input=self.raw_input, raw_output=self.raw_output, batch=self.batch)
+        FORMATS[name].check_model(raw_input=bool(self.raw_input), raw_output=self.raw_output, batch=self.batch)
 
     def _check_precision(self) -> None:
         if self.precision == "fp32" and self.keep_fp32:
