@@ -40,14 +40,6 @@ def check_files(options: ExportOptions) -> ExportOptions:
     return replace(options, class_names=read_class_names(names)) if isinstance(names, Path) else options
 
 
-def _find_weights(options: ExportOptions) -> Path:
-    """Return the file that is read; an ONNX file is one for engines and folders alone."""
-    if options.from_onnx and (options.is_engine or options.format is not None):
-        require_file(options.weights, ExportError)
-        return options.weights
-    return find_weights(options.weights)
-
-
 def _in_folder(folder: Path, form: str) -> dict[str, Path | None]:
     """Return every file that goes into the `folder` of the format `form`, by what it is called in errors.
 
@@ -55,3 +47,11 @@ def _in_folder(folder: Path, form: str) -> dict[str, Path | None]:
     """
     FORMATS[form].check_folder(folder)
     return {f"{name} in `output`": folder / name for name in (FORMATS[form].onnx, *FORMATS[form].file_names)}
+
+
+def _find_weights(options: ExportOptions) -> Path:
+    """Return the file that is read; an ONNX file is one for engines and folders alone."""
+    if options.from_onnx and (options.is_engine or options.format is not None):
+        require_file(options.weights, ExportError)
+        return options.weights
+    return find_weights(options.weights)

@@ -123,7 +123,7 @@ def print_result(result: ExportResult) -> None:
     for part in (result.quantization, result.fp16, result.report):
         if part is not None:
             print(part)
-    if not result.info.verified:
+    if result.report is None and not result.info.verified:
         print("not verified (--no-verify)")
     print(f"wrote {result.path} ({result.path.stat().st_size / 1e6:.1f} MB): {', '.join(_facts(result))}")
     if result.package is not None:

@@ -28,9 +28,10 @@ class Package:
 class ExportResult:
     """`path` of the written file, its `info`, and the `report` of its verification (None where it was skipped).
 
+    The folder of a format is the `package`, and `path` the ONNX file in it.
+
     `fp16` says which nodes are computed in FP16 and `quantization` which blocks in INT8, for ONNX files that have some.
-    Engines have `engine_info`, and `onnx` where the ONNX file beside them was exported by the same call. Folders of a
-    format have `package`; `path` is their ONNX file.
+    Engines have `engine_info`, and `onnx` where the ONNX file beside them was exported by the same call.
     """
 
     path: Path
@@ -38,6 +39,6 @@ class ExportResult:
     report: Report | None
     fp16: Fp16Report | None = None
     quantization: QuantizationPlan | None = None
+    package: Package | None = None
     engine_info: EngineInfo | None = None
     onnx: ExportResult | None = None
-    package: Package | None = None
