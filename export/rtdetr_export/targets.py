@@ -15,10 +15,10 @@ from rtdetr_export.result import ExportResult
 def export(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
     """Export a checkpoint as `options` say, or build an engine of an ONNX file, verify the file and write it.
 
-    With `format` the ONNX file goes into a folder, with what a serving system wants beside it.
-
     An engine is built from an ONNX file that is written beside it (NAME.engine.onnx), unless the weights are one. What
     is wrong with options, files and the GPU is told before any work is done.
+
+    With `format` the ONNX file goes into a folder, with what a serving system wants beside it.
 
     Raises `CheckpointError`, `OptionError`, `ImageError` and `ArtifactError` for bad input, `MissingPackageError` and
     `DeviceError` for what this machine lacks, `ExportError` when the file disagrees with what it came from (it is not
