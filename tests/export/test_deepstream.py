@@ -336,7 +336,7 @@ def test_no_input_is_overwritten(name: str, small_checkpoint: Path, small_onnx: 
 def test_a_failed_export_leaves_nothing_behind(
     small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> ExportResult:
+    def fail(*_: object, **__: object) -> ExportResult:
         raise ExportError("disagrees")
 
     monkeypatch.setattr("rtdetr_export.pipeline.export_onnx", fail)
