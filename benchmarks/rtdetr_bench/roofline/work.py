@@ -1,0 +1,76 @@
+"""What an operation does: FLOPs by the unit that runs them, and the bytes of an input that it really reads.
+
+A multiply-add of a convolution or matrix product is two operations; element-wise work is none: it never takes longer
+than reading its operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+
+from rtdetr_bench.roofline.graph import Operation, Tensor, item_bytes
+
+SECTOR = 32
+"""Bytes that a GPU's memory moves at least, wherever an address lies."""
+MATRIX = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
+SCATTERED = frozenset({"Gather", "GatherElements", "GatherND", "GridSample"})
+_INT8 = frozenset({"int8", "uint8"})
+_HALF = frozenset({"float16", "bfloat16"})
+
+
+def flops_of(operation: Operation) -> float:
+    """Return the FLOPs of a matrix operation."""
+    out = operation.outputs[0].size
+    data, weights = operation.inputs[:2]
+    if operation.operator == "Conv":
+        return 2.0 * out * prod(weights.shape[1:])
+    if operation.operator == "ConvTranspose":
+        return 2.0 * data.size * prod(weights.shape[1:])
+    if operation.operator == "Gemm" and operation.attributes.get("transA"):
+        return 2.0 * out * data.shape[0]
+    return 2.0 * out * data.shape[-1]
+
+
+def unit_of(operation: Operation, storage: Mapping[str, str]) -> str:
+    """Return the rate of `Gpu` that a matrix operation runs at; `storage` is the type that an input is stored in."""
+    kinds = {storage.get(value.name, value.kind) for value in operation.inputs[:2]}
+    if kinds <= _INT8:
+        return "int8"
+    if not kinds <= _HALF:
+        return "fp32"
+    return "fp16_vector" if _is_depthwise(operation) else "fp16"
+
+
+def _is_depthwise(operation: Operation) -> bool:
+    return (
+        operation.operator == "Conv" and operation.attributes.get("group", 1) > 1 and operation.inputs[1].shape[1] == 1
+    )
+
+
+def bytes_read(operation: Operation, value: Tensor, kind: str) -> int:
+    """Return what `operation` reads of its input `value`, which is stored as `kind`, in bytes."""
+    if operation.operator not in SCATTERED or value is not operation.inputs[0]:
+        return value.size * item_bytes(kind)
+    out, item = operation.outputs[0], item_bytes(kind)
+    if operation.operator == "GridSample":
+        nearest = operation.attributes.get("mode", b"bilinear") == b"nearest"
+        return out.size * _sectors(item if nearest else 2 * item) * (1 if nearest else 2)
+    row = _row(operation)
+    return out.size // row * _sectors(row * item)
+
+
+def _row(operation: Operation) -> int:
+    """Return how many neighbouring elements a gather reads at each of its places."""
+    data = operation.inputs[0]
+    if operation.operator == "GatherND":
+        depth = operation.attributes.get("batch_dims", 0) + operation.inputs[1].shape[-1]
+        return prod(data.shape[depth:])
+    axis = operation.attributes.get("axis", 0) % len(data.shape)
+    return max(1, prod(data.shape[axis + 1 :]))
+
+
+def _sectors(count: int) -> int:
+    return int(np.ceil(count / SECTOR)) * SECTOR
