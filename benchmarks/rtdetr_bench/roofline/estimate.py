@@ -11,21 +11,10 @@ from dataclasses import dataclass
 
 from onnx import ModelProto
 
+from rtdetr_bench.roofline.factors import IDEAL, Factors, fitted_factors
 from rtdetr_bench.roofline.fusion import Kernel, fuse
 from rtdetr_bench.roofline.gpus import Gpu
 from rtdetr_bench.roofline.graph import Graph, read_graph
-
-
-@dataclass(frozen=True)
-class Factors:
-    """Shares (0 to 1) of the peak rates and of the peak bandwidth that are reached; `launch`: microseconds a kernel."""
-
-    compute: float = 0.6
-    bandwidth: float = 0.75
-    launch: float = 3.0
-
-
-IDEAL = Factors(1.0, 1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -59,9 +48,9 @@ class Estimate:
 def estimate(model: ModelProto, gpu: Gpu, batch: int | None = None, factors: Factors | None = None) -> Estimate:
     """Return what `model` costs on `gpu` for `batch` images (None: what the file fixes, else 1).
 
-    Raises what `read_graph` does.
+    `factors` None are those that were fitted on a T4. Raises what `read_graph` does.
     """
-    return estimate_graph(read_graph(model, batch), gpu, factors or Factors())
+    return estimate_graph(read_graph(model, batch), gpu, factors or fitted_factors())
 
 
 def estimate_graph(graph: Graph, gpu: Gpu, factors: Factors) -> Estimate:
@@ -72,6 +61,15 @@ def estimate_graph(graph: Graph, gpu: Gpu, factors: Factors) -> Estimate:
 
 def time_of(kernel: Kernel, gpu: Gpu, factors: Factors) -> float:
     """Return the milliseconds of `kernel`."""
-    compute: float = sum(flops / (getattr(gpu, unit) * 1e9) for unit, flops in kernel.flops.items())
-    memory = (kernel.read + kernel.written) / (gpu.bandwidth * 1e6)
-    return max(compute / factors.compute, memory / factors.bandwidth) + factors.launch / 1e3
+    busy = max(compute_time(kernel, gpu) / factors.compute, memory_time(kernel, gpu) / factors.bandwidth)
+    return busy + factors.launch / 1e3
+
+
+def compute_time(kernel: Kernel, gpu: Gpu) -> float:
+    """Return the milliseconds of a kernel's FLOPs at the peak rates."""
+    return sum(float(flops / (getattr(gpu, unit) * 1e9)) for unit, flops in kernel.flops.items())
+
+
+def memory_time(kernel: Kernel, gpu: Gpu) -> float:
+    """Return the milliseconds of a kernel's bytes at the peak bandwidth."""
+    return (kernel.read + kernel.written) / (gpu.bandwidth * 1e6)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rtdetr_bench.roofline.graph import Graph, Operation, Tensor
+from rtdetr_bench.roofline.model_parts import INPUT
 
 _FLOATS = frozenset({"float32", "float64"})
-FLOATS = _FLOATS | {"float16", "bfloat16"}
+HALF = frozenset({"float16", "bfloat16"})
+FLOATS = _FLOATS | HALF
 
 
 def in_fp16(graph: Graph) -> Graph:
@@ -19,7 +21,7 @@ def in_fp16(graph: Graph) -> Graph:
         if value.name in graph.inputs and value.kind in _FLOATS
     }
     casts = [
-        Operation(f"cast of {name}", "Cast", (value,), (_halved(replace(value, name=f"{name}_fp16")),), {})
+        Operation(f"{INPUT}{name}", "Cast", (value,), (_halved(replace(value, name=_given(name))),), {})
         for name, value in given.items()
     ]
     operations = [_convert(operation, set(given)) for operation in graph.operations]
@@ -33,7 +35,7 @@ def is_cast_between_floats(operation: Operation) -> bool:
 
 
 def _convert(operation: Operation, given: set[str]) -> Operation:
-    inputs = (replace(value, name=f"{value.name}_fp16") if value.name in given else value for value in operation.inputs)
+    inputs = (replace(value, name=_given(value.name)) if value.name in given else value for value in operation.inputs)
     return replace(
         operation,
         operator="Identity" if is_cast_between_floats(operation) else operation.operator,
@@ -44,3 +46,8 @@ def _convert(operation: Operation, given: set[str]) -> Operation:
 
 def _halved(value: Tensor) -> Tensor:
     return replace(value, kind="float16") if value.kind in _FLOATS else value
+
+
+def _given(name: str) -> str:
+    """Return a name for an input's FP16 copy that no exporter gives."""
+    return f"{name} in FP16"

@@ -195,8 +195,8 @@ class _Fusion:
             if group.operations:
                 flops: dict[str, float] = defaultdict(float)
                 for operation in group.operations:
-                    if operation.operator in MATRIX:
-                        flops[unit_of(operation, storage)] += flops_of(operation)
+                    if count := flops_of(operation):
+                        flops[unit_of(operation, storage)] += count
                 read, written = self._read(index, group), self._written(index, group)
                 yield Kernel(tuple(group.operations), dict(flops), read, written)
 

@@ -1,7 +1,8 @@
 """What an operation does: FLOPs by the unit that runs them, and the bytes of an input that it really reads.
 
-A multiply-add of a convolution or matrix product is two operations; element-wise work is none: it never takes longer
-than reading its operands.
+A multiply-add of a convolution or matrix product is two operations. Element-wise work is none: it takes less time than
+reading its operands. The exception is a softmax, which in fused attention reads nothing, and which attention over
+thousands of tokens spends much of its time in: `SOFTMAX` operations of the CUDA cores per element.
 """
 
 from __future__ import annotations
@@ -17,13 +18,21 @@ SECTOR = 32
 """Bytes that a GPU's memory moves at least, wherever an address lies."""
 MATRIX = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 SCATTERED = frozenset({"Gather", "GatherElements", "GatherND", "GridSample"})
+SOFTMAX = 16
+"""FLOPs that the CUDA cores could do in the time of a softmax's work on one score. Special function units have a
+quarter of their rate (Turing whitepaper: 16 beside 64 per multiprocessor), so that an exponential takes as long as
+four multiply-adds, 8 FLOPs; maximum, scaled difference, sum and conversion are four instructions, 8 more."""
 _INT8 = frozenset({"int8", "uint8"})
 _HALF = frozenset({"float16", "bfloat16"})
 
 
 def flops_of(operation: Operation) -> float:
-    """Return the FLOPs of a matrix operation."""
+    """Return the FLOPs of an operation."""
     out = operation.outputs[0].size
+    if operation.operator == "Softmax":
+        return float(SOFTMAX * out)
+    if operation.operator not in MATRIX:
+        return 0.0
     data, weights = operation.inputs[:2]
     if operation.operator == "Conv":
         return 2.0 * out * prod(weights.shape[1:])
@@ -35,7 +44,9 @@ def flops_of(operation: Operation) -> float:
 
 
 def unit_of(operation: Operation, storage: Mapping[str, str]) -> str:
-    """Return the rate of `Gpu` that a matrix operation runs at; `storage` is the type that an input is stored in."""
+    """Return the rate of `Gpu` that an operation runs at; `storage` is the type that a view's numbers are stored in."""
+    if operation.operator not in MATRIX:
+        return "fp32"
     kinds = {storage.get(value.name, value.kind) for value in operation.inputs[:2]}
     if kinds <= _INT8:
         return "int8"
