@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 
-from graphs import graph, half
+from graphs import graph, graph_of_opset, half
 from rtdetr_bench.roofline.everywhere import in_fp16
 from rtdetr_bench.roofline.fusion import VIEWS, Kernel, fuse
 from rtdetr_bench.roofline.graph import item_bytes, read_graph
@@ -108,7 +110,7 @@ def test_a_layer_norm_is_one_kernel_with_the_addition_before_it_however_it_is_wr
     inputs, outputs = "float16[4,256] x, float16[4,256] z", "float16[4,256] y"
     constants = {"scale": half(256), "bias": half(256)}
     one = graph(inputs, outputs, "a = Add(x, z) y = LayerNormalization(a, scale, bias)", **constants)
-    two = graph(inputs, outputs, f"a = Add(x, z) {NORM}", 16, two=half(1), tiny=half(1), **constants)
+    two = graph_of_opset(16, inputs, outputs, f"a = Add(x, z) {NORM}", two=half(1), tiny=half(1), **constants)
     (short,), (long,) = _kernels(one), _kernels(two)
     assert (short.read, short.written) == (2 * 2048 + 2 * 512, 2048)
     assert (long.read - 4, long.written) == (short.read, short.written)
@@ -198,7 +200,7 @@ def test_gathers_read_the_rows_that_are_asked_for_in_whole_sectors() -> None:
 @pytest.mark.parametrize(("mode", "sectors"), [("bilinear", 2), ("nearest", 1)])
 def test_grid_sampling_reads_a_sector_per_row_of_neighbours(mode: str, sectors: int) -> None:
     nodes = f'y = GridSample<mode="{mode}">(x, g)'
-    model = graph("float16[8,32,80,80] x, float16[8,300,4,2] g", "float16[8,32,300,4] y", nodes, 16)
+    model = graph_of_opset(16, "float16[8,32,80,80] x, float16[8,300,4,2] g", "float16[8,32,300,4] y", nodes)
     (kernel,) = _kernels(model)
     samples = 8 * 32 * 300 * 4
     assert (kernel.read, kernel.written) == (samples * sectors * 32 + 8 * 300 * 4 * 2 * 2, samples * 2)
@@ -210,7 +212,11 @@ def test_int8_pairs_fold_into_their_neighbours() -> None:
         "c = Conv<kernel_shape=[1,1]>(xd, wd) r = Relu(c) yq = QuantizeLinear(r, s, z) yd = DequantizeLinear(yq, s, z) "
         "y = MaxPool<kernel_shape=[1,1]>(yd)"
     )
-    constants = {"w": np.ones((128, 64, 1, 1), np.int8), "s": np.float32(0.1), "z": np.int8(0)}
+    constants: dict[str, NDArray[Any]] = {
+        "w": np.ones((128, 64, 1, 1), np.int8),
+        "s": np.array(0.1, np.float32),
+        "z": np.array(0, np.int8),
+    }
     first, second, third = _kernels(graph("float[1,64,8,8] x", "float[1,128,8,8] y", nodes, **constants))
     assert first.written == 64 * 64
     assert second.flops == {"int8": 2 * 128 * 64 * 64}

@@ -272,7 +272,7 @@ def _origin(content: Json) -> str:
     date = str(content["date"]).replace("T", " ").replace("Z", " UTC")
     machine = machine_text(content["machine"], content["options"].get("threads"))
     parts = [f"Measured {date} on {machine}.", f"At the end: {state_text(state)}." if state else ""]
-    if content.get("roofline"):
+    if not any(content.get(name) for name in SECTIONS if name != "roofline"):
         parts = [f"Computed {date}."]
     command = shlex.join(content["command"])
     return f'<p class="soft origin">{escape(" ".join(parts))}<br><code>{escape(command)}</code></p>'
