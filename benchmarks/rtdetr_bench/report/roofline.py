@@ -19,7 +19,8 @@ def roofline_section(study: Json) -> str:
     from rtdetr_bench.report.plots import plot_roofline
 
     models, factors = study["models"], study["factors"]
-    names = list(dict.fromkeys(part["name"] for model in models for part in model["parts"]))
+    longest_first = sorted(models, key=lambda model: -len(model["parts"]))
+    names = list(dict.fromkeys(part["name"] for model in longest_first for part in model["parts"]))
     by_name = [{part["name"]: part["milliseconds"] for part in model["parts"]} for model in models]
     rows = [[name, *(f"{parts[name]:.3f}" if name in parts else "-" for parts in by_name)] for name in names]
     rows += [
@@ -33,7 +34,7 @@ def roofline_section(study: Json) -> str:
         f"run.</b> Each kernel takes the longer of its FLOPs at {factors['compute']:.2f} of the peak rates and its "
         f"bytes at {factors['bandwidth']:.2f} of the peak bandwidth, and {factors['launch']:.1f} microseconds more. "
         "These factors were fitted on four published T4 times; the other published times come out within "
-        f"{study['max_error']:.0%}. Milliseconds per call:</p>"
+        f"{study['max_error']:.1%}. Milliseconds per call:</p>"
         + figure(plot_roofline(models))
         + table(("part", *(model["name"] for model in models)), rows)
         + "".join(map(_islands, models))

@@ -134,7 +134,7 @@ def format_roofline(found: Roofline) -> str:
     head = (
         f"{gpu.name}: an estimate, not a measurement ({factors.compute:.2f} of the peak rates, {factors.bandwidth:.2f} "
         f"of the bandwidth,\n{factors.launch:.1f} us a kernel: fitted on published T4 times, other published times "
-        f"within {stored_fit()['max_error']:.0%})"
+        f"within {stored_fit()['max_error']:.1%})"
     )
     lines = [head, "", *_part_lines(found), *(line for model in found.models for line in _island_lines(model))]
     return "\n".join(line.rstrip() for line in lines)
@@ -142,7 +142,8 @@ def format_roofline(found: Roofline) -> str:
 
 def _part_lines(found: Roofline) -> Iterator[str]:
     models = found.models
-    names = list(dict.fromkeys(part.name for model in models for part in model.parts))
+    longest_first = sorted(models, key=lambda model: -len(model.parts))
+    names = list(dict.fromkeys(part.name for model in longest_first for part in model.parts))
     width = max(20, *map(len, names)) + 2
     yield f"{'ms':<{width}}" + "".join(f"{_short(model.name):>24}" for model in models)
     by_name = [{part.name: part for part in model.parts} for model in models]
@@ -151,8 +152,8 @@ def _part_lines(found: Roofline) -> Iterator[str]:
             _cell(parts.get(name), model) for parts, model in zip(by_name, models, strict=True)
         )
         if any(name in parts and parts[name].sampler for parts in by_name):
-            samplers = (parts[name].sampler if name in parts else 0.0 for parts in by_name)
-            yield f"{'  of it the sampler':<{width}}" + "".join(f"{time:>16.3f}{'':>8}" for time in samplers)
+            samplers = (f"{parts[name].sampler:.3f}" if name in parts else "-" for parts in by_name)
+            yield f"{'  of it the sampler':<{width}}" + "".join(f"{time:>16}{'':>8}" for time in samplers)
     rows: list[tuple[str, list[str]]] = [
         ("all", [f"{model.estimate.milliseconds:.3f}" for model in models]),
         ("lower bound", [f"{model.estimate.bound:.3f}" for model in models]),
