@@ -224,6 +224,24 @@ def test_int8_pairs_fold_into_their_neighbours() -> None:
     assert second.written == third.read == 128 * 64
 
 
+@pytest.mark.parametrize(("kind", "unit"), [("f2", "fp16"), ("f4", "fp32")])
+def test_int8_weights_alone_save_bytes_and_not_arithmetic(kind: str, unit: str) -> None:
+    name = {"f2": "float16", "f4": "float"}[kind]
+    constants: dict[str, NDArray[Any]] = {"w": np.ones((128, 64), np.int8), "s": np.array(0.1, kind)}
+    nodes = "d = DequantizeLinear(w, s) y = MatMul(x, d)"
+    (kernel,) = _kernels(graph(f"{name}[4,128] x", f"{name}[4,64] y", nodes, **constants))
+    assert kernel.flops == {unit: 2 * 4 * 128 * 64}
+    assert kernel.read == 128 * 64 + 4 * 128 * int(kind[1])
+
+
+def test_weights_in_a_file_of_their_own_are_not_read() -> None:
+    model = graph("float16[4,8] x", "float16[4,8] y", "y = Mul(x, w)", w=half(8))
+    onnx.external_data_helper.set_external_data(model.graph.initializer[0], "none.bin")
+    model.graph.initializer[0].ClearField("raw_data")
+    (kernel,) = _kernels(model)
+    assert kernel.read == 64 + 16
+
+
 def test_a_batch_that_the_graph_computes_with_is_followed() -> None:
     constants = {"zero": np.array([0]), "rest": np.array([8]), "w": half(8, 16)}
     nodes = "n = Shape(x) f = Gather(n, zero) r = Concat<axis=0>(f, rest) v = Reshape(x, r) y = MatMul(v, w)"

@@ -71,7 +71,7 @@ def _without_weights(model: ModelProto) -> tuple[ModelProto, set[str]]:
         else:
             light.graph.node.append(node)
     for name, tensor in constants.items():
-        if prod(tensor.dims) > SMALL:
+        if prod(tensor.dims) > SMALL or tensor.data_location == TensorProto.EXTERNAL:
             light.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
             weights.add(name)
         else:

@@ -22,7 +22,8 @@ SOFTMAX = 16
 """FLOPs that the CUDA cores could do in the time of a softmax's work on one score. Special function units have a
 quarter of their rate (Turing whitepaper: 16 beside 64 per multiprocessor), so that an exponential takes as long as
 four multiply-adds, 8 FLOPs; maximum, scaled difference, sum and conversion are four instructions, 8 more."""
-_INT8 = frozenset({"int8", "uint8"})
+_EIGHT_BITS = frozenset({"int8", "uint8", "float8e4m3fn", "float8e5m2"})
+"""FP8, where a GPU has it, runs at the rate of INT8."""
 _HALF = frozenset({"float16", "bfloat16"})
 
 
@@ -48,9 +49,10 @@ def unit_of(operation: Operation, storage: Mapping[str, str]) -> str:
     if operation.operator not in MATRIX:
         return "fp32"
     kinds = {storage.get(value.name, value.kind) for value in operation.inputs[:2]}
-    if kinds <= _INT8:
+    floats = kinds - _EIGHT_BITS  # INT8 weights beside floats are turned into these
+    if not floats:
         return "int8"
-    if not kinds <= _HALF:
+    if not floats <= _HALF:
         return "fp32"
     return "fp16_vector" if _is_depthwise(operation) else "fp16"
 
