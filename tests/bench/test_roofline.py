@@ -295,7 +295,7 @@ def test_the_stored_estimates_are_what_the_model_estimates(name: str) -> None:
     if figure.layers is None and figure.encoder is None:
         from rtdetr_deploy.evaluate.published import COMPLEXITY
 
-        assert flops == pytest.approx(COMPLEXITY[figure.variant][1], rel=0.02)
+        assert flops == pytest.approx(COMPLEXITY[figure.variant][1], rel=0.03)
 
 
 @pytest.mark.slow
