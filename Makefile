@@ -104,7 +104,7 @@ bench: setup
 
 report: setup
 	$(BENCH) report --output build/report.html $(addprefix $(RESULTS)/,latency-blood-cells.json nms-blood-cells.json \
-		latency-640.json decoder-blood-cells.json decoder-r50.json encoder-r50.json)
+		latency-640.json decoder-blood-cells.json decoder-r50.json encoder-r50.json roofline-t4.json)
 
 clean:
 	rm -rf $(VENV) build dist demo/output .mypy_cache .pytest_cache .ruff_cache

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
         NmsStudyOptions,
         PrecisionStudyOptions,
         ReportOptions,
+        RooflineOptions,
         RunOptions,
         TimingOptions,
     )
     from rtdetr_bench.report.page import combine_results
+    from rtdetr_bench.roofline.study import Roofline, study_roofline
     from rtdetr_bench.studies.ablation import study_ablation
     from rtdetr_bench.studies.decoder import study_decoder, study_encoders
     from rtdetr_bench.studies.nms import study_nms
@@ -31,17 +33,18 @@ if TYPE_CHECKING:
     from rtdetr_bench.tools.insert_nms import insert_nms
 
 __all__ = [
-    "AblationOptions", "AccuracyOptions", "Comparison", "DecoderStudyOptions", "EncoderStudyOptions", "EvaluationSet",
-    "ImageOptions", "InsertNmsOptions", "Latency", "LatencyOptions", "NmsOptions", "NmsStudyOptions",
-    "PrecisionStudyOptions", "ReportOptions", "RunOptions", "TimingOptions", "combine_results", "compare_models",
-    "evaluate", "insert_nms", "measure_latency", "study_ablation", "study_decoder", "study_encoders", "study_nms",
-    "study_precision",
+    "AblationOptions", "AccuracyOptions", "Comparison", "DecoderStudyOptions", "EncoderStudyOptions",
+    "EvaluationSet", "ImageOptions", "InsertNmsOptions", "Latency", "LatencyOptions", "NmsOptions",
+    "NmsStudyOptions", "PrecisionStudyOptions", "ReportOptions", "Roofline", "RooflineOptions", "RunOptions",
+    "TimingOptions", "combine_results", "compare_models", "evaluate", "insert_nms", "measure_latency",
+    "study_ablation", "study_decoder", "study_encoders", "study_nms", "study_precision", "study_roofline",
 ]  # fmt: skip
 
 _MODULES = {
     "Comparison": "comparison",
     "Latency": "timing",
     "NmsOptions": "models.nms",
+    "Roofline": "roofline.study",
     "combine_results": "report.page",
     "compare_models": "comparison",
     "evaluate": "accuracy",
@@ -52,6 +55,7 @@ _MODULES = {
     "study_encoders": "studies.decoder",
     "study_nms": "studies.nms",
     "study_precision": "studies.precision",
+    "study_roofline": "roofline.study",
 }
 """Where names are defined; all others are in `options`."""
 

@@ -25,6 +25,7 @@ from rtdetr_bench.options import (
     NmsStudyOptions,
     PrecisionStudyOptions,
     ReportOptions,
+    RooflineOptions,
 )
 from rtdetr_bench.report.page import combine_results, require_plots, write_report
 from rtdetr_bench.results import Json
@@ -37,7 +38,7 @@ from rtdetr_deploy.words import printable
 
 __all__ = [
     "ablation", "accuracy", "decoder", "encoder", "insert", "latency", "nms", "precision", "report", "require_plots",
-    "write_report",
+    "roofline", "write_report",
 ]  # fmt: skip
 
 
@@ -123,6 +124,15 @@ def precision(options: PrecisionStudyOptions) -> Json:
         "expected": expected,
         "rows": [row.to_json() for row in rows],
     }
+
+
+def roofline(options: RooflineOptions) -> Json:
+    """Estimate what models cost on a GPU."""
+    with needed_for("the cost model", "bench"):
+        from rtdetr_bench.roofline.study import format_roofline, study_roofline
+    found = study_roofline(options)
+    print(format_roofline(found))
+    return {"roofline": found.to_json()}
 
 
 def report(options: ReportOptions) -> Json:

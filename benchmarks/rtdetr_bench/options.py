@@ -284,6 +284,29 @@ class PrecisionStudyOptions:
 
 
 @dataclass(frozen=True)
+class RooflineOptions:
+    """ONNX files whose cost on a GPU is estimated: `engine`, and others beside it.
+
+    `gpu` is a name in `roofline.gpus.GPUS`, or a JSON file of a GPU's rates; `batch` None is what a file fixes, else 1.
+    """
+
+    engine: Path = option(help="ONNX file to estimate", type=path_argument, metavar="MODEL")
+    against: tuple[Path, ...] = option(
+        (), "ONNX file shown beside it (may be repeated)", type=path_argument, metavar="MODEL", repeated=True
+    )
+    gpu: str = option(
+        "t4", "t4, l4, a10, orin-nx, h100, or a JSON file of a GPU's rates (docs/benchmarks.md)", metavar="GPU"
+    )
+    batch: int | None = option(
+        None, "images per call", type=int, metavar="N", default_help="what the file fixes, else 1"
+    )
+
+    def __post_init__(self) -> None:
+        if self.batch is not None:
+            check_batches((self.batch,))
+
+
+@dataclass(frozen=True)
 class InsertNmsOptions:
     """A YOLO's ONNX file, and the copy with NMS in its graph; `size` (height, width) is what the file leaves open."""
 

@@ -22,6 +22,7 @@ from rtdetr_bench.options import (
     PrecisionStudyOptions,
     ReportOptions,
     ResultOptions,
+    RooflineOptions,
 )
 from rtdetr_bench.parts import add_all_options, build, values_of
 from rtdetr_bench.results import SCHEMA, Json, check_outputs, portable, printed_later, shown, write_json
@@ -62,6 +63,10 @@ VERBS: Mapping[str, Verb] = {
     ),
     "precision": Verb(
         "what FP16 and INT8 do to a checkpoint's detections", PrecisionStudyOptions, ("json",), commands.precision
+    ),
+    "roofline": Verb(
+        "estimate what ONNX files cost on a GPU that is not at hand, part by part", RooflineOptions,
+        ("json", "report"), commands.roofline,
     ),
     "report": Verb("make one page of results that were written with --json", ReportOptions, (), commands.report),
     "insert-nms": Verb("write a YOLO with NMS in its graph", InsertNmsOptions, (), commands.insert),

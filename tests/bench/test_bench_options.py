@@ -40,6 +40,7 @@ TAKEN = {
     "decoder": f"--weights --images --annotations {TIMED} {OPENED} --threshold {WRITTEN}",
     "encoder": f"--variant --encoders {TIMED} {OPENED} --threshold {WRITTEN}",
     "precision": "--weights --annotations --images --calibration --json",
+    "roofline": f"--engine --against --gpu --batch {WRITTEN}",
     "report": "--output",
     "insert-nms": "--engine --output --kind --threshold --iou --size",
 }
@@ -52,6 +53,7 @@ REQUIRED = {
     "decoder": "--weights w.pth",
     "encoder": "",
     "precision": "--weights w.pth --annotations val.json --images val",
+    "roofline": "--engine m.onnx",
     "report": "a.json --output a.html",
     "insert-nms": "--engine y.onnx --output z.onnx",
 }

@@ -85,6 +85,15 @@ def _content() -> dict[str, Any]:
         "encoder": {
             "variant": "r50", "rounds": 15, "rows": [{"name": n, "ratio": [1.0, 0.9, 1.1], **row} for n in ("A", "E")],
         },
+        "roofline": {
+            "gpu": {"name": "Tesla T4"}, "factors": {"compute": 0.4, "bandwidth": 0.8, "launch": 5.5},
+            "max_error": 0.05,
+            "models": [{
+                "name": "<script>alert(1)</script>", "milliseconds": 5.0, "bound": 2.0, "fp16_everywhere": 4.0,
+                "parts": [{"name": "backbone", "milliseconds": 5.0}],
+                "islands": [{"module": "decoder/<b>", "milliseconds": 1.0, "in_fp16": 0.5, "cost": 0.5, "casts": 3}],
+            }],
+        },
     }  # fmt: skip
 
 
@@ -94,7 +103,7 @@ def test_the_page_is_one_file_that_fetches_nothing(tmp_path: Path) -> None:
     assert not re.search(r"""(src|href)\s*=\s*["'](?!#)|url\((?!#)|@import|<script|<link""", text)
     assert "prefers-color-scheme: dark" in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
-    assert text.count("<svg") == 6
+    assert text.count("<svg") == 7
     assert "#010203" not in text
     assert "currentColor" in text
     for words in (
@@ -113,9 +122,7 @@ def test_reports_are_made_of_stored_results(tmp_path: Path, capsys: pytest.Captu
     files = []
     for index, name in enumerate(("comparison", "nms")):
         files.append(tmp_path / f"{index}.json")
-        files[-1].write_text(
-            json.dumps({**content, **dict.fromkeys({"comparison", "nms", "decoder", "encoder"} - {name})})
-        )
+        files[-1].write_text(json.dumps({**content, **dict.fromkeys(set(SECTIONS) - {name})}))
     command = ["report", *map(str, files), "--output", str(tmp_path / "a.html")]
     assert main(command) == 0
     text = (tmp_path / "a.html").read_text()
@@ -190,9 +197,7 @@ def test_a_pipe_without_a_writer_is_refused_instead_of_waited_for(tmp_path: Path
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="nothing to show"):
-        write_report(
-            tmp_path / "a.html", [{**_content(), **dict.fromkeys(("comparison", "nms", "decoder", "encoder"))}]
-        )
+        write_report(tmp_path / "a.html", [{**_content(), **dict.fromkeys(SECTIONS)}])
     assert not (tmp_path / "a.html").exists()
 
 

@@ -156,6 +156,7 @@ def test_encoders_give_three_maps_and_have_about_the_published_sizes() -> None:
     for name, (_, published, _) in ENCODERS.items():
         assert counts[name] - counts["A"] == pytest.approx(published - ENCODERS["A"][1], abs=1.5), name
     assert isinstance(build_encoder("E", variant), HybridEncoder)
+    assert _count(build_encoder("C_MSE", variant)) == _count(build_encoder("B", variant))  # 32 million, both published
     total = _count(RTDETR(variant)) - counts["E"] + counts["A"]
     assert total == pytest.approx(ENCODERS["A"][1], abs=1.5)
 
@@ -166,7 +167,15 @@ def test_single_scale_attention_stays_inside_a_level_and_multi_scale_does_not() 
         torch.rand(1, channels, 64 // stride, 64 // stride) for channels, stride in ((128, 8), (256, 16), (512, 32))
     ]
     changed = [maps[0] + 1.0, *maps[1:]]
-    for name, spreads in (("A", False), ("B", False), ("C", True), ("D", True), ("D_S5", True), ("E", True)):
+    for name, spreads in (
+        ("A", False),
+        ("B", False),
+        ("C", True),
+        ("C_MSE", True),
+        ("D", True),
+        ("D_S5", True),
+        ("E", True),
+    ):
         torch.manual_seed(1)
         encoder = build_encoder(name, variant).eval()
         with torch.no_grad():

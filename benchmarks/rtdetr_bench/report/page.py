@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
 from rtdetr_bench.machine import machine_text, state_text
 from rtdetr_bench.options import ReportOptions
+from rtdetr_bench.report.html import figure as _figure
+from rtdetr_bench.report.html import table as _table
+from rtdetr_bench.report.roofline import roofline_section
 from rtdetr_bench.results import BAD_CONTENT, Json, edited, read_results
 from rtdetr_deploy import OptionError
 from rtdetr_deploy.evaluate.published import NMS, SOURCE, published_decoder
@@ -98,8 +101,6 @@ MODEL_COLUMNS = (
 )  # fmt: skip
 FACTS = frozenset({"runtime", "precision", "NMS", "batch"})
 """Columns that are told in a sentence where all models have the same."""
-TEXTS = frozenset({"model", "runtime", "precision", "NMS"})
-"""Columns of words, which may wrap."""
 
 
 def _comparison(content: Json) -> str:
@@ -261,6 +262,7 @@ SECTIONS: dict[str, Callable[[Json], str]] = {
     "nms": _nms,
     "decoder": _decoder,
     "encoder": _encoder,
+    "roofline": roofline_section,
 }
 
 
@@ -270,22 +272,10 @@ def _origin(content: Json) -> str:
     date = str(content["date"]).replace("T", " ").replace("Z", " UTC")
     machine = machine_text(content["machine"], content["options"].get("threads"))
     parts = [f"Measured {date} on {machine}.", f"At the end: {state_text(state)}." if state else ""]
+    if not any(content.get(name) for name in SECTIONS if name != "roofline"):
+        parts = [f"Computed {date}."]
     command = shlex.join(content["command"])
     return f'<p class="soft origin">{escape(" ".join(parts))}<br><code>{escape(command)}</code></p>'
-
-
-def _figure(svg: str) -> str:
-    return f"<figure>{svg}</figure>"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    kinds = [' class="text"' if name in TEXTS else "" for name in head]
-    top = "".join(f"<th{kind}>{escape(name)}</th>" for name, kind in zip(head, kinds, strict=True))
-    cells = (zip(row, kinds, strict=True) for row in rows)
-    body = "".join(
-        "<tr>" + "".join(f"<td{kind}>{escape(str(cell))}</td>" for cell, kind in row) + "</tr>" for row in cells
-    )
-    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
 
 
 def _ratio(ratio: Json) -> str:

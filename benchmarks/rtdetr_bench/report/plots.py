@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from rtdetr_bench.models.timed_model import SPANS
 from rtdetr_bench.report.labels import Label, place_labels
+from rtdetr_bench.report.roofline import group_parts
 from rtdetr_deploy.evaluate.published import ENCODERS, POINTS, published_decoder
 from rtdetr_deploy.words import plural
 
@@ -190,6 +191,28 @@ def plot_encoders(rows: Sequence[Json]) -> str:
         axes.set_ylabel(f"time relative to {rows[-1]['name']}")
         axes.grid(axis="x", visible=False)
         figure.legend(loc="outside lower center", ncols=2)
+        return _to_svg(figure)
+
+
+def plot_roofline(models: Sequence[Json]) -> str:
+    """Draw the estimated milliseconds of each model's parts, stacked, and beside them its time with FP16 everywhere."""
+    with _style():
+        figure, axes = _figure(1.6 + 0.42 * len(models))
+        places, left = np.arange(len(models)), np.zeros(len(models))
+        for index, (name, values) in enumerate(group_parts(models).items()):
+            axes.barh(places, values, left=left, color=COLORS[index], label=name, height=0.56)
+            left += values
+        for place, end, model in zip(places, left, models, strict=True):
+            told = f"{model['milliseconds']:.2f}"
+            axes.annotate(told, (end, place), xytext=(4, 0), textcoords="offset points", va="center")
+        half = [model["fp16_everywhere"] for model in models]
+        axes.scatter(half, places, color=INK, marker="|", s=320, label="all of it in FP16")
+        axes.set_yticks(places, [_short(str(model["name"]).removesuffix(".onnx")) for model in models])
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_xlim(0, left.max() * 1.12)
+        axes.set_xlabel("milliseconds per call, estimated")
+        figure.legend(loc="outside lower center", ncols=4)
         return _to_svg(figure)
 
 

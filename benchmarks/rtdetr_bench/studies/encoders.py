@@ -9,6 +9,8 @@
     D      B, then convolution across levels as in PANet: top-down and bottom-up, added and smoothed by 3x3
     D_S5   D with the transformer layer on S5 only
     E      what RT-DETR ships: `HybridEncoder`
+    C_MSE  the other reading of the paper's C: A, then the layer over all levels together alone. C's published time and
+           parameters fit this one (docs/measurements.md)
 
 For their latency alone: the paper doesn't print every detail of A to D, and no weights exist.
 """
@@ -58,14 +60,29 @@ class MultiScale(SingleScale):
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Return (B, D, H/s, W/s) for each (B, C_l, H/s, W/s); all levels' tokens (B, sum of H/s * W/s, D) meet."""
-        levels = super().forward(maps)
-        sizes = [(int(x.shape[2]), int(x.shape[3])) for x in levels]
-        channels = int(levels[0].shape[1])
-        tables = [torch.from_numpy(position_embedding(height, width, channels)) for height, width in sizes]
-        tokens = torch.cat([flatten_map(x) for x in levels], dim=1)
-        tokens = self.across(tokens, torch.cat(tables, dim=1).to(tokens))
-        parts = tokens.split([height * width for height, width in sizes], dim=1)
-        return [part.transpose(1, 2).reshape(-1, channels, *size) for part, size in zip(parts, sizes, strict=True)]
+        return _attend_across(super().forward(maps), self.across)
+
+
+class MultiScaleAlone(Projection):
+    """C_MSE: attention over the tokens of all levels, without that inside of each."""
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__(variant)
+        self.across = AifiLayer(variant.width, variant.feedforward)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """As `MultiScale`."""
+        return _attend_across(super().forward(maps), self.across)
+
+
+def _attend_across(levels: list[Tensor], layer: AifiLayer) -> list[Tensor]:
+    sizes = [(int(x.shape[2]), int(x.shape[3])) for x in levels]
+    channels = int(levels[0].shape[1])
+    tables = [torch.from_numpy(position_embedding(height, width, channels)) for height, width in sizes]
+    tokens = torch.cat([flatten_map(x) for x in levels], dim=1)
+    tokens = layer(tokens, torch.cat(tables, dim=1).to(tokens))
+    parts = tokens.split([height * width for height, width in sizes], dim=1)
+    return [part.transpose(1, 2).reshape(-1, channels, *size) for part, size in zip(parts, sizes, strict=True)]
 
 
 class Panet(SingleScale):
@@ -93,7 +110,8 @@ class Panet(SingleScale):
 
 
 def build_encoder(name: str, variant: Variant) -> nn.Module:
-    """Return the encoder called `name` (A, B, C, D, D_S5 or E) with random weights."""
+    """Return the encoder called `name` (A, B, C, C_MSE, D, D_S5 or E) with random weights."""
     if name in ("D", "D_S5"):
         return Panet(variant, only_s5=name == "D_S5")
-    return {"A": Projection, "B": SingleScale, "C": MultiScale, "E": HybridEncoder}[name](variant)
+    kinds = {"A": Projection, "B": SingleScale, "C": MultiScale, "C_MSE": MultiScaleAlone, "E": HybridEncoder}
+    return kinds[name](variant)

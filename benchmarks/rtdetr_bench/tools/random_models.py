@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=variant_names(),
         help="models to make (default: r18 r50 hgnetv2-l)",
     )
+    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="default: fp32")
     parser.add_argument("--weights-only", action="store_true", help="write checkpoints, don't export them")
     return run_main("rtdetr_bench.tools.random_models", lambda: _make(parser.parse_args(argv)), "nothing was written")
 
@@ -57,7 +58,9 @@ def _make(arguments: argparse.Namespace) -> int:
         with TemporaryDirectory() as folder:
             weights = Path(folder, f"{variant}.pth")
             write_random_weights(variant, weights)
-            export_onnx(ExportOptions(weights, arguments.output / f"rtdetr-{variant}.onnx", verify=False))
+            name = f"rtdetr-{variant}{'-fp16' * (arguments.precision == 'fp16')}.onnx"
+            options = ExportOptions(weights, arguments.output / name, precision=arguments.precision, verify=False)
+            export_onnx(options)
     return 0
 
 
