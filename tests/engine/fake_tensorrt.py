@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class ILogger:
 
 
 def init_libnvinfer_plugins(logger: ILogger, namespace: str) -> bool:
-    assert isinstance(logger, ILogger)
+    register(logger, "initLibNvInferPlugins")
     assert not namespace
     WORLD.plugins = True
     return True
@@ -90,22 +91,39 @@ class World:
         self.eleven = False  # the inspector's fields of TensorRT 11
         self.claims: str | None = None  # precision that every layer really has
         self.builds: list[IBuilderConfig] = []
+        self.logger: weakref.ref[ILogger] | None = None
+
+    def say(self, severity: ILogger.Severity, text: str) -> None:
+        """Tell the process's logger, whoever speaks; TensorRT keeps its address and nothing more."""
+        assert self.logger is not None
+        logger = self.logger()
+        assert logger is not None, "use after free: the registered logger is gone"
+        logger.log(severity, text)
 
 
 WORLD = World(FakeCuda())
 
 
+def register(logger: ILogger, what: str) -> None:
+    """Take the process's logger: the first one stays, as in TensorRT."""
+    assert logger.ready, "ILogger.__init__ was not called"
+    if WORLD.logger is None:
+        WORLD.logger = weakref.ref(logger)
+    elif WORLD.logger() is not logger:
+        text = f"The logger passed into {what} differs from one already registered for an existing builder"
+        WORLD.say(ILogger.WARNING, text + ", runtime, or refitter. So the current new logger is ignored.")
+
+
 class Runtime:
     def __init__(self, logger: ILogger) -> None:
-        assert logger.ready, "ILogger.__init__ was not called"
-        self.logger = logger
+        register(logger, "createInferRuntime")
         self.engine_host_code_allowed = False
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
         if not serialized_engine.startswith(MAGIC):
-            self.logger.log(ILogger.ERROR, "Serialization assertion\nmagicTag failed.")
+            WORLD.say(ILogger.ERROR, "Serialization assertion\nmagicTag failed.")
             return None
-        return ICudaEngine(serialized_engine[len(MAGIC) :], self.logger)
+        return ICudaEngine(serialized_engine[len(MAGIC) :])
 
 
 def _open_session(content: bytes) -> Any:
@@ -114,8 +132,7 @@ def _open_session(content: bytes) -> Any:
 
 
 class ICudaEngine:
-    def __init__(self, content: bytes, logger: ILogger) -> None:
-        self.logger = logger
+    def __init__(self, content: bytes) -> None:
         self.content = content
         self.session = _open_session(content)
         self._inputs = {value.name: value for value in self.session.get_inputs()}
@@ -178,7 +195,7 @@ class IExecutionContext:
             return False
         low, _, high = self.engine.get_tensor_profile_shape(name, 0)
         if len(shape) != len(low) or not all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True)):
-            self.engine.logger.log(ILogger.ERROR, f"{name}: {shape} is not within the profile")
+            WORLD.say(ILogger.ERROR, f"{name}: {shape} is not within the profile")
             return False
         self._shapes[name] = tuple(shape)
         return True
@@ -202,7 +219,7 @@ class IExecutionContext:
         capturing = stream_handle in cuda.capturing
         ready = self._own_memory and set(self._addresses) == set(engine._names) and not self.infer_shapes()
         if WORLD.refuse or not ready or (capturing and not self._warm):
-            engine.logger.log(ILogger.ERROR, "Error Code 3: API Usage Error (not everything is set)")
+            WORLD.say(ILogger.ERROR, "Error Code 3: API Usage Error (not everything is set)")
             return False
         self._warm = True
         return cuda.enqueue(stream_handle, self._execute)
@@ -397,8 +414,7 @@ class IProgressMonitor:
 
 class Builder:
     def __init__(self, logger: ILogger) -> None:
-        assert logger.ready, "ILogger.__init__ was not called"
-        self._logger = logger
+        register(logger, "createInferBuilder")
 
     def create_network(self, flags: int = 0) -> INetworkDefinition:
         return INetworkDefinition(flags)
@@ -413,7 +429,7 @@ class Builder:
         WORLD.builds.append(config)
         dynamic = [tensor for tensor in network.inputs if -1 in tensor.shape]
         if dynamic and not config.profiles:
-            self._logger.log(ILogger.ERROR, "Network has dynamic inputs, but no optimization profile has been defined.")
+            WORLD.say(ILogger.ERROR, "Network has dynamic inputs, but no optimization profile has been defined.")
             return None
         assert network.strongly_typed
         monitor: Any = config.progress_monitor

@@ -19,7 +19,7 @@ from rtdetr_deploy.errors import ArtifactError, DeviceError
 from rtdetr_deploy.runtimes.protocol import Array
 from rtdetr_deploy.runtimes.trt.bindings import Binding
 from rtdetr_deploy.runtimes.trt.cuda import CudaGraph, DeviceMemory, Stream
-from rtdetr_deploy.runtimes.trt.logger import last_message
+from rtdetr_deploy.runtimes.trt.logger import last_message, mark
 from rtdetr_deploy.words import plural
 
 if TYPE_CHECKING:
@@ -31,17 +31,17 @@ class Shared:
     """What the contexts of an engine share; `records` is False once a call could not be recorded."""
 
     file: str
-    messages: list[str]
     stream: Stream
     workspace: DeviceMemory
     inputs: tuple[Binding, ...]
     outputs: tuple[Binding, ...]
     records: bool = True
 
-    def demand(self, worked: bool, what: str) -> None:
-        """Raise `DeviceError` in TensorRT's words unless a call has worked."""
-        if not worked:
-            raise DeviceError(f"{self.file}: TensorRT refused {what}: {last_message(self.messages)}")
+    def demand(self, call: Callable[[], bool], what: str) -> None:
+        """Make a call of TensorRT. Raises `DeviceError` in its words where that does not work."""
+        since = mark()
+        if not call():
+            raise DeviceError(f"{self.file}: TensorRT refused {what}: {last_message(since)}")
 
 
 class BatchContext:
@@ -95,7 +95,7 @@ class BatchContext:
 
     def _enqueue(self, uploads: Sequence[Binding], downloads: bool) -> None:
         self.upload(uploads)
-        self._shared.demand(self.context.execute_async_v3(self._shared.stream.handle), "execution")
+        self._shared.demand(lambda: self.context.execute_async_v3(self._shared.stream.handle), "execution")
         if downloads:
             self.download()
 
@@ -114,14 +114,16 @@ def _open_context(engine: trt.ICudaEngine, batch: int, shared: Shared) -> trt.IE
     import tensorrt as trt
 
     file = shared.file
+    since = mark()
     context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
     if context is None:
-        raise DeviceError(f"{file}: no execution context could be made: {last_message(shared.messages)}")
+        raise DeviceError(f"{file}: no execution context could be made: {last_message(since)}")
     context.set_device_memory(shared.workspace.address, shared.workspace.size)
     for binding in shared.inputs:
-        shared.demand(context.set_input_shape(binding.name, (batch, *binding.host.array.shape[1:])), binding.name)
+        shape = (batch, *binding.host.array.shape[1:])
+        shared.demand(partial(context.set_input_shape, binding.name, shape), binding.name)
     for binding in (*shared.inputs, *shared.outputs):
-        shared.demand(context.set_tensor_address(binding.name, binding.device.address), binding.name)
+        shared.demand(partial(context.set_tensor_address, binding.name, binding.device.address), binding.name)
     unknown = context.infer_shapes()
     if unknown:
         raise ArtifactError(f"{file}: the shapes of {', '.join(unknown)} are not determined by the images")

@@ -26,7 +26,7 @@ from rtdetr_deploy.runtimes.trt.batch_context import BatchContext, Shared
 from rtdetr_deploy.runtimes.trt.bindings import Binding, allocate_bindings, batch_range, resize_destination
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, Event, Gpu, Stream, import_cuda
 from rtdetr_deploy.runtimes.trt.cuda_resize import FrameResizer
-from rtdetr_deploy.runtimes.trt.logger import last_message, make_logger
+from rtdetr_deploy.runtimes.trt.logger import get_logger, last_message, mark
 from rtdetr_deploy.runtimes.trt.preprocess import CudaPreprocessor, FrameBatch
 from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo, check_fits, read_engine_info
 
@@ -61,7 +61,6 @@ class TensorRtRuntime:
         self.file = file
         self._cuda, self._gpu = cuda, gpu
         self._lock = threading.Lock()
-        self._messages: list[str] = []
         self._contexts: dict[int, BatchContext] = {}
         self._resizer: FrameResizer | None = None
         self._events: tuple[Event, Event] | None = None
@@ -70,18 +69,16 @@ class TensorRtRuntime:
         self.metadata: Mapping[str, str] = {}
         cuda.use(gpu)
         with ExitStack() as stack:  # closed in reverse order, here when opening fails, in `close` otherwise
-            self._logger = make_logger(self._messages)
-            trt.init_libnvinfer_plugins(self._logger, "")  # EfficientNMS_TRT and others; third-party engines have them
-            runtime = start(trt.Runtime, self._logger)
+            since, logger = mark(), get_logger()
+            trt.init_libnvinfer_plugins(logger, "")  # EfficientNMS_TRT and others; third-party engines have them
+            runtime = start(trt.Runtime, logger)
             stack.callback(self._drop, "_runtime")
             self._runtime: trt.Runtime | None = runtime
             if host_code:
                 runtime.engine_host_code_allowed = True
             engine = runtime.deserialize_cuda_engine(content)
             if engine is None:
-                raise ArtifactError(
-                    f"{file} can't be loaded by TensorRT {trt.__version__}: {last_message(self._messages)}"
-                )
+                raise ArtifactError(f"{file} can't be loaded by TensorRT {trt.__version__}: {last_message(since)}")
             stack.callback(self._drop, "_engine")
             self._engine: trt.ICudaEngine | None = engine
             self._stream = Stream(cuda)
@@ -92,7 +89,7 @@ class TensorRtRuntime:
             memory = (file, self.max_batch, cuda, stack)
             self.inputs, self._inputs = allocate_bindings(engine, trt.TensorIOMode.INPUT, *memory)
             self.outputs, outputs = allocate_bindings(engine, trt.TensorIOMode.OUTPUT, *memory)
-            self._shared = Shared(file, self._messages, self._stream, self._workspace, self._inputs, outputs)
+            self._shared = Shared(file, self._stream, self._workspace, self._inputs, outputs)
             stack.callback(self._close_resizer)
             stack.callback(self._close_contexts)
             self._resources = stack.pop_all()
@@ -164,7 +161,6 @@ class TensorRtRuntime:
         if self._engine is None:
             raise closed(self.file)
         self._cuda.use(self._gpu)
-        self._messages.clear()
         return self._engine
 
     def _context_of(self, feed: Feed) -> BatchContext:
