@@ -43,10 +43,13 @@ class Status(enum.IntEnum):
 
     SUCCESS = 0
     CUDA_ERROR_INVALID_VALUE = 1
+    CUDA_ERROR_NOT_INITIALIZED = 3
     NVRTC_ERROR_INVALID_OPTION = 5
 
 
 OK = (Status.SUCCESS,)
+CONTEXTS = 9000
+"""The handle of the first device's own context; the others follow."""
 
 
 @functools.cache
@@ -103,12 +106,40 @@ class FakeNvrtc:
 
 
 class FakeDriver:
-    """The calls of the driver that load and launch a kernel."""
+    """The calls of the driver that load and launch a kernel, and those of contexts."""
 
     def __init__(self, cuda: FakeCuda) -> None:
         self._cuda = cuda
         self._sources: dict[int, str] = {}
         self.kernels: dict[int, tuple[int, str]] = {}
+        self._ready = False
+
+    def cuInit(self, flags: int) -> tuple[Any, ...]:
+        self._ready = True
+        return OK
+
+    def cuDeviceGet(self, ordinal: int) -> tuple[Any, ...]:
+        if not self._ready or not 0 <= ordinal < self._cuda.gpus:
+            return (Status.CUDA_ERROR_NOT_INITIALIZED, None)
+        return (*OK, ordinal)
+
+    def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[Any, ...]:
+        self._cuda.initialized.add(device)
+        return (*OK, CONTEXTS + device)
+
+    def cuCtxGetCurrent(self) -> tuple[Any, ...]:
+        if not self._ready:
+            return (Status.CUDA_ERROR_NOT_INITIALIZED, None)
+        contexts = self._cuda.thread.contexts
+        return (*OK, CONTEXTS + contexts[-1] if contexts else 0)
+
+    def cuCtxPushCurrent(self, context: int) -> tuple[Any, ...]:
+        assert context - CONTEXTS in self._cuda.initialized
+        self._cuda.thread.contexts.append(context - CONTEXTS)
+        return OK
+
+    def cuCtxPopCurrent(self) -> tuple[Any, ...]:
+        return (*OK, CONTEXTS + self._cuda.thread.contexts.pop())
 
     def cuModuleLoadData(self, code: bytes) -> tuple[Any, ...]:
         assert code.startswith(b"sm_75 ")

@@ -185,6 +185,8 @@ class IExecutionContext:
 
     def __del__(self) -> None:
         WORLD.contexts_alive -= 1
+        if WORLD.cuda.in_flight():
+            WORLD.cuda.faults.append("destroy context with work in flight")
 
     def set_device_memory(self, memory: int, size: int) -> None:
         block = WORLD.cuda.device.get(memory)

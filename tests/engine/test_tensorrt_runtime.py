@@ -6,8 +6,12 @@ import hashlib
 import inspect
 import json
 import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,6 +33,7 @@ from rtdetr_deploy import (
     open_runtime,
 )
 from rtdetr_deploy.runtimes import RuntimeOptions
+from rtdetr_deploy.runtimes.trt.cuda import native_handle
 from rtdetr_deploy.runtimes.trt.runtime import TensorRtRuntime
 from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo, sidecar_path
 
@@ -223,8 +228,8 @@ def test_compatible_engines_of_another_machine_run(
     other = {"tensorrt": "10.1", "capability": "8.6", "version_compatible": True, "hardware_compatible": True}
     runtime = open_runtime(make_engine(dynamic_onnx, tmp_path, **other))
     assert isinstance(runtime, TensorRtRuntime)
-    assert runtime._runtime is not None
-    assert runtime._runtime.engine_host_code_allowed
+    assert runtime._loaded.runtime is not None
+    assert runtime._loaded.runtime.engine_host_code_allowed
     runtime.close()
 
 
@@ -297,11 +302,85 @@ def test_the_gpu_of_a_number_is_used_by_every_thread(world: fake_tensorrt.World,
     with pytest.raises(DeviceError, match="GPU 2 can't be used: CUDA finds 2 GPUs, counted from 0"):
         open_runtime(engine, options=RuntimeOptions(device="cuda:2"))
     runtime = open_runtime(engine, options=RuntimeOptions(device="cuda:1"))
-    assert world.cuda.current == 1
-    for use in (lambda: runtime.run(_feed(1)), runtime.close):
-        world.cuda.current = 0  # as in a thread that has used another one
-        use()
-        assert world.cuda.current == 1
+    expected = runtime.run(_feed(1))
+    assert set(world.cuda.home.values()) == {1}  # the double refuses work on a stream of another device
+
+    def use() -> None:
+        results.append(runtime.run(_feed(1)))
+
+    results: list[Any] = []
+    threads = [threading.Thread(target=use) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    assert [np.array_equal(result["boxes"], expected["boxes"]) for result in results] == [True] * 2
+    runtime.close()
+
+
+def test_the_callers_device_stays_current_and_no_other_gpu_is_touched(
+    world: fake_tensorrt.World, engine: Path, dynamic_onnx: Path, picture: NDArray[np.uint8]
+) -> None:
+    """Setting the device back with cudaSetDevice would make a context, of hundreds of MB, on a GPU that nobody uses."""
+    world.cuda.gpus = 3
+    options = RuntimeOptions(device="cuda:1")
+    runtime = open_runtime(engine, options=options)
+    assert isinstance(runtime, TensorRtRuntime)
+    runtime.run(_feed(1))
+    assert (world.cuda.current, world.cuda.initialized) == (0, {1})
+    world.cuda.cudaSetDevice(2)  # as torch.cuda.set_device
+    uses: list[Callable[[], object]] = [
+        lambda: runtime.run(_feed(1)),
+        lambda: runtime.run_timed(_feed(1)),
+        runtime.layers,
+        lambda: runtime.run({}),
+        lambda: open_runtime(b"something else", runtime="tensorrt", options=options),
+        lambda: predictor.detect(picture),
+        runtime.close,
+    ]
+    with Predictor(engine, device="cuda:1", resizer="cuda") as predictor:
+        for use in uses:
+            with suppress(ArtifactError):
+                use()
+            assert (world.cuda.current, world.cuda.thread.contexts) == (2, [2])
+    assert (world.cuda.current, world.cuda.thread.contexts) == (2, [2])
+    assert world.cuda.initialized == {1, 2}
+    world.cuda.cudaSetDevice(0)
+
+
+def test_the_device_is_not_set_where_it_is_current_already(
+    world: fake_tensorrt.World, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = open_runtime(engine)
+    world.cuda.cudaSetDevice(0)
+    monkeypatch.delattr(FakeDriver, "cuCtxPushCurrent")
+    runtime.run(_feed(1))
+    runtime.close()
+
+
+class Handle:
+    """A handle as later versions of cuda-python have it: `int` no longer takes it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __int__(self) -> int:
+        raise TypeError("int() of a handle was removed")
+
+
+def test_handles_need_not_be_numbers(world: fake_tensorrt.World, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    utils = ModuleType("cuda.bindings.utils")
+    utils.get_cuda_native_handle = lambda handle: handle.number  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cuda.bindings.utils", utils)
+    assert native_handle(Handle(7)) == 7
+    monkeypatch.setitem(sys.modules, "cuda.bindings.utils", ModuleType("cuda.bindings.utils"))
+    assert native_handle(np.int64(7)) == 7
+
+
+def test_handles_of_the_real_cuda_python_are_numbers() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    driver = pytest.importorskip("cuda.bindings.driver")
+    handles = (runtime.cudaStream_t(5), driver.CUcontext(7), driver.CUcontext(), runtime.cudaGraphExec_t(9))
+    assert [native_handle(handle) for handle in handles] == [5, 7, 0, 9]
 
 
 def test_content_is_opened_as_a_third_party_engine(world: fake_tensorrt.World, engine: Path) -> None:

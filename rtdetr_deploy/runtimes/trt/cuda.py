@@ -1,13 +1,14 @@
 """The few calls of the CUDA runtime that are needed here, through cuda-python.
 
-Every failure is a `DeviceError` in CUDA's own words. Resources have `close`, which may be called twice; nothing is
-freed by the garbage collector, because the order of finalizers is undefined.
+Every failure is a `DeviceError` in CUDA's own words. Resources have `close`, which may be called twice; their owner
+frees them in order (`resources.py`), the garbage collector would not.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ class Cuda:
 
     def __init__(self, module: Any) -> None:
         self._module = module
+        self._contexts: dict[int, Any] = {}
 
     def call(self, function: str, *arguments: Any) -> Any:
         """Call a function and return what it returns beside the status. Raises `DeviceError`."""
@@ -45,6 +47,15 @@ class Cuda:
             hint = "; close other programs on the GPU, or use a smaller batch" if out_of_memory else ""
             raise DeviceError(f"CUDA says: {words} ({function}){hint}")
         return values[0] if len(values) == 1 else tuple(values) if values else None
+
+    def call_driver(self, function: str, *arguments: Any) -> Any:
+        """Call a function of the driver and return what it returns beside the status. Raises `DeviceError`."""
+        from cuda.bindings import driver
+
+        status, *values = getattr(driver, function)(*arguments)
+        if int(status) != 0:
+            raise DeviceError(f"CUDA's driver says: {status.name} ({function})")
+        return values[0] if values else None
 
     def constant(self, kind: str, name: str) -> Any:
         """Return a member of an enumeration, e.g. `cudaMemcpyKind.cudaMemcpyHostToDevice`."""
@@ -77,9 +88,41 @@ class Cuda:
             int(properties.totalGlobalMem),
         )
 
-    def use(self, gpu: Gpu) -> None:
-        """Make `gpu` the current device of the calling thread: CUDA keeps that for each thread apart."""
-        self.call("cudaSetDevice", gpu.number)
+    @contextmanager
+    def using(self, gpu: Gpu) -> Iterator[None]:
+        """Make `gpu` the current device of the calling thread, and what was current before again after the block.
+
+        By the driver's stack of contexts: cudaSetDevice would take hundreds of MB of the caller's GPU when it is set
+        back, also where nobody uses that one, and lose a context that is not the device's own (PyCUDA's).
+        """
+        context = self._primary_context(gpu)
+        if native_handle(self.call_driver("cuCtxGetCurrent")) == native_handle(context):
+            yield
+            return
+        self.call_driver("cuCtxPushCurrent", context)
+        try:
+            yield
+        finally:
+            self.call_driver("cuCtxPopCurrent")
+
+    def _primary_context(self, gpu: Gpu) -> Any:
+        """Return the context that the CUDA runtime, and so TensorRT, has on a device; it is kept to the end."""
+        if gpu.number not in self._contexts:
+            self.call_driver("cuInit", 0)
+            device = self.call_driver("cuDeviceGet", gpu.number)
+            self._contexts[gpu.number] = self.call_driver("cuDevicePrimaryCtxRetain", device)
+        return self._contexts[gpu.number]
+
+
+def native_handle(value: Any) -> int:
+    """Return a handle of cuda-python as a number."""
+    if isinstance(value, int):
+        return value
+    try:
+        from cuda.bindings.utils import get_cuda_native_handle
+    except ImportError:  # older ones lack it
+        return int(value)
+    return int(get_cuda_native_handle(value))
 
 
 def import_cuda() -> Cuda:
@@ -135,7 +178,7 @@ class Stream:
     @property
     def handle(self) -> int:
         """The stream as the number that TensorRT wants."""
-        return int(self._stream)
+        return native_handle(self._stream)
 
     def upload(self, target: DeviceMemory, source: PinnedArray, size: int, offset: int = 0) -> None:
         """Queue a copy of `size` bytes, `offset` bytes from the start of both, to the GPU."""

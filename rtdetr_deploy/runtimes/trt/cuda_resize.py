@@ -89,10 +89,10 @@ class FrameResizer:
 
     def __init__(self, cuda: Cuda, gpu: Gpu) -> None:
         with needed_for('`resizer="cuda"`', "tensorrt"):
-            from cuda.bindings import driver, nvrtc
-        self._cuda, self._driver = cuda, driver
-        self._module = self._call("cuModuleLoadData", _compile(nvrtc, gpu))
-        self._kernel = self._call("cuModuleGetFunction", self._module, NAME)
+            from cuda.bindings import nvrtc
+        self._cuda = cuda
+        self._module = cuda.call_driver("cuModuleLoadData", _compile(nvrtc, gpu))
+        self._kernel = self._cuda.call_driver("cuModuleGetFunction", self._module, NAME)
         self._host: PinnedArray | None = None
         self._device: DeviceMemory | None = None
 
@@ -114,7 +114,7 @@ class FrameResizer:
         """Free memory and kernel."""
         with ExitStack() as stack:  # each is freed, also when another can't be
             if self._module is not None:
-                stack.callback(self._call, "cuModuleUnload", self._module)
+                stack.callback(self._cuda.call_driver, "cuModuleUnload", self._module)
             for block in (self._host, self._device):
                 if block is not None:
                     stack.callback(block.close)
@@ -126,7 +126,9 @@ class FrameResizer:
         rows, columns = destination.height, destination.width
         values = (source, height, width, int(frame.rgb), into, rows, columns, int(destination.is_uint8))
         grid = (-(-columns // BLOCK), -(-rows // BLOCK), 1)
-        self._call("cuLaunchKernel", self._kernel, *grid, BLOCK, BLOCK, 1, 0, stream.handle, (values, ARGUMENTS), 0)
+        self._cuda.call_driver(
+            "cuLaunchKernel", self._kernel, *grid, BLOCK, BLOCK, 1, 0, stream.handle, (values, ARGUMENTS), 0
+        )
 
     def _reserve(self, size: int) -> tuple[PinnedArray, DeviceMemory]:
         if self._host is not None and self._device is not None and self._device.size >= size:
@@ -138,13 +140,6 @@ class FrameResizer:
         self._host = PinnedArray(self._cuda, (size,), np.dtype(np.uint8))
         self._device = DeviceMemory(self._cuda, size)
         return self._host, self._device
-
-    def _call(self, function: str, *arguments: Any) -> Any:
-        """Call the driver and return what it returns beside the status."""
-        status, *values = getattr(self._driver, function)(*arguments)
-        if int(status) != 0:
-            raise DeviceError(f"CUDA's driver says: {status.name} ({function})")
-        return values[0] if values else None
 
 
 def _compile(nvrtc: Any, gpu: Gpu) -> bytes:
