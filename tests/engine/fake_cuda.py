@@ -68,12 +68,15 @@ class FakeCuda:
         self.pinned: dict[int, Any] = {}
         self.streams: dict[int, list[Work]] = {}
         self.capturing: dict[int, list[Work]] = {}
+        self.capturers: dict[int, int] = {}  # the threads that began them
+        self.invalidated: set[int] = set()  # streams whose capture was broken by a call that is illegal in it
         self.graphs: set[int] = set()
         self.executables: dict[int, list[Work]] = {}
         self.modules: set[int] = set()
         self.events: dict[int, float | None] = {}
         self.launches = 0
         self.records = True
+        self.instantiates = True
         self.empties = False  # captures that record nothing, without an error
         self.log: list[str] = []
         self._recorded: dict[int, list[Work]] = {}
@@ -156,8 +159,16 @@ class FakeCuda:
         major, minor = self.capability
         return (*OK, SimpleNamespace(name=b"Tesla T4\0\0", major=major, minor=minor, totalGlobalMem=self.memory))
 
+    def _invalidates(self) -> bool:
+        """Break the captures of this thread, if any, as calls for memory do in thread-local mode."""
+        mine = {stream for stream in self.capturing if self.capturers[stream] == threading.get_ident()}
+        self.invalidated |= mine
+        return bool(mine)
+
     def _allocate(self, kind: dict[int, Any], size: int) -> tuple[Any, ...]:
         self._need_context()
+        if self._invalidates():
+            return self.fail(Status.cudaErrorStreamCaptureUnsupported, None)
         if sum(ctypes.sizeof(block) for block in self.device.values()) + size > self.memory:
             return self.fail(Status.cudaErrorMemoryAllocation, None)
         block = (ctypes.c_uint8 * size)()
@@ -174,6 +185,8 @@ class FakeCuda:
         self.log.append(what)
         if self.in_flight():
             self.faults.append(f"{what} with work in flight")
+        if self._invalidates():
+            return self.fail(Status.cudaErrorStreamCaptureUnsupported)
         if address not in kind:
             return self.fail(Status.cudaErrorInvalidValue)
         del kind[address]
@@ -234,11 +247,16 @@ class FakeCuda:
         return self._free(self.events, event, "destroy event")
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[Any, ...]:
-        self.capturing[stream] = []
+        if stream in self.capturing:
+            return self.fail(Status.cudaErrorStreamCaptureUnsupported)
+        self.capturing[stream], self.capturers[stream] = [], threading.get_ident()
         return OK
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[Any, ...]:
         work = self.capturing.pop(stream)
+        if stream in self.invalidated:
+            self.invalidated.remove(stream)
+            return self.fail(Status.cudaErrorStreamCaptureInvalidated, None)
         if not self.records:
             return self.fail(Status.cudaErrorStreamCaptureUnsupported, None)
         graph = self._number()
@@ -247,6 +265,8 @@ class FakeCuda:
         return (*OK, graph)
 
     def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[Any, ...]:
+        if not self.instantiates:
+            return self.fail(Status.cudaErrorInvalidValue, None)
         executable = self._number()
         self.executables[executable] = self._recorded[graph]
         return (*OK, executable)

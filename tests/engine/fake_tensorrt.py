@@ -32,6 +32,17 @@ class TensorIOMode(enum.Enum):
     OUTPUT = 2
 
 
+class TensorLocation(enum.Enum):
+    DEVICE = 0
+    HOST = 1
+
+
+class TensorFormat(enum.Enum):
+    LINEAR = 0
+    CHW2 = 1
+    HWC8 = 2
+
+
 class ExecutionContextAllocationStrategy(enum.Enum):
     STATIC = 0
     ON_PROFILE_CHANGE = 1
@@ -91,6 +102,8 @@ class World:
         self.eleven = False  # the inspector's fields of TensorRT 11
         self.claims: str | None = None  # precision that every layer really has
         self.builds: list[IBuilderConfig] = []
+        self.locations: dict[str, TensorLocation] = {}
+        self.formats: dict[str, TensorFormat] = {}
         self.logger: weakref.ref[ILogger] | None = None
 
     def say(self, severity: ILogger.Severity, text: str) -> None:
@@ -159,9 +172,19 @@ class ICudaEngine:
         shape = {**self._inputs, **self._outputs}[name].shape
         return tuple(-1 if isinstance(axis, str) else axis for axis in shape)
 
+    def get_tensor_location(self, name: str) -> TensorLocation:
+        return WORLD.locations.get(name, TensorLocation.DEVICE)
+
+    def get_tensor_format(self, name: str) -> TensorFormat:
+        return WORLD.formats.get(name, TensorFormat.LINEAR)
+
+    def get_tensor_vectorized_dim(self, name: str) -> int:
+        return 1 if self.get_tensor_format(name) != TensorFormat.LINEAR else -1
+
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
         assert profile_index == 0
         assert self.get_tensor_mode(name) == TensorIOMode.INPUT, "profiles are for inputs"
+        assert self.get_tensor_location(name) == TensorLocation.DEVICE, "shapes of inputs on the CPU are their values"
         batch, *rest = self.get_tensor_shape(name)
         return [(size, *rest) for size in (WORLD.profile if batch < 0 else (batch,) * 3)]
 
@@ -273,7 +296,9 @@ class EngineInspector:
                 told = {"Datatype": kind, "Format": "NCHW"} if WORLD.eleven else {"Format/Datatype": f"{kind} NCHW"}
                 inputs = [{"Name": node.input[0], **told}]
                 layers.append({"Name": node.name, "LayerType": "CaskConvolution", "Inputs": inputs})
-        return json.dumps({"Layers": layers, "Bindings": []})
+        metadata = "[ONNX Layer: /a\x1e/b\x1f]"  # the separators as they are, which JSON doesn't allow
+        text = json.dumps({"Layers": layers, "Bindings": [], "Metadata": "@"})
+        return text.replace("@", metadata)
 
 
 class BuilderFlag(enum.Enum):

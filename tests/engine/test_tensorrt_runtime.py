@@ -177,6 +177,120 @@ def test_a_context_that_cannot_be_made_is_one_clear_line(
     runtime.close()
 
 
+@pytest.mark.parametrize(
+    ("owner", "method", "error", "message"),
+    [
+        ("ICudaEngine", "create_execution_context", DeviceError, "no execution context could be made: pybind's words"),
+        ("IExecutionContext", "infer_shapes", DeviceError, "TensorRT refused shapes for 1 image: pybind's words"),
+        ("IExecutionContext", "set_input_shape", DeviceError, "TensorRT refused images: pybind's words"),
+        ("IExecutionContext", "execute_async_v3", DeviceError, "TensorRT refused execution: pybind's words"),
+        (
+            "ICudaEngine",
+            "create_engine_inspector",
+            ArtifactError,
+            "the engine inspector gives no layers: pybind's words",
+        ),
+        ("EngineInspector", "get_engine_information", ArtifactError, "gives no layers: pybind's words"),
+    ],
+)
+@pytest.mark.parametrize("kind", [RuntimeError, TypeError])
+def test_what_the_bindings_raise_is_our_error(
+    kind: type[Exception],
+    owner: str,
+    method: str,
+    error: type[Exception],
+    message: str,
+    world: fake_tensorrt.World,
+    engine: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise kind("pybind's words")
+
+    runtime = open_runtime(engine)
+    assert isinstance(runtime, TensorRtRuntime)
+    use = runtime.layers if error is ArtifactError else lambda: runtime.run(_feed(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(fake_tensorrt, owner), method, fail)
+        with pytest.raises(error, match=f"dynamic.engine: .*{message}"):
+            use()
+    use()
+    runtime.close()
+
+
+def test_an_engine_that_the_bindings_raise_for_is_our_error(
+    world: fake_tensorrt.World, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        world.say(fake_tensorrt.ILogger.ERROR, "in TensorRT's words")
+        raise RuntimeError("std::bad_alloc")
+
+    monkeypatch.setattr(fake_tensorrt.Runtime, "deserialize_cuda_engine", fail)
+    with pytest.raises(ArtifactError, match=r"can't be loaded by TensorRT 10.13.3.9: in TensorRT's words$"):
+        open_runtime(engine)
+
+
+def test_the_lean_runtime_is_named_where_it_is_missing(
+    world: fake_tensorrt.World, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        world.say(fake_tensorrt.ILogger.ERROR, "Unable to load library: libnvinfer_lean.so.10")
+
+    monkeypatch.setattr(fake_tensorrt.Runtime, "deserialize_cuda_engine", fail)
+    with pytest.raises(
+        ArtifactError,
+        match=r"libnvinfer_lean.so.10; the lean runtime, .*: pip install tensorrt-lean==10.13.3.9 \(beside",
+    ):
+        open_runtime(engine)
+
+
+def test_a_tensorrt_that_cannot_start_says_why(
+    world: fake_tensorrt.World, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def fail(*_: object) -> None:
+        for text in said:
+            world.say(fake_tensorrt.ILogger.ERROR, text)
+        raise TypeError("factory function returned nullptr")
+
+    monkeypatch.setattr(fake_tensorrt.Runtime, "__init__", fail)
+    with pytest.raises(DeviceError, match=r"can't be started \(factory function returned nullptr\): its CUDA version"):
+        open_runtime(engine)
+    said.append("CUDA initialization failure with error: 35")
+    with pytest.raises(DeviceError, match=r"can't be started \(CUDA initialization failure with error: 35\)"):
+        open_runtime(engine)
+
+
+def test_layers_are_read_though_names_hold_control_characters(world: fake_tensorrt.World, engine: Path) -> None:
+    runtime = open_runtime(engine)
+    assert isinstance(runtime, TensorRtRuntime)
+    assert runtime.layers()[0]["LayerType"] == "CaskConvolution"
+    runtime.close()
+
+
+@pytest.mark.parametrize("text", ["not JSON", "{}", "[]"])
+def test_an_inspector_that_gives_no_layers_is_refused(
+    text: str, world: fake_tensorrt.World, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_tensorrt.EngineInspector, "get_engine_information", lambda *_: text)
+    runtime = open_runtime(engine)
+    assert isinstance(runtime, TensorRtRuntime)
+    with pytest.raises(ArtifactError, match=r"the engine inspector gives no layers \("):
+        runtime.layers()
+    runtime.close()
+
+
+def test_engines_with_other_formats_or_inputs_on_the_cpu_are_refused(world: fake_tensorrt.World, engine: Path) -> None:
+    world.formats = {"images": fake_tensorrt.TensorFormat.HWC8}
+    with pytest.raises(ArtifactError, match=r"dynamic.engine: images has the format HWC8, expected LINEAR; build"):
+        open_runtime(engine)
+    world.formats = {}
+    world.locations = {"images": fake_tensorrt.TensorLocation.HOST}
+    with pytest.raises(ArtifactError, match="images is a shape that TensorRT reads on the CPU; only images are fed"):
+        open_runtime(engine)
+
+
 def test_a_refused_execution_is_an_error_in_tensorrts_words(world: fake_tensorrt.World, engine: Path) -> None:
     runtime = open_runtime(engine)
     world.refuse = True
@@ -185,19 +299,6 @@ def test_a_refused_execution_is_an_error_in_tensorrts_words(world: fake_tensorrt
     world.refuse = False
     assert runtime.run(_feed(1))["scores"].shape == (1, 300)
     runtime.close()
-
-
-def test_an_engine_that_cannot_be_recorded_runs_without_a_graph(world: fake_tensorrt.World, engine: Path) -> None:
-    world.cuda.records = False
-    runtime = open_runtime(engine)
-    first = runtime.run(_feed(1))
-    with pytest.warns(UserWarning, match="runs without CUDA graphs"):
-        second = runtime.run(_feed(1))
-    third = runtime.run(_feed(1))
-    runtime.close()
-    assert np.array_equal(first["boxes"], second["boxes"])
-    assert np.array_equal(first["boxes"], third["boxes"])
-    assert world.cuda.launches == 0
 
 
 @pytest.mark.parametrize(
@@ -420,6 +521,9 @@ def test_the_double_has_only_what_the_bindings_have(version: str) -> None:
     assert compared >= 13
     assert {"device_memory_size_v2", "num_io_tensors"} <= set(api["classes"]["ICudaEngine"]["props"])
     assert "engine_host_code_allowed" in api["classes"]["Runtime"]["props"]
+    for name in ("TensorLocation", "TensorFormat"):
+        listed = api["enums"][name]
+        assert {member.name: member.value for member in getattr(fake_tensorrt, name)}.items() <= listed.items()
     for name in ("TensorIOMode", "ExecutionContextAllocationStrategy"):
         assert {member.name for member in getattr(fake_tensorrt, name)} == set(api["enums"][name])
     assert {member.name for member in fake_tensorrt.ILogger.Severity} == set(api["enums"]["ILogger.Severity"])

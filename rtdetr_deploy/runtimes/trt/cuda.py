@@ -7,8 +7,9 @@ frees them in order (`resources.py`), the garbage collector would not.
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,10 @@ class Cuda:
             hint = "; close other programs on the GPU, or use a smaller batch" if out_of_memory else ""
             raise DeviceError(f"CUDA says: {words} ({function}){hint}")
         return values[0] if len(values) == 1 else tuple(values) if values else None
+
+    def forget_error(self) -> None:
+        """Clear the error that CUDA remembers for this thread: whoever asks next would take it for its own."""
+        self._module.cudaGetLastError()
 
     def call_driver(self, function: str, *arguments: Any) -> Any:
         """Call a function of the driver and return what it returns beside the status. Raises `DeviceError`."""
@@ -132,6 +137,18 @@ def import_cuda() -> Cuda:
     return Cuda(runtime)
 
 
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Keep Python's collector of cycles from running in the block."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 class DeviceMemory:
     """A block of `size` bytes on the GPU at `address`."""
 
@@ -207,27 +224,35 @@ class Stream:
     def capture(self, work: Callable[[], None]) -> CudaGraph:
         """Record what `work` queues here, instead of doing it, and return it as a CUDA graph.
 
-        The stream is usable afterwards, also when `work` raises or can't be recorded.
+        The stream is usable afterwards, also when `work` raises or can't be recorded. Python's garbage collector stands
+        still meanwhile: memory of other engines or of torch that it would free in this thread invalidates the capture.
         """
         mode = self._cuda.constant("cudaStreamCaptureMode", "cudaStreamCaptureModeThreadLocal")
-        self._cuda.call("cudaStreamBeginCapture", self._stream, mode)
-        try:
-            work()
-        except BaseException:
-            self._abandon_capture()
-            raise
-        recorded = self._cuda.call("cudaStreamEndCapture", self._stream)
+        with without_garbage_collection():
+            self._cuda.call("cudaStreamBeginCapture", self._stream, mode)
+            try:
+                work()
+            except BaseException:
+                self._abandon_capture()
+                raise
+            try:
+                recorded = self._cuda.call("cudaStreamEndCapture", self._stream)
+            except DeviceError:  # which has ended it all the same
+                self._cuda.forget_error()
+                raise
         try:
             return CudaGraph(self._cuda, self._cuda.call("cudaGraphInstantiate", recorded, 0))
+        except DeviceError:
+            self._cuda.forget_error()
+            raise
         finally:
             self._cuda.call("cudaGraphDestroy", recorded)
 
     def _abandon_capture(self) -> None:
-        try:
-            recorded = self._cuda.call("cudaStreamEndCapture", self._stream)
-        except DeviceError:  # a capture that has failed has no graph; ending it is all that is wanted
-            return
-        self._cuda.call("cudaGraphDestroy", recorded)
+        """End a capture whose work has failed, and with it the failure."""
+        with suppress(DeviceError):  # one that was invalidated has no graph
+            self._cuda.call("cudaGraphDestroy", self._cuda.call("cudaStreamEndCapture", self._stream))
+        self._cuda.forget_error()
 
     def launch(self, graph: CudaGraph) -> None:
         """Queue all the work of `graph` at once."""

@@ -21,6 +21,9 @@ KEPT = 5000
 SHOWN = 3
 """Messages that an error shows."""
 ERRORS = ("INTERNAL_ERROR", "ERROR")
+NO_REASON = "it gave no reason"
+LEAN = "nvinfer_lean"
+"""A library that version-compatible engines need, and that TensorRT's packages for pip leave to another package."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ def last_message(since: Mark) -> str:
         chosen = [message for message in loud if message.thread == since.thread] or loud
         texts = list(dict.fromkeys(" ".join(message.text.split()) for message in chosen))
         if texts:
-            return "; ".join(texts if len(texts) <= SHOWN else [texts[0], *texts[1 - SHOWN :]])
-    return "it gave no reason"
+            return _with_remedy("; ".join(texts if len(texts) <= SHOWN else [texts[0], *texts[1 - SHOWN :]]))
+    return NO_REASON
 
 
 def log_since(since: Mark) -> str:
@@ -83,6 +86,19 @@ def log_since(since: Mark) -> str:
     lines = [f"[{message.severity}] {message.text}\n" for message in messages_since(since)]
     dropped = ["(what was said before is lost)\n"] if len(lines) == KEPT else []
     return "".join([*dropped, *lines])
+
+
+def _with_remedy(text: str) -> str:
+    """Add what to do about a failure that TensorRT leaves to the reader."""
+    if LEAN not in text:
+        return text
+    import tensorrt as trt
+
+    version = trt.__version__
+    return (
+        f"{text}; the lean runtime, which version-compatible engines need, is a package of its own: pip install "
+        f"tensorrt-lean=={version} (beside tensorrt-cu12: tensorrt-lean-cu12=={version})"
+    )
 
 
 @cache

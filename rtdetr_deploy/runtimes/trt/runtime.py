@@ -24,10 +24,17 @@ from rtdetr_deploy.runtimes.feed import check_feed
 from rtdetr_deploy.runtimes.options import RuntimeOptions, cpu_or_cuda
 from rtdetr_deploy.runtimes.protocol import Array, Feed, Preprocessor
 from rtdetr_deploy.runtimes.trt.batch_context import BatchContext, Shared
-from rtdetr_deploy.runtimes.trt.bindings import Binding, allocate_bindings, batch_range, resize_destination
+from rtdetr_deploy.runtimes.trt.bindings import (
+    Binding,
+    allocate_bindings,
+    batch_range,
+    check_bindings,
+    resize_destination,
+)
+from rtdetr_deploy.runtimes.trt.calls import PYBIND_ERRORS, ask, explain
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, Event, Gpu, Stream, import_cuda
 from rtdetr_deploy.runtimes.trt.cuda_resize import FrameResizer
-from rtdetr_deploy.runtimes.trt.logger import get_logger, last_message, mark
+from rtdetr_deploy.runtimes.trt.logger import get_logger, mark
 from rtdetr_deploy.runtimes.trt.preprocess import CudaPreprocessor, FrameBatch
 from rtdetr_deploy.runtimes.trt.resources import Resources
 from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo, check_fits, read_engine_info
@@ -49,6 +56,18 @@ class Loaded:
 
     runtime: trt.Runtime | None
     engine: trt.ICudaEngine | None = None
+
+    def load(self, content: bytes, file: str, host_code: bool) -> trt.ICudaEngine:
+        """Load and return the engine. Raises `ArtifactError` in TensorRT's words where it can't."""
+        import tensorrt as trt
+
+        runtime = self.runtime
+        assert runtime is not None
+        if host_code:
+            runtime.engine_host_code_allowed = True
+        failure = f"{file} can't be loaded by TensorRT {trt.__version__}"
+        self.engine = ask(lambda: runtime.deserialize_cuda_engine(content), failure, ArtifactError)
+        return self.engine
 
 
 class TensorRtRuntime:
@@ -82,14 +101,13 @@ class TensorRtRuntime:
         self.metadata: Mapping[str, str] = {}
         self._resources = Resources(file, cuda, gpu)
         with self._resources.opening() as stack:  # nothing in it may refer to `self`
-            since, logger = mark(), get_logger()
+            logger = get_logger()
             trt.init_libnvinfer_plugins(logger, "")  # EfficientNMS_TRT and others; third-party engines have them
             self._loaded = Loaded(start(trt.Runtime, logger))
             stack.callback(setattr, self._loaded, "runtime", None)
-            engine = _load(self._loaded, content, host_code)
-            if engine is None:
-                raise ArtifactError(f"{file} can't be loaded by TensorRT {trt.__version__}: {last_message(since)}")
+            engine = self._loaded.load(content, file, host_code)
             stack.callback(setattr, self._loaded, "engine", None)
+            check_bindings(engine, file)
             self._stream = Stream(cuda)
             stack.callback(self._stream.close)
             self._resources.add_stream(self._stream)
@@ -149,14 +167,17 @@ class TensorRtRuntime:
         """
         import tensorrt as trt
 
+        failure = f"{self.file}: the engine inspector gives no layers"
         with self._in_use() as engine:
-            inspector = engine.create_engine_inspector()
+            inspector = ask(engine.create_engine_inspector, failure, ArtifactError)
             inspector.execution_context = self._find_context(engine, self.max_batch).context
-            text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+            kind = trt.LayerInformationFormat.JSON
+            text = ask(lambda: inspector.get_engine_information(kind), failure, ArtifactError)
         try:
-            return list(json.loads(text)["Layers"])
+            # Names of nodes are separated by control characters, which TensorRT need not escape.
+            return list(json.loads(text, strict=False)["Layers"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{self.file}: the engine inspector gives no layers ({error!r})") from error
+            raise ArtifactError(f"{failure} ({error!r})") from error
 
     def close(self) -> None:
         """See `Runtime.close`."""
@@ -220,15 +241,6 @@ class TensorRtRuntime:
         return self._contexts[batch]
 
 
-def _load(loaded: Loaded, content: bytes, host_code: bool) -> trt.ICudaEngine | None:
-    """Load an engine into `loaded`, and return it; None where TensorRT refuses it."""
-    assert loaded.runtime is not None
-    if host_code:
-        loaded.runtime.engine_host_code_allowed = True
-    loaded.engine = loaded.runtime.deserialize_cuda_engine(content)
-    return loaded.engine
-
-
 def _close_contexts(contexts: dict[int, BatchContext]) -> None:
     with ExitStack() as stack:  # each is closed, also when another can't be
         for context in contexts.values():
@@ -238,12 +250,13 @@ def _close_contexts(contexts: dict[int, BatchContext]) -> None:
 
 def start(factory: Callable[[Any], Made], logger: Any) -> Made:
     """Return what a TensorRT factory makes. Raises `DeviceError` where TensorRT can't use the GPU or its driver."""
+    since = mark()
     try:
         return factory(logger)
-    except (TypeError, RuntimeError) as error:  # pybind's words for a null pointer
+    except PYBIND_ERRORS as error:  # also for a null pointer
         raise DeviceError(
-            f"TensorRT can't be started ({error}): its CUDA version may be newer than the driver; update the driver, "
-            f"or {install_command('tensorrt-cu12')}"
+            f"TensorRT can't be started ({explain(since, error)}): its CUDA version may be newer than the driver; "
+            f"update the driver, or {install_command('tensorrt-cu12')}"
         ) from error
 
 
