@@ -11,13 +11,11 @@ import ctypes
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from rtdetr_deploy.errors import DeviceError, MissingPackageError
 from rtdetr_deploy.images.frame import Frame
-from rtdetr_deploy.packages import install_command, needed_for
+from rtdetr_deploy.runtimes.trt.compile_kernel import compile_kernel
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, Gpu, PinnedArray, Stream
 
 KERNEL = r"""
@@ -63,7 +61,7 @@ extern "C" __global__ void resize_frame(const unsigned char* frame, int height, 
     }
 }
 """
-NAME = b"resize_frame"
+NAME = "resize_frame"
 BLOCK = 16
 """Threads of a block on each side."""
 ARGUMENTS = (ctypes.c_void_p, *(ctypes.c_int,) * 3, ctypes.c_void_p, *(ctypes.c_int,) * 3)
@@ -88,11 +86,9 @@ class FrameResizer:
     """The kernel, and memory for frames on both sides of the bus, which grows with them."""
 
     def __init__(self, cuda: Cuda, gpu: Gpu) -> None:
-        with needed_for('`resizer="cuda"`', "tensorrt"):
-            from cuda.bindings import nvrtc
         self._cuda = cuda
-        self._module = cuda.call_driver("cuModuleLoadData", _compile(nvrtc, gpu))
-        self._kernel = self._cuda.call_driver("cuModuleGetFunction", self._module, NAME)
+        self._module = cuda.call_driver("cuModuleLoadData", compile_kernel(KERNEL, NAME, gpu))
+        self._kernel = self._cuda.call_driver("cuModuleGetFunction", self._module, NAME.encode())
         self._host: PinnedArray | None = None
         self._device: DeviceMemory | None = None
 
@@ -140,30 +136,3 @@ class FrameResizer:
         self._host = PinnedArray(self._cuda, (size,), np.dtype(np.uint8))
         self._device = DeviceMemory(self._cuda, size)
         return self._host, self._device
-
-
-def _compile(nvrtc: Any, gpu: Gpu) -> bytes:
-    """Return the kernel as machine code of `gpu`. Raises `MissingPackageError` without NVIDIA's compiler."""
-
-    def call(function: str, *arguments: Any) -> Any:
-        status, *values = getattr(nvrtc, function)(*arguments)
-        if int(status) != 0:
-            raise DeviceError(f"the kernel that resizes can't be compiled for {gpu.name}: {status.name} ({function})")
-        return values[0] if values else None
-
-    architecture = f"--gpu-architecture=sm_{gpu.capability.replace('.', '')}".encode()
-    try:
-        program = call("nvrtcCreateProgram", KERNEL.encode(), NAME + b".cu", 0, [], [])
-    except RuntimeError as error:  # cuda-python finds no library
-        if isinstance(error, DeviceError):
-            raise
-        raise MissingPackageError(
-            f'`resizer="cuda"` needs NVIDIA\'s run-time compiler ({error}): {install_command("tensorrt", whole=True)}'
-        ) from error
-    try:
-        call("nvrtcCompileProgram", program, 1, [architecture])
-        code: bytes = b" " * call("nvrtcGetCUBINSize", program)
-        call("nvrtcGetCUBIN", program, code)
-    finally:
-        call("nvrtcDestroyProgram", program)
-    return code

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,6 +32,7 @@ from rtdetr_deploy.runtimes.trt.bindings import (
     resize_destination,
 )
 from rtdetr_deploy.runtimes.trt.calls import PYBIND_ERRORS, ask, explain
+from rtdetr_deploy.runtimes.trt.contexts import Contexts
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, Event, Gpu, Stream, import_cuda
 from rtdetr_deploy.runtimes.trt.cuda_resize import FrameResizer
 from rtdetr_deploy.runtimes.trt.logger import get_logger, mark
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
     from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 
 Made = TypeVar("Made")
-
-MAX_CONTEXTS = 16
-"""Batch sizes whose contexts and CUDA graphs are kept."""
 
 
 @dataclass
@@ -93,7 +91,6 @@ class TensorRtRuntime:
 
         self.file = file
         self._cuda, self._gpu = cuda, gpu
-        self._contexts: dict[int, BatchContext] = {}
         self._resizer: FrameResizer | None = None
         self._events: tuple[Event, Event] | None = None
         self.name = f"TensorRT {trt.__version__} ({gpu.name})"
@@ -118,7 +115,8 @@ class TensorRtRuntime:
             self.inputs, self._inputs = allocate_bindings(engine, trt.TensorIOMode.INPUT, *memory)
             self.outputs, outputs = allocate_bindings(engine, trt.TensorIOMode.OUTPUT, *memory)
             self._shared = Shared(file, self._stream, workspace, self._inputs, outputs)
-            stack.callback(_close_contexts, self._contexts)
+            self._contexts = Contexts(self._shared, gpu)
+            stack.callback(self._contexts.close)
         self._finalizer = weakref.finalize(self, self._resources.free_forgotten)
 
     def preprocessor(self, name: str, resizer: str, spec: PreprocessSpec) -> Preprocessor:
@@ -170,7 +168,7 @@ class TensorRtRuntime:
         failure = f"{self.file}: the engine inspector gives no layers"
         with self._in_use() as engine:
             inspector = ask(engine.create_engine_inspector, failure, ArtifactError)
-            inspector.execution_context = self._find_context(engine, self.max_batch).context
+            inspector.execution_context = self._contexts.find(engine, self.max_batch).context
             kind = trt.LayerInformationFormat.JSON
             text = ask(lambda: inspector.get_engine_information(kind), failure, ArtifactError)
         try:
@@ -210,7 +208,7 @@ class TensorRtRuntime:
         for binding in self._inputs:
             if binding.name in arrays:
                 binding.host.array[:batch] = arrays[binding.name]
-        return self._find_context(engine, batch)
+        return self._contexts.find(engine, batch)
 
     def _stage(self, feed: Feed) -> list[Binding]:
         """Queue what is resized on the GPU; return the inputs that are copied in besides."""
@@ -230,22 +228,6 @@ class TensorRtRuntime:
         event = Event(self._cuda)
         self._resources.callback(event.close)
         return event
-
-    def _find_context(self, engine: trt.ICudaEngine, batch: int) -> BatchContext:
-        """Return the context of a batch size, made where there is none."""
-        if batch not in self._contexts:
-            context = BatchContext(engine, batch, self._shared)
-            while len(self._contexts) >= MAX_CONTEXTS:  # the oldest goes
-                self._contexts.pop(next(iter(self._contexts))).close()
-            self._contexts[batch] = context
-        return self._contexts[batch]
-
-
-def _close_contexts(contexts: dict[int, BatchContext]) -> None:
-    with ExitStack() as stack:  # each is closed, also when another can't be
-        for context in contexts.values():
-            stack.callback(context.close)
-    contexts.clear()
 
 
 def start(factory: Callable[[Any], Made], logger: Any) -> Made:
