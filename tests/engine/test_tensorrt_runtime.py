@@ -7,6 +7,7 @@ import inspect
 import json
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -320,6 +321,20 @@ def test_engines_of_another_machine_are_refused(
 ) -> None:
     with pytest.raises(ArtifactError, match=message):
         open_runtime(make_engine(dynamic_onnx, tmp_path, **changes))
+
+
+def test_another_gpu_of_the_same_capability_is_warned_of(
+    world: fake_tensorrt.World, dynamic_onnx: Path, tmp_path: Path
+) -> None:
+    message = (
+        "dynamic.engine was built on RTX 2080, this is Tesla T4: it may be slow or run out of memory; build it again"
+    )
+    with pytest.warns(UserWarning, match=message):
+        open_runtime(make_engine(dynamic_onnx, tmp_path, gpu="RTX 2080")).close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for changes in ({}, {"gpu": "RTX 2080", "hardware_compatible": "same-compute-capability"}):
+            open_runtime(make_engine(dynamic_onnx, tmp_path, **changes)).close()
 
 
 def test_compatible_engines_of_another_machine_run(
