@@ -154,10 +154,13 @@ class ICudaEngine:
         self.dynamic = isinstance(next(iter(self._inputs.values())).shape[0], str)
         self.device_memory_size_v2 = WORKSPACE
         self.num_io_tensors = len(self._names)
+        self._gpu = WORLD.cuda.current
         WORLD.engines_alive += 1
 
     def __del__(self) -> None:
         WORLD.engines_alive -= 1
+        if WORLD.cuda.current != self._gpu:
+            WORLD.cuda.faults.append("destroy engine while another GPU is current")
 
     def get_tensor_name(self, index: int) -> str:
         return self._names[index]
