@@ -28,13 +28,13 @@ FUNCTIONS = (
     "createNvOnnxParserRefitter_INTERNAL", "createNvOnnxParser_INTERNAL", "getBuilderPluginRegistry",
     "getPluginRegistry", "getNvOnnxParserVersion", "initLibNvInferPlugins",
 )  # fmt: skip
-PARTS = ("runtime", "batch_context", "bindings", "logger")
+PARTS = ("runtime", "batch_context", "bindings", "contexts", "logger")
 CHECKED = [ROOT / "rtdetr_deploy" / "runtimes" / "trt" / f"{part}.py" for part in PARTS]
 CHECKED += [ROOT / "export" / "rtdetr_export" / "trt" / "build.py"]
 PLANTED = {
     "an unknown method": ("execute_async_v3(", "execute_async_v4("),
     "a missing argument": ("execute_async_v3(self._shared.stream.handle)", "execute_async_v3()"),
-    "an argument of another type": ("set_tensor_address(binding.name,", "set_tensor_address(binding,"),
+    "an argument of another type": ("set_tensor_address, binding.name,", "set_tensor_address, binding,"),
     "a name that is not there": ("trt.TensorIOMode.INPUT,", "trt.TensorIOMode.INCOMING,"),
 }
 
@@ -158,16 +158,17 @@ def use_bindings(folder: Path, version: str) -> None:
 
     from rtdetr_deploy import DeviceError
     from rtdetr_deploy.runtimes.trt import runtime as tensorrt_runtime
-    from rtdetr_deploy.runtimes.trt.logger import make_logger
+    from rtdetr_deploy.runtimes.trt.logger import get_logger, mark, messages_since
     from rtdetr_export.trt.build import make_monitor
 
     assert trt.__version__ == version, trt.__version__
-    messages: list[str] = []
-    logger = make_logger(messages)
+    since, logger = mark(), get_logger()
+    assert logger is get_logger()
     assert isinstance(logger, trt.ILogger)
     logger.log(trt.ILogger.ERROR, "out of\nmemory")
-    logger.log(trt.ILogger.INFO, "chatter")
-    assert messages == ["out of memory"], messages
+    logger.log(trt.ILogger.VERBOSE, "chatter")
+    told = [(message.severity, message.text) for message in messages_since(since)]
+    assert told == [("ERROR", "out of\nmemory")], told
     steps: list[tuple[str, int, int]] = []
     stop = threading.Event()
     monitor = make_monitor(lambda *phase: steps.append(phase), stop)

@@ -40,4 +40,7 @@ def world(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_tens
     gc.collect()
     gc.unfreeze()
     assert cuda.alive == 0, "not everything was given back"
+    assert cuda.faults == []
+    assert cuda.capturing == {}, "a capture was not ended"
+    assert cuda.thread.contexts in ([], [cuda.thread.selected]), "another context was left current"
     assert (world.engines_alive, world.contexts_alive) == (0, 0)

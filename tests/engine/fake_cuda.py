@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import threading
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -20,7 +21,9 @@ class Status(enum.IntEnum):
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
     cudaErrorInsufficientDriver = 35
+    cudaErrorInvalidResourceHandle = 400
     cudaErrorStreamCaptureUnsupported = 900
+    cudaErrorStreamCaptureInvalidated = 901
 
 
 OK = (Status.cudaSuccess,)
@@ -28,9 +31,19 @@ TEXTS = {
     Status.cudaErrorInvalidValue: b"invalid argument",
     Status.cudaErrorMemoryAllocation: b"out of memory",
     Status.cudaErrorInsufficientDriver: b"CUDA driver version is insufficient for CUDA runtime version",
+    Status.cudaErrorInvalidResourceHandle: b"invalid resource handle",
     Status.cudaErrorStreamCaptureUnsupported: b"operation not permitted when stream is capturing",
+    Status.cudaErrorStreamCaptureInvalidated: b"operation failed due to a previous error during capture",
 }
 Work = Callable[[], object]
+
+
+class Thread(threading.local):
+    """What CUDA keeps for each thread: the device that was set, and the driver's stack of contexts."""
+
+    def __init__(self) -> None:
+        self.selected = 0
+        self.contexts: list[int] = []
 
 
 class FakeCuda:
@@ -46,17 +59,24 @@ class FakeCuda:
         self.memory = memory
         self.capability = capability
         self.gpus = gpus
-        self.current = 0
+        self.thread = Thread()
+        self.initialized: set[int] = set()  # devices with a context, which takes memory
+        self.last_error = Status.cudaSuccess
+        self.faults: list[str] = []  # what a GPU would do anything at all for
+        self.home: dict[int, int] = {}  # the device of each stream
         self.device: dict[int, Any] = {}
         self.pinned: dict[int, Any] = {}
         self.streams: dict[int, list[Work]] = {}
         self.capturing: dict[int, list[Work]] = {}
+        self.capturers: dict[int, int] = {}  # the threads that began them
+        self.invalidated: set[int] = set()  # streams whose capture was broken by a call that is illegal in it
         self.graphs: set[int] = set()
         self.executables: dict[int, list[Work]] = {}
         self.modules: set[int] = set()
         self.events: dict[int, float | None] = {}
         self.launches = 0
         self.records = True
+        self.instantiates = True
         self.empties = False  # captures that record nothing, without an error
         self.log: list[str] = []
         self._recorded: dict[int, list[Work]] = {}
@@ -68,9 +88,33 @@ class FakeCuda:
         kinds = (self.device, self.pinned, self.streams, self.graphs, self.executables, self.modules, self.events)
         return sum(len(kind) for kind in kinds)
 
+    @property
+    def current(self) -> int:
+        """The current device of this thread."""
+        return self.thread.contexts[-1] if self.thread.contexts else self.thread.selected
+
+    @current.setter
+    def current(self, device: int) -> None:
+        self.cudaSetDevice(device)
+
+    def in_flight(self) -> bool:
+        """Tell whether work is queued that was not waited for."""
+        return any(self.streams.values())
+
+    def fail(self, status: Status, *values: Any) -> tuple[Any, ...]:
+        """Return an error, which CUDA also remembers."""
+        self.last_error = status
+        return (status, *values)
+
+    def _need_context(self) -> None:
+        """Make the device's own context current, as calls do that need one."""
+        if not self.thread.contexts:
+            self.thread.contexts = [self.thread.selected]
+        self.initialized.add(self.current)
+
     def enqueue(self, stream: int, work: Work) -> bool:
         """Do `work` when the stream comes to it, or record it while the stream is captured."""
-        if stream not in self.streams:
+        if stream not in self.streams or self.home[stream] != self.current:
             return False
         self.capturing.get(stream, self.streams[stream]).append(work)
         return True
@@ -93,7 +137,7 @@ class FakeCuda:
 
     def cudaGetDeviceCount(self) -> tuple[Any, ...]:
         if self.gpus < 0:
-            return (Status.cudaErrorInsufficientDriver, None)
+            return self.fail(Status.cudaErrorInsufficientDriver, None)
         return (*OK, self.gpus)
 
     def cudaGetDevice(self) -> tuple[Any, ...]:
@@ -101,17 +145,32 @@ class FakeCuda:
 
     def cudaSetDevice(self, device: int) -> tuple[Any, ...]:
         if not 0 <= device < self.gpus:
-            return (Status.cudaErrorInvalidValue,)
-        self.current = device
+            return self.fail(Status.cudaErrorInvalidValue)
+        self.thread.selected = device
+        self.thread.contexts[-1:] = [device]
+        self._need_context()
         return OK
+
+    def cudaGetLastError(self) -> tuple[Any, ...]:
+        status, self.last_error = self.last_error, Status.cudaSuccess
+        return (status,)
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
         major, minor = self.capability
         return (*OK, SimpleNamespace(name=b"Tesla T4\0\0", major=major, minor=minor, totalGlobalMem=self.memory))
 
+    def _invalidates(self) -> bool:
+        """Break the captures of this thread, if any, as calls for memory do in thread-local mode."""
+        mine = {stream for stream in self.capturing if self.capturers[stream] == threading.get_ident()}
+        self.invalidated |= mine
+        return bool(mine)
+
     def _allocate(self, kind: dict[int, Any], size: int) -> tuple[Any, ...]:
+        self._need_context()
+        if self._invalidates():
+            return self.fail(Status.cudaErrorStreamCaptureUnsupported, None)
         if sum(ctypes.sizeof(block) for block in self.device.values()) + size > self.memory:
-            return (Status.cudaErrorMemoryAllocation, None)
+            return self.fail(Status.cudaErrorMemoryAllocation, None)
         block = (ctypes.c_uint8 * size)()
         kind[ctypes.addressof(block)] = block
         return (*OK, ctypes.addressof(block))
@@ -124,8 +183,12 @@ class FakeCuda:
 
     def _free(self, kind: dict[int, Any], address: int, what: str) -> tuple[Any, ...]:
         self.log.append(what)
+        if self.in_flight():
+            self.faults.append(f"{what} with work in flight")
+        if self._invalidates():
+            return self.fail(Status.cudaErrorStreamCaptureUnsupported)
         if address not in kind:
-            return (Status.cudaErrorInvalidValue,)
+            return self.fail(Status.cudaErrorInvalidValue)
         del kind[address]
         return OK
 
@@ -137,7 +200,8 @@ class FakeCuda:
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
         stream = self._number()
-        self.streams[stream] = []
+        self._need_context()
+        self.streams[stream], self.home[stream] = [], self.current
         return (*OK, stream)
 
     def cudaStreamDestroy(self, stream: int) -> tuple[Any, ...]:
@@ -145,7 +209,7 @@ class FakeCuda:
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
         if stream in self.capturing:
-            return (Status.cudaErrorStreamCaptureUnsupported,)
+            return self.fail(Status.cudaErrorStreamCaptureUnsupported)
         for work in self.streams[stream]:
             work()
         self.streams[stream].clear()
@@ -154,15 +218,15 @@ class FakeCuda:
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[Any, ...]:
         sides = (self.device, self.pinned) if kind == 1 else (self.pinned, self.device)
         if not (self.holds(sides[0], target, size) and self.holds(sides[1], source, size)):
-            return (Status.cudaErrorInvalidValue,)
+            return self.fail(Status.cudaErrorInvalidValue)
         done = self.enqueue(stream, lambda: ctypes.memmove(target, source, size))
-        return OK if done else (Status.cudaErrorInvalidValue,)
+        return OK if done else self.fail(Status.cudaErrorInvalidValue)
 
     def cudaMemsetAsync(self, target: int, value: int, size: int, stream: int) -> tuple[Any, ...]:
         if not self.holds(self.device, target, size):
-            return (Status.cudaErrorInvalidValue,)
+            return self.fail(Status.cudaErrorInvalidValue)
         done = self.enqueue(stream, lambda: ctypes.memset(target, value, size))
-        return OK if done else (Status.cudaErrorInvalidValue,)
+        return OK if done else self.fail(Status.cudaErrorInvalidValue)
 
     def cudaEventCreate(self) -> tuple[Any, ...]:
         event = self._number()
@@ -171,31 +235,38 @@ class FakeCuda:
 
     def cudaEventRecord(self, event: int, stream: int) -> tuple[Any, ...]:
         done = event in self.events and self.enqueue(stream, lambda: self.events.update({event: time.perf_counter()}))
-        return OK if done else (Status.cudaErrorInvalidValue,)
+        return OK if done else self.fail(Status.cudaErrorInvalidValue)
 
     def cudaEventElapsedTime(self, start: int, end: int) -> tuple[Any, ...]:
         first, last = self.events.get(start), self.events.get(end)
         if first is None or last is None:
-            return (Status.cudaErrorInvalidValue, None)
+            return self.fail(Status.cudaErrorInvalidValue, None)
         return (*OK, 1000.0 * (last - first))
 
     def cudaEventDestroy(self, event: int) -> tuple[Any, ...]:
         return self._free(self.events, event, "destroy event")
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[Any, ...]:
-        self.capturing[stream] = []
+        if stream in self.capturing:
+            return self.fail(Status.cudaErrorStreamCaptureUnsupported)
+        self.capturing[stream], self.capturers[stream] = [], threading.get_ident()
         return OK
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[Any, ...]:
         work = self.capturing.pop(stream)
+        if stream in self.invalidated:
+            self.invalidated.remove(stream)
+            return self.fail(Status.cudaErrorStreamCaptureInvalidated, None)
         if not self.records:
-            return (Status.cudaErrorStreamCaptureUnsupported, None)
+            return self.fail(Status.cudaErrorStreamCaptureUnsupported, None)
         graph = self._number()
         self.graphs.add(graph)
         self._recorded[graph] = [] if self.empties else work
         return (*OK, graph)
 
     def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[Any, ...]:
+        if not self.instantiates:
+            return self.fail(Status.cudaErrorInvalidValue, None)
         executable = self._number()
         self.executables[executable] = self._recorded[graph]
         return (*OK, executable)

@@ -43,10 +43,14 @@ class Status(enum.IntEnum):
 
     SUCCESS = 0
     CUDA_ERROR_INVALID_VALUE = 1
-    NVRTC_ERROR_INVALID_OPTION = 5
+    CUDA_ERROR_NOT_INITIALIZED = 3
+    CUDA_ERROR_NO_BINARY_FOR_GPU = 209
+    NVRTC_ERROR_COMPILATION = 6
 
 
 OK = (Status.SUCCESS,)
+CONTEXTS = 9000
+"""The handle of the first device's own context; the others follow."""
 
 
 @functools.cache
@@ -65,36 +69,59 @@ def compile_for_cpu(source: str, name: str) -> ctypes.CDLL:
 
 
 class FakeNvrtc:
-    """The compiler; machine code is the source itself behind the architecture."""
+    """The compiler; machine code and PTX are the source itself behind the architecture."""
 
     def __init__(self, missing: bool = False) -> None:
         self.missing = missing
-        self.programs: dict[int, tuple[bytes, bytes]] = {}
+        self.architectures = [75, 80, 90, 120]
+        self.programs: dict[int, dict[str, bytes]] = {}
+
+    def nvrtcGetSupportedArchs(self) -> tuple[Any, ...]:
+        if self.missing:
+            raise RuntimeError("Failure finding libnvrtc.so")
+        return (*OK, self.architectures)
 
     def nvrtcCreateProgram(
         self, source: bytes, name: bytes, count: int, headers: list[bytes], names: list[bytes]
     ) -> tuple[Any, ...]:
-        if self.missing:
-            raise RuntimeError("Failure finding libnvrtc.so")
         number = len(self.programs) + 1
-        self.programs[number] = (source, b"")
+        self.programs[number] = {"Source": source}
         return (*OK, number)
 
     def nvrtcCompileProgram(self, program: int, count: int, options: list[bytes]) -> tuple[Any, ...]:
         assert count == len(options)
-        if options != [b"--gpu-architecture=sm_75"]:
-            return (Status.NVRTC_ERROR_INVALID_OPTION,)
-        self.programs[program] = (self.programs[program][0], b"sm_75 " + self.programs[program][0])
+        assert options[1:] == [b"--fmad=false"]
+        kind, _, architecture = options[0].removeprefix(b"--gpu-architecture=").partition(b"_")
+        made = self.programs[program]
+        if int(architecture) not in self.architectures or b"#error" in made["Source"]:
+            made["ProgramLog"] = b"nvrtc: error:\nthis is the log\0"
+            return (Status.NVRTC_ERROR_COMPILATION,)
+        result = kind + b"_" + architecture + b" " + made["Source"]
+        made.update({"PTX": result + b"\0", **({"CUBIN": result} if kind == b"sm" else {})})
         return OK
 
     def nvrtcGetCUBINSize(self, program: int) -> tuple[Any, ...]:
-        return (*OK, len(self.programs[program][1]))
+        return (*OK, len(self.programs[program]["CUBIN"]))
 
     def nvrtcGetCUBIN(self, program: int, code: bytes) -> tuple[Any, ...]:
-        content = self.programs[program][1]
-        assert len(code) == len(content)
-        address = id(code) + bytes.__basicsize__ - 1  # written in place, as the real one does
-        ctypes.memmove(address, content, len(content))
+        return self._write(code, self.programs[program]["CUBIN"])
+
+    def nvrtcGetPTXSize(self, program: int) -> tuple[Any, ...]:
+        return (*OK, len(self.programs[program]["PTX"]))
+
+    def nvrtcGetPTX(self, program: int, ptx: bytes) -> tuple[Any, ...]:
+        return self._write(ptx, self.programs[program]["PTX"])
+
+    def nvrtcGetProgramLogSize(self, program: int) -> tuple[Any, ...]:
+        return (*OK, len(self.programs[program]["ProgramLog"]))
+
+    def nvrtcGetProgramLog(self, program: int, log: bytes) -> tuple[Any, ...]:
+        return self._write(log, self.programs[program]["ProgramLog"])
+
+    def _write(self, target: bytes, content: bytes) -> tuple[Any, ...]:
+        """Write into `bytes` in place, as the real one does."""
+        assert len(target) == len(content)
+        ctypes.memmove(id(target) + bytes.__basicsize__ - 1, content, len(content))
         return OK
 
     def nvrtcDestroyProgram(self, program: int) -> tuple[Any, ...]:
@@ -103,17 +130,49 @@ class FakeNvrtc:
 
 
 class FakeDriver:
-    """The calls of the driver that load and launch a kernel."""
+    """The calls of the driver that load and launch a kernel, and those of contexts."""
 
     def __init__(self, cuda: FakeCuda) -> None:
         self._cuda = cuda
         self._sources: dict[int, str] = {}
         self.kernels: dict[int, tuple[int, str]] = {}
+        self._ready = False
+
+    def cuInit(self, flags: int) -> tuple[Any, ...]:
+        self._ready = True
+        return OK
+
+    def cuDeviceGet(self, ordinal: int) -> tuple[Any, ...]:
+        if not self._ready or not 0 <= ordinal < self._cuda.gpus:
+            return (Status.CUDA_ERROR_NOT_INITIALIZED, None)
+        return (*OK, ordinal)
+
+    def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[Any, ...]:
+        self._cuda.initialized.add(device)
+        return (*OK, CONTEXTS + device)
+
+    def cuCtxGetCurrent(self) -> tuple[Any, ...]:
+        if not self._ready:
+            return (Status.CUDA_ERROR_NOT_INITIALIZED, None)
+        contexts = self._cuda.thread.contexts
+        return (*OK, CONTEXTS + contexts[-1] if contexts else 0)
+
+    def cuCtxPushCurrent(self, context: int) -> tuple[Any, ...]:
+        assert context - CONTEXTS in self._cuda.initialized
+        self._cuda.thread.contexts.append(context - CONTEXTS)
+        return OK
+
+    def cuCtxPopCurrent(self) -> tuple[Any, ...]:
+        return (*OK, CONTEXTS + self._cuda.thread.contexts.pop())
 
     def cuModuleLoadData(self, code: bytes) -> tuple[Any, ...]:
-        assert code.startswith(b"sm_75 ")
+        architecture, _, source = code.partition(b" ")
+        kind, _, number_of_it = architecture.partition(b"_")
+        own = int("{}{}".format(*self._cuda.capability))
+        if not (int(number_of_it) == own if kind == b"sm" else int(number_of_it) <= own and code.endswith(b"\0")):
+            return (Status.CUDA_ERROR_NO_BINARY_FOR_GPU, None)
         number = 5000 + len(self._sources)
-        self._sources[number] = code[6:].decode()
+        self._sources[number] = source.rstrip(b"\0").decode()
         self._cuda.modules.add(number)
         return (*OK, number)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,17 @@ class TensorIOMode(enum.Enum):
     NONE = 0
     INPUT = 1
     OUTPUT = 2
+
+
+class TensorLocation(enum.Enum):
+    DEVICE = 0
+    HOST = 1
+
+
+class TensorFormat(enum.Enum):
+    LINEAR = 0
+    CHW2 = 1
+    HWC8 = 2
 
 
 class ExecutionContextAllocationStrategy(enum.Enum):
@@ -67,7 +79,7 @@ class ILogger:
 
 
 def init_libnvinfer_plugins(logger: ILogger, namespace: str) -> bool:
-    assert isinstance(logger, ILogger)
+    register(logger, "initLibNvInferPlugins")
     assert not namespace
     WORLD.plugins = True
     return True
@@ -90,22 +102,41 @@ class World:
         self.eleven = False  # the inspector's fields of TensorRT 11
         self.claims: str | None = None  # precision that every layer really has
         self.builds: list[IBuilderConfig] = []
+        self.locations: dict[str, TensorLocation] = {}
+        self.formats: dict[str, TensorFormat] = {}
+        self.logger: weakref.ref[ILogger] | None = None
+
+    def say(self, severity: ILogger.Severity, text: str) -> None:
+        """Tell the process's logger, whoever speaks; TensorRT keeps its address and nothing more."""
+        assert self.logger is not None
+        logger = self.logger()
+        assert logger is not None, "use after free: the registered logger is gone"
+        logger.log(severity, text)
 
 
 WORLD = World(FakeCuda())
 
 
+def register(logger: ILogger, what: str) -> None:
+    """Take the process's logger: the first one stays, as in TensorRT."""
+    assert logger.ready, "ILogger.__init__ was not called"
+    if WORLD.logger is None:
+        WORLD.logger = weakref.ref(logger)
+    elif WORLD.logger() is not logger:
+        text = f"The logger passed into {what} differs from one already registered for an existing builder"
+        WORLD.say(ILogger.WARNING, text + ", runtime, or refitter. So the current new logger is ignored.")
+
+
 class Runtime:
     def __init__(self, logger: ILogger) -> None:
-        assert logger.ready, "ILogger.__init__ was not called"
-        self.logger = logger
+        register(logger, "createInferRuntime")
         self.engine_host_code_allowed = False
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
         if not serialized_engine.startswith(MAGIC):
-            self.logger.log(ILogger.ERROR, "Serialization assertion\nmagicTag failed.")
+            WORLD.say(ILogger.ERROR, "Serialization assertion\nmagicTag failed.")
             return None
-        return ICudaEngine(serialized_engine[len(MAGIC) :], self.logger)
+        return ICudaEngine(serialized_engine[len(MAGIC) :])
 
 
 def _open_session(content: bytes) -> Any:
@@ -114,8 +145,7 @@ def _open_session(content: bytes) -> Any:
 
 
 class ICudaEngine:
-    def __init__(self, content: bytes, logger: ILogger) -> None:
-        self.logger = logger
+    def __init__(self, content: bytes) -> None:
         self.content = content
         self.session = _open_session(content)
         self._inputs = {value.name: value for value in self.session.get_inputs()}
@@ -124,10 +154,13 @@ class ICudaEngine:
         self.dynamic = isinstance(next(iter(self._inputs.values())).shape[0], str)
         self.device_memory_size_v2 = WORKSPACE
         self.num_io_tensors = len(self._names)
+        self._gpu = WORLD.cuda.current
         WORLD.engines_alive += 1
 
     def __del__(self) -> None:
         WORLD.engines_alive -= 1
+        if WORLD.cuda.current != self._gpu:
+            WORLD.cuda.faults.append("destroy engine while another GPU is current")
 
     def get_tensor_name(self, index: int) -> str:
         return self._names[index]
@@ -142,9 +175,19 @@ class ICudaEngine:
         shape = {**self._inputs, **self._outputs}[name].shape
         return tuple(-1 if isinstance(axis, str) else axis for axis in shape)
 
+    def get_tensor_location(self, name: str) -> TensorLocation:
+        return WORLD.locations.get(name, TensorLocation.DEVICE)
+
+    def get_tensor_format(self, name: str) -> TensorFormat:
+        return WORLD.formats.get(name, TensorFormat.LINEAR)
+
+    def get_tensor_vectorized_dim(self, name: str) -> int:
+        return 1 if self.get_tensor_format(name) != TensorFormat.LINEAR else -1
+
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
         assert profile_index == 0
         assert self.get_tensor_mode(name) == TensorIOMode.INPUT, "profiles are for inputs"
+        assert self.get_tensor_location(name) == TensorLocation.DEVICE, "shapes of inputs on the CPU are their values"
         batch, *rest = self.get_tensor_shape(name)
         return [(size, *rest) for size in (WORLD.profile if batch < 0 else (batch,) * 3)]
 
@@ -168,6 +211,8 @@ class IExecutionContext:
 
     def __del__(self) -> None:
         WORLD.contexts_alive -= 1
+        if WORLD.cuda.in_flight():
+            WORLD.cuda.faults.append("destroy context with work in flight")
 
     def set_device_memory(self, memory: int, size: int) -> None:
         block = WORLD.cuda.device.get(memory)
@@ -178,7 +223,7 @@ class IExecutionContext:
             return False
         low, _, high = self.engine.get_tensor_profile_shape(name, 0)
         if len(shape) != len(low) or not all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True)):
-            self.engine.logger.log(ILogger.ERROR, f"{name}: {shape} is not within the profile")
+            WORLD.say(ILogger.ERROR, f"{name}: {shape} is not within the profile")
             return False
         self._shapes[name] = tuple(shape)
         return True
@@ -202,7 +247,7 @@ class IExecutionContext:
         capturing = stream_handle in cuda.capturing
         ready = self._own_memory and set(self._addresses) == set(engine._names) and not self.infer_shapes()
         if WORLD.refuse or not ready or (capturing and not self._warm):
-            engine.logger.log(ILogger.ERROR, "Error Code 3: API Usage Error (not everything is set)")
+            WORLD.say(ILogger.ERROR, "Error Code 3: API Usage Error (not everything is set)")
             return False
         self._warm = True
         return cuda.enqueue(stream_handle, self._execute)
@@ -254,7 +299,9 @@ class EngineInspector:
                 told = {"Datatype": kind, "Format": "NCHW"} if WORLD.eleven else {"Format/Datatype": f"{kind} NCHW"}
                 inputs = [{"Name": node.input[0], **told}]
                 layers.append({"Name": node.name, "LayerType": "CaskConvolution", "Inputs": inputs})
-        return json.dumps({"Layers": layers, "Bindings": []})
+        metadata = "[ONNX Layer: /a\x1e/b\x1f]"  # the separators as they are, which JSON doesn't allow
+        text = json.dumps({"Layers": layers, "Bindings": [], "Metadata": "@"})
+        return text.replace("@", metadata)
 
 
 class BuilderFlag(enum.Enum):
@@ -397,8 +444,7 @@ class IProgressMonitor:
 
 class Builder:
     def __init__(self, logger: ILogger) -> None:
-        assert logger.ready, "ILogger.__init__ was not called"
-        self._logger = logger
+        register(logger, "createInferBuilder")
 
     def create_network(self, flags: int = 0) -> INetworkDefinition:
         return INetworkDefinition(flags)
@@ -413,7 +459,7 @@ class Builder:
         WORLD.builds.append(config)
         dynamic = [tensor for tensor in network.inputs if -1 in tensor.shape]
         if dynamic and not config.profiles:
-            self._logger.log(ILogger.ERROR, "Network has dynamic inputs, but no optimization profile has been defined.")
+            WORLD.say(ILogger.ERROR, "Network has dynamic inputs, but no optimization profile has been defined.")
             return None
         assert network.strongly_typed
         monitor: Any = config.progress_monitor

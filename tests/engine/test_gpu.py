@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from rtdetr_deploy import DeviceError, MissingPackageError, Predictor, open_runtime
 from rtdetr_deploy.images.frame import Frame
 from rtdetr_deploy.images.preprocess import prepare_batch
-from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, PinnedArray, Stream, import_cuda
+from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, PinnedArray, Stream, import_cuda, native_handle
 from rtdetr_deploy.runtimes.trt.cuda_resize import FrameResizer, ResizeDestination
 
 pytestmark = pytest.mark.gpu
@@ -55,6 +56,49 @@ def test_pinned_arrays_make_the_round_trip(cuda: Cuda) -> None:
         graph.close()
     finally:
         for resource in (memory, target, source, stream):
+            resource.close()
+
+
+def test_the_context_of_the_caller_stays_current(cuda: Cuda) -> None:
+    """In a thread that has used no GPU none is current afterwards; memory of the block is usable from a later one."""
+
+    def use() -> None:
+        before.append(native_handle(cuda.call_driver("cuCtxGetCurrent")))
+        with cuda.using(gpu):
+            numbers.append(int(cuda.call("cudaGetDevice")))
+            memory = DeviceMemory(cuda, 1 << 20)
+        after.append(native_handle(cuda.call_driver("cuCtxGetCurrent")))
+        with cuda.using(gpu):
+            memory.close()
+
+    gpu = cuda.gpu(cuda.call("cudaGetDeviceCount") - 1)
+    before: list[int] = []
+    numbers: list[int] = []
+    after: list[int] = []
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert numbers == [gpu.number]
+    assert before == after == [0]
+
+
+def test_a_capture_that_asks_for_memory_fails_cleanly_and_the_next_one_is_right(cuda: Cuda) -> None:
+    stream = Stream(cuda)
+    host, memory = PinnedArray(cuda, (4,), np.dtype(np.int32)), DeviceMemory(cuda, 16)
+    try:
+        with pytest.raises(DeviceError, match="captur"):
+            stream.capture(lambda: DeviceMemory(cuda, 16).close())
+        host.array[:] = 7
+        graph = stream.capture(lambda: stream.upload(memory, host, 16))
+        stream.launch(graph)
+        stream.synchronize()
+        host.array[:] = 0
+        stream.download(host, memory, 16)
+        stream.synchronize()
+        assert (host.array == 7).all()
+        graph.close()
+    finally:
+        for resource in (stream, memory, host):
             resource.close()
 
 

@@ -6,8 +6,13 @@ import hashlib
 import inspect
 import json
 import sys
+import threading
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,6 +34,7 @@ from rtdetr_deploy import (
     open_runtime,
 )
 from rtdetr_deploy.runtimes import RuntimeOptions
+from rtdetr_deploy.runtimes.trt.cuda import native_handle
 from rtdetr_deploy.runtimes.trt.runtime import TensorRtRuntime
 from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo, sidecar_path
 
@@ -172,6 +178,120 @@ def test_a_context_that_cannot_be_made_is_one_clear_line(
     runtime.close()
 
 
+@pytest.mark.parametrize(
+    ("owner", "method", "error", "message"),
+    [
+        ("ICudaEngine", "create_execution_context", DeviceError, "no execution context could be made: pybind's words"),
+        ("IExecutionContext", "infer_shapes", DeviceError, "TensorRT refused shapes for 1 image: pybind's words"),
+        ("IExecutionContext", "set_input_shape", DeviceError, "TensorRT refused images: pybind's words"),
+        ("IExecutionContext", "execute_async_v3", DeviceError, "TensorRT refused execution: pybind's words"),
+        (
+            "ICudaEngine",
+            "create_engine_inspector",
+            ArtifactError,
+            "the engine inspector gives no layers: pybind's words",
+        ),
+        ("EngineInspector", "get_engine_information", ArtifactError, "gives no layers: pybind's words"),
+    ],
+)
+@pytest.mark.parametrize("kind", [RuntimeError, TypeError])
+def test_what_the_bindings_raise_is_our_error(
+    kind: type[Exception],
+    owner: str,
+    method: str,
+    error: type[Exception],
+    message: str,
+    world: fake_tensorrt.World,
+    engine: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise kind("pybind's words")
+
+    runtime = open_runtime(engine)
+    assert isinstance(runtime, TensorRtRuntime)
+    use = runtime.layers if error is ArtifactError else lambda: runtime.run(_feed(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(fake_tensorrt, owner), method, fail)
+        with pytest.raises(error, match=f"dynamic.engine: .*{message}"):
+            use()
+    use()
+    runtime.close()
+
+
+def test_an_engine_that_the_bindings_raise_for_is_our_error(
+    world: fake_tensorrt.World, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        world.say(fake_tensorrt.ILogger.ERROR, "in TensorRT's words")
+        raise RuntimeError("std::bad_alloc")
+
+    monkeypatch.setattr(fake_tensorrt.Runtime, "deserialize_cuda_engine", fail)
+    with pytest.raises(ArtifactError, match=r"can't be loaded by TensorRT 10.13.3.9: in TensorRT's words$"):
+        open_runtime(engine)
+
+
+def test_the_lean_runtime_is_named_where_it_is_missing(
+    world: fake_tensorrt.World, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        world.say(fake_tensorrt.ILogger.ERROR, "Unable to load library: libnvinfer_lean.so.10")
+
+    monkeypatch.setattr(fake_tensorrt.Runtime, "deserialize_cuda_engine", fail)
+    with pytest.raises(
+        ArtifactError,
+        match=r"libnvinfer_lean.so.10; the lean runtime, .*: pip install tensorrt-lean==10.13.3.9 \(beside",
+    ):
+        open_runtime(engine)
+
+
+def test_a_tensorrt_that_cannot_start_says_why(
+    world: fake_tensorrt.World, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def fail(*_: object) -> None:
+        for text in said:
+            world.say(fake_tensorrt.ILogger.ERROR, text)
+        raise TypeError("factory function returned nullptr")
+
+    monkeypatch.setattr(fake_tensorrt.Runtime, "__init__", fail)
+    with pytest.raises(DeviceError, match=r"can't be started \(factory function returned nullptr\): its CUDA version"):
+        open_runtime(engine)
+    said.append("CUDA initialization failure with error: 35")
+    with pytest.raises(DeviceError, match=r"can't be started \(CUDA initialization failure with error: 35\)"):
+        open_runtime(engine)
+
+
+def test_layers_are_read_though_names_hold_control_characters(world: fake_tensorrt.World, engine: Path) -> None:
+    runtime = open_runtime(engine)
+    assert isinstance(runtime, TensorRtRuntime)
+    assert runtime.layers()[0]["LayerType"] == "CaskConvolution"
+    runtime.close()
+
+
+@pytest.mark.parametrize("text", ["not JSON", "{}", "[]"])
+def test_an_inspector_that_gives_no_layers_is_refused(
+    text: str, world: fake_tensorrt.World, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_tensorrt.EngineInspector, "get_engine_information", lambda *_: text)
+    runtime = open_runtime(engine)
+    assert isinstance(runtime, TensorRtRuntime)
+    with pytest.raises(ArtifactError, match=r"the engine inspector gives no layers \("):
+        runtime.layers()
+    runtime.close()
+
+
+def test_engines_with_other_formats_or_inputs_on_the_cpu_are_refused(world: fake_tensorrt.World, engine: Path) -> None:
+    world.formats = {"images": fake_tensorrt.TensorFormat.HWC8}
+    with pytest.raises(ArtifactError, match=r"dynamic.engine: images has the format HWC8, expected LINEAR; build"):
+        open_runtime(engine)
+    world.formats = {}
+    world.locations = {"images": fake_tensorrt.TensorLocation.HOST}
+    with pytest.raises(ArtifactError, match="images is a shape that TensorRT reads on the CPU; only images are fed"):
+        open_runtime(engine)
+
+
 def test_a_refused_execution_is_an_error_in_tensorrts_words(world: fake_tensorrt.World, engine: Path) -> None:
     runtime = open_runtime(engine)
     world.refuse = True
@@ -180,19 +300,6 @@ def test_a_refused_execution_is_an_error_in_tensorrts_words(world: fake_tensorrt
     world.refuse = False
     assert runtime.run(_feed(1))["scores"].shape == (1, 300)
     runtime.close()
-
-
-def test_an_engine_that_cannot_be_recorded_runs_without_a_graph(world: fake_tensorrt.World, engine: Path) -> None:
-    world.cuda.records = False
-    runtime = open_runtime(engine)
-    first = runtime.run(_feed(1))
-    with pytest.warns(UserWarning, match="runs without CUDA graphs"):
-        second = runtime.run(_feed(1))
-    third = runtime.run(_feed(1))
-    runtime.close()
-    assert np.array_equal(first["boxes"], second["boxes"])
-    assert np.array_equal(first["boxes"], third["boxes"])
-    assert world.cuda.launches == 0
 
 
 @pytest.mark.parametrize(
@@ -216,6 +323,20 @@ def test_engines_of_another_machine_are_refused(
         open_runtime(make_engine(dynamic_onnx, tmp_path, **changes))
 
 
+def test_another_gpu_of_the_same_capability_is_warned_of(
+    world: fake_tensorrt.World, dynamic_onnx: Path, tmp_path: Path
+) -> None:
+    message = (
+        "dynamic.engine was built on RTX 2080, this is Tesla T4: it may be slow or run out of memory; build it again"
+    )
+    with pytest.warns(UserWarning, match=message):
+        open_runtime(make_engine(dynamic_onnx, tmp_path, gpu="RTX 2080")).close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for changes in ({}, {"gpu": "RTX 2080", "hardware_compatible": "same-compute-capability"}):
+            open_runtime(make_engine(dynamic_onnx, tmp_path, **changes)).close()
+
+
 def test_compatible_engines_of_another_machine_run(
     world: fake_tensorrt.World, dynamic_onnx: Path, tmp_path: Path
 ) -> None:
@@ -223,8 +344,8 @@ def test_compatible_engines_of_another_machine_run(
     other = {"tensorrt": "10.1", "capability": "8.6", "version_compatible": True, "hardware_compatible": True}
     runtime = open_runtime(make_engine(dynamic_onnx, tmp_path, **other))
     assert isinstance(runtime, TensorRtRuntime)
-    assert runtime._runtime is not None
-    assert runtime._runtime.engine_host_code_allowed
+    assert runtime._loaded.runtime is not None
+    assert runtime._loaded.runtime.engine_host_code_allowed
     runtime.close()
 
 
@@ -297,11 +418,85 @@ def test_the_gpu_of_a_number_is_used_by_every_thread(world: fake_tensorrt.World,
     with pytest.raises(DeviceError, match="GPU 2 can't be used: CUDA finds 2 GPUs, counted from 0"):
         open_runtime(engine, options=RuntimeOptions(device="cuda:2"))
     runtime = open_runtime(engine, options=RuntimeOptions(device="cuda:1"))
-    assert world.cuda.current == 1
-    for use in (lambda: runtime.run(_feed(1)), runtime.close):
-        world.cuda.current = 0  # as in a thread that has used another one
-        use()
-        assert world.cuda.current == 1
+    expected = runtime.run(_feed(1))
+    assert set(world.cuda.home.values()) == {1}  # the double refuses work on a stream of another device
+
+    def use() -> None:
+        results.append(runtime.run(_feed(1)))
+
+    results: list[Any] = []
+    threads = [threading.Thread(target=use) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    assert [np.array_equal(result["boxes"], expected["boxes"]) for result in results] == [True] * 2
+    runtime.close()
+
+
+def test_the_callers_device_stays_current_and_no_other_gpu_is_touched(
+    world: fake_tensorrt.World, engine: Path, dynamic_onnx: Path, picture: NDArray[np.uint8]
+) -> None:
+    """Setting the device back with cudaSetDevice would make a context, of hundreds of MB, on a GPU that nobody uses."""
+    world.cuda.gpus = 3
+    options = RuntimeOptions(device="cuda:1")
+    runtime = open_runtime(engine, options=options)
+    assert isinstance(runtime, TensorRtRuntime)
+    runtime.run(_feed(1))
+    assert (world.cuda.current, world.cuda.initialized) == (0, {1})
+    world.cuda.cudaSetDevice(2)  # as torch.cuda.set_device
+    uses: list[Callable[[], object]] = [
+        lambda: runtime.run(_feed(1)),
+        lambda: runtime.run_timed(_feed(1)),
+        runtime.layers,
+        lambda: runtime.run({}),
+        lambda: open_runtime(b"something else", runtime="tensorrt", options=options),
+        lambda: predictor.detect(picture),
+        runtime.close,
+    ]
+    with Predictor(engine, device="cuda:1", resizer="cuda") as predictor:
+        for use in uses:
+            with suppress(ArtifactError):
+                use()
+            assert (world.cuda.current, world.cuda.thread.contexts) == (2, [2])
+    assert (world.cuda.current, world.cuda.thread.contexts) == (2, [2])
+    assert world.cuda.initialized == {1, 2}
+    world.cuda.cudaSetDevice(0)
+
+
+def test_the_device_is_not_set_where_it_is_current_already(
+    world: fake_tensorrt.World, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = open_runtime(engine)
+    world.cuda.cudaSetDevice(0)
+    monkeypatch.delattr(FakeDriver, "cuCtxPushCurrent")
+    runtime.run(_feed(1))
+    runtime.close()
+
+
+class Handle:
+    """A handle as later versions of cuda-python have it: `int` no longer takes it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __int__(self) -> int:
+        raise TypeError("int() of a handle was removed")
+
+
+def test_handles_need_not_be_numbers(world: fake_tensorrt.World, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    utils = ModuleType("cuda.bindings.utils")
+    utils.get_cuda_native_handle = lambda handle: handle.number  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cuda.bindings.utils", utils)
+    assert native_handle(Handle(7)) == 7
+    monkeypatch.setitem(sys.modules, "cuda.bindings.utils", ModuleType("cuda.bindings.utils"))
+    assert native_handle(np.int64(7)) == 7
+
+
+def test_handles_of_the_real_cuda_python_are_numbers() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    driver = pytest.importorskip("cuda.bindings.driver")
+    handles = (runtime.cudaStream_t(5), driver.CUcontext(7), driver.CUcontext(), runtime.cudaGraphExec_t(9))
+    assert [native_handle(handle) for handle in handles] == [5, 7, 0, 9]
 
 
 def test_content_is_opened_as_a_third_party_engine(world: fake_tensorrt.World, engine: Path) -> None:
@@ -341,6 +536,9 @@ def test_the_double_has_only_what_the_bindings_have(version: str) -> None:
     assert compared >= 13
     assert {"device_memory_size_v2", "num_io_tensors"} <= set(api["classes"]["ICudaEngine"]["props"])
     assert "engine_host_code_allowed" in api["classes"]["Runtime"]["props"]
+    for name in ("TensorLocation", "TensorFormat"):
+        listed = api["enums"][name]
+        assert {member.name: member.value for member in getattr(fake_tensorrt, name)}.items() <= listed.items()
     for name in ("TensorIOMode", "ExecutionContextAllocationStrategy"):
         assert {member.name for member in getattr(fake_tensorrt, name)} == set(api["enums"][name])
     assert {member.name for member in fake_tensorrt.ILogger.Severity} == set(api["enums"]["ILogger.Severity"])

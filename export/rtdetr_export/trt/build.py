@@ -24,7 +24,7 @@ from rtdetr_deploy.images.frame import ImageLike
 from rtdetr_deploy.packages import require
 from rtdetr_deploy.runtimes import open_runtime
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, Gpu, import_cuda
-from rtdetr_deploy.runtimes.trt.logger import last_message, make_logger
+from rtdetr_deploy.runtimes.trt.logger import get_logger, last_message, mark
 from rtdetr_deploy.runtimes.trt.runtime import TensorRtRuntime, start
 from rtdetr_deploy.runtimes.trt.sidecar import AMPERE, EngineInfo, sidecar_path
 from rtdetr_deploy.words import plural
@@ -167,8 +167,7 @@ def build(onnx: Path, options: EngineOptions, info: ArtifactInfo, on_phase: Phas
     """
     import tensorrt as trt
 
-    messages: list[str] = []
-    logger = make_logger(messages)
+    since, logger = mark(), get_logger()
     builder = start(trt.Builder, logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
@@ -179,7 +178,7 @@ def build(onnx: Path, options: EngineOptions, info: ArtifactInfo, on_phase: Phas
     cache = _read_timing_cache(config, options.timing_cache)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise ExportError(f"TensorRT {trt.__version__} can't build {onnx.name}: {last_message(messages)}")
+        raise ExportError(f"TensorRT {trt.__version__} can't build {onnx.name}: {last_message(since)}")
     if cache is not None and options.timing_cache is not None:
         try:
             write_bytes(options.timing_cache, _to_bytes(cache.serialize()))

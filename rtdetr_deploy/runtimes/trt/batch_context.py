@@ -18,8 +18,8 @@ import numpy as np
 from rtdetr_deploy.errors import ArtifactError, DeviceError
 from rtdetr_deploy.runtimes.protocol import Array
 from rtdetr_deploy.runtimes.trt.bindings import Binding
+from rtdetr_deploy.runtimes.trt.calls import Answer, ask
 from rtdetr_deploy.runtimes.trt.cuda import CudaGraph, DeviceMemory, Stream
-from rtdetr_deploy.runtimes.trt.logger import last_message
 from rtdetr_deploy.words import plural
 
 if TYPE_CHECKING:
@@ -28,20 +28,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Shared:
-    """What the contexts of an engine share; `records` is False once a call could not be recorded."""
+    """What the contexts of an engine share."""
 
     file: str
-    messages: list[str]
     stream: Stream
     workspace: DeviceMemory
     inputs: tuple[Binding, ...]
     outputs: tuple[Binding, ...]
-    records: bool = True
 
-    def demand(self, worked: bool, what: str) -> None:
-        """Raise `DeviceError` in TensorRT's words unless a call has worked."""
-        if not worked:
-            raise DeviceError(f"{self.file}: TensorRT refused {what}: {last_message(self.messages)}")
+    def demand(self, call: Callable[[], Answer | None], what: str) -> Answer:
+        """Return what a call of TensorRT returns. Raises `DeviceError` in its words where that does not work."""
+        return ask(call, f"{self.file}: TensorRT refused {what}")
 
 
 class BatchContext:
@@ -53,6 +50,7 @@ class BatchContext:
         self._shared = shared
         self._graphs: dict[tuple[str, ...], CudaGraph] = {}
         self._runs = 0
+        self._records = True
 
     def prepare(self, uploads: Sequence[Binding], *, downloads: bool = True) -> Callable[[], None]:
         """Return what queues a call that copies `uploads` in first and, with `downloads`, the outputs out.
@@ -61,7 +59,7 @@ class BatchContext:
         what is returned does nothing else.
         """
         key = tuple(binding.name for binding in (*uploads, *(self._shared.outputs if downloads else ())))
-        if key not in self._graphs and self._runs and self._shared.records:
+        if key not in self._graphs and self._runs and self._records:
             graph = self._record(uploads, downloads)
             if graph is not None:
                 self._graphs[key] = graph
@@ -95,34 +93,42 @@ class BatchContext:
 
     def _enqueue(self, uploads: Sequence[Binding], downloads: bool) -> None:
         self.upload(uploads)
-        self._shared.demand(self.context.execute_async_v3(self._shared.stream.handle), "execution")
+        self._shared.demand(lambda: self.context.execute_async_v3(self._shared.stream.handle), "execution")
         if downloads:
             self.download()
 
     def _record(self, uploads: Sequence[Binding], downloads: bool) -> CudaGraph | None:
-        """Return the call as a CUDA graph; where an engine can't be recorded, say so once and go on without."""
+        """Return the call as a CUDA graph; where that fails twice, say so and go on without for this batch size."""
         try:
-            return self._shared.stream.capture(lambda: self._enqueue(uploads, downloads))
-        except (DeviceError, ArtifactError) as error:
-            self._shared.records = False
+            try:
+                return self._capture(uploads, downloads)
+            except DeviceError:  # another library's work may have come between, which does not happen again
+                return self._capture(uploads, downloads)
+        except DeviceError as error:
+            self._records = False
             # The file says it all: which line happened to make the second call tells nothing.
-            warnings.warn(f"{self._shared.file} runs without CUDA graphs, a little slower: {error}", stacklevel=2)
+            number = plural(self.batch, "image")
+            text = f"{self._shared.file} runs {number} at once without CUDA graphs, a little slower: {error}"
+            warnings.warn(text, stacklevel=2)
             return None
+
+    def _capture(self, uploads: Sequence[Binding], downloads: bool) -> CudaGraph:
+        return self._shared.stream.capture(lambda: self._enqueue(uploads, downloads))
 
 
 def _open_context(engine: trt.ICudaEngine, batch: int, shared: Shared) -> trt.IExecutionContext:
     import tensorrt as trt
 
     file = shared.file
-    context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-    if context is None:
-        raise DeviceError(f"{file}: no execution context could be made: {last_message(shared.messages)}")
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    context = ask(lambda: engine.create_execution_context(strategy), f"{file}: no execution context could be made")
     context.set_device_memory(shared.workspace.address, shared.workspace.size)
     for binding in shared.inputs:
-        shared.demand(context.set_input_shape(binding.name, (batch, *binding.host.array.shape[1:])), binding.name)
+        shape = (batch, *binding.host.array.shape[1:])
+        shared.demand(partial(context.set_input_shape, binding.name, shape), binding.name)
     for binding in (*shared.inputs, *shared.outputs):
-        shared.demand(context.set_tensor_address(binding.name, binding.device.address), binding.name)
-    unknown = context.infer_shapes()
+        shared.demand(partial(context.set_tensor_address, binding.name, binding.device.address), binding.name)
+    unknown = shared.demand(context.infer_shapes, f"shapes for {plural(batch, 'image')}")
     if unknown:
         raise ArtifactError(f"{file}: the shapes of {', '.join(unknown)} are not determined by the images")
     for binding in shared.outputs:

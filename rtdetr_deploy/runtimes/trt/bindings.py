@@ -30,6 +30,22 @@ class Binding:
         return batch * int(self.host.array[:1].nbytes)
 
 
+def check_bindings(engine: trt.ICudaEngine, file: str) -> None:
+    """Raise `ArtifactError` unless every input and output is a plain array on the GPU, as here everything is."""
+    import tensorrt as trt
+
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
+            raise ArtifactError(f"{file}: {name} is a shape that TensorRT reads on the CPU; only images are fed here")
+        layout = engine.get_tensor_format(name)
+        if layout != trt.TensorFormat.LINEAR or engine.get_tensor_vectorized_dim(name) >= 0:
+            raise ArtifactError(
+                f"{file}: {name} has the format {layout.name}, expected LINEAR; build the engine without other formats "
+                "of inputs and outputs"
+            )
+
+
 def allocate_bindings(
     engine: trt.ICudaEngine, mode: trt.TensorIOMode, file: str, max_batch: int, cuda: Cuda, stack: ExitStack
 ) -> tuple[tuple[TensorSpec, ...], tuple[Binding, ...]]:

@@ -1,13 +1,15 @@
 """The few calls of the CUDA runtime that are needed here, through cuda-python.
 
-Every failure is a `DeviceError` in CUDA's own words. Resources have `close`, which may be called twice; nothing is
-freed by the garbage collector, because the order of finalizers is undefined.
+Every failure is a `DeviceError` in CUDA's own words. Resources have `close`, which may be called twice; their owner
+frees them in order (`resources.py`), the garbage collector would not.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,7 @@ class Cuda:
 
     def __init__(self, module: Any) -> None:
         self._module = module
+        self._contexts: dict[int, Any] = {}
 
     def call(self, function: str, *arguments: Any) -> Any:
         """Call a function and return what it returns beside the status. Raises `DeviceError`."""
@@ -45,6 +48,19 @@ class Cuda:
             hint = "; close other programs on the GPU, or use a smaller batch" if out_of_memory else ""
             raise DeviceError(f"CUDA says: {words} ({function}){hint}")
         return values[0] if len(values) == 1 else tuple(values) if values else None
+
+    def forget_error(self) -> None:
+        """Clear the error that CUDA remembers for this thread: whoever asks next would take it for its own."""
+        self._module.cudaGetLastError()
+
+    def call_driver(self, function: str, *arguments: Any) -> Any:
+        """Call a function of the driver and return what it returns beside the status. Raises `DeviceError`."""
+        from cuda.bindings import driver
+
+        status, *values = getattr(driver, function)(*arguments)
+        if int(status) != 0:
+            raise DeviceError(f"CUDA's driver says: {status.name} ({function})")
+        return values[0] if values else None
 
     def constant(self, kind: str, name: str) -> Any:
         """Return a member of an enumeration, e.g. `cudaMemcpyKind.cudaMemcpyHostToDevice`."""
@@ -77,9 +93,41 @@ class Cuda:
             int(properties.totalGlobalMem),
         )
 
-    def use(self, gpu: Gpu) -> None:
-        """Make `gpu` the current device of the calling thread: CUDA keeps that for each thread apart."""
-        self.call("cudaSetDevice", gpu.number)
+    @contextmanager
+    def using(self, gpu: Gpu) -> Iterator[None]:
+        """Make `gpu` the current device of the calling thread, and what was current before again after the block.
+
+        By the driver's stack of contexts: cudaSetDevice would take hundreds of MB of the caller's GPU when it is set
+        back, also where nobody uses that one, and lose a context that is not the device's own (PyCUDA's).
+        """
+        context = self._primary_context(gpu)
+        if native_handle(self.call_driver("cuCtxGetCurrent")) == native_handle(context):
+            yield
+            return
+        self.call_driver("cuCtxPushCurrent", context)
+        try:
+            yield
+        finally:
+            self.call_driver("cuCtxPopCurrent")
+
+    def _primary_context(self, gpu: Gpu) -> Any:
+        """Return the context that the CUDA runtime, and so TensorRT, has on a device; it is kept to the end."""
+        if gpu.number not in self._contexts:
+            self.call_driver("cuInit", 0)
+            device = self.call_driver("cuDeviceGet", gpu.number)
+            self._contexts[gpu.number] = self.call_driver("cuDevicePrimaryCtxRetain", device)
+        return self._contexts[gpu.number]
+
+
+def native_handle(value: Any) -> int:
+    """Return a handle of cuda-python as a number."""
+    if isinstance(value, int):
+        return value
+    try:
+        from cuda.bindings.utils import get_cuda_native_handle
+    except ImportError:  # older ones lack it
+        return int(value)
+    return int(get_cuda_native_handle(value))
 
 
 def import_cuda() -> Cuda:
@@ -87,6 +135,18 @@ def import_cuda() -> Cuda:
     with needed_for("running engines", "tensorrt"):
         from cuda.bindings import runtime
     return Cuda(runtime)
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Keep Python's collector of cycles from running in the block."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class DeviceMemory:
@@ -135,7 +195,7 @@ class Stream:
     @property
     def handle(self) -> int:
         """The stream as the number that TensorRT wants."""
-        return int(self._stream)
+        return native_handle(self._stream)
 
     def upload(self, target: DeviceMemory, source: PinnedArray, size: int, offset: int = 0) -> None:
         """Queue a copy of `size` bytes, `offset` bytes from the start of both, to the GPU."""
@@ -164,27 +224,35 @@ class Stream:
     def capture(self, work: Callable[[], None]) -> CudaGraph:
         """Record what `work` queues here, instead of doing it, and return it as a CUDA graph.
 
-        The stream is usable afterwards, also when `work` raises or can't be recorded.
+        The stream is usable afterwards, also when `work` raises or can't be recorded. Python's garbage collector stands
+        still meanwhile: memory of other engines or of torch that it would free in this thread invalidates the capture.
         """
         mode = self._cuda.constant("cudaStreamCaptureMode", "cudaStreamCaptureModeThreadLocal")
-        self._cuda.call("cudaStreamBeginCapture", self._stream, mode)
-        try:
-            work()
-        except BaseException:
-            self._abandon_capture()
-            raise
-        recorded = self._cuda.call("cudaStreamEndCapture", self._stream)
+        with without_garbage_collection():
+            self._cuda.call("cudaStreamBeginCapture", self._stream, mode)
+            try:
+                work()
+            except BaseException:
+                self._abandon_capture()
+                raise
+            try:
+                recorded = self._cuda.call("cudaStreamEndCapture", self._stream)
+            except DeviceError:  # which has ended it all the same
+                self._cuda.forget_error()
+                raise
         try:
             return CudaGraph(self._cuda, self._cuda.call("cudaGraphInstantiate", recorded, 0))
+        except DeviceError:
+            self._cuda.forget_error()
+            raise
         finally:
             self._cuda.call("cudaGraphDestroy", recorded)
 
     def _abandon_capture(self) -> None:
-        try:
-            recorded = self._cuda.call("cudaStreamEndCapture", self._stream)
-        except DeviceError:  # a capture that has failed has no graph; ending it is all that is wanted
-            return
-        self._cuda.call("cudaGraphDestroy", recorded)
+        """End a capture whose work has failed, and with it the failure."""
+        with suppress(DeviceError):  # one that was invalidated has no graph
+            self._cuda.call("cudaGraphDestroy", self._cuda.call("cudaStreamEndCapture", self._stream))
+        self._cuda.forget_error()
 
     def launch(self, graph: CudaGraph) -> None:
         """Queue all the work of `graph` at once."""

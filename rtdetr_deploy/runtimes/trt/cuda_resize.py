@@ -11,13 +11,11 @@ import ctypes
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from rtdetr_deploy.errors import DeviceError, MissingPackageError
 from rtdetr_deploy.images.frame import Frame
-from rtdetr_deploy.packages import install_command, needed_for
+from rtdetr_deploy.runtimes.trt.compile_kernel import compile_kernel
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, Gpu, PinnedArray, Stream
 
 KERNEL = r"""
@@ -63,7 +61,7 @@ extern "C" __global__ void resize_frame(const unsigned char* frame, int height, 
     }
 }
 """
-NAME = b"resize_frame"
+NAME = "resize_frame"
 BLOCK = 16
 """Threads of a block on each side."""
 ARGUMENTS = (ctypes.c_void_p, *(ctypes.c_int,) * 3, ctypes.c_void_p, *(ctypes.c_int,) * 3)
@@ -88,11 +86,9 @@ class FrameResizer:
     """The kernel, and memory for frames on both sides of the bus, which grows with them."""
 
     def __init__(self, cuda: Cuda, gpu: Gpu) -> None:
-        with needed_for('`resizer="cuda"`', "tensorrt"):
-            from cuda.bindings import driver, nvrtc
-        self._cuda, self._driver = cuda, driver
-        self._module = self._call("cuModuleLoadData", _compile(nvrtc, gpu))
-        self._kernel = self._call("cuModuleGetFunction", self._module, NAME)
+        self._cuda = cuda
+        self._module = cuda.call_driver("cuModuleLoadData", compile_kernel(KERNEL, NAME, gpu))
+        self._kernel = self._cuda.call_driver("cuModuleGetFunction", self._module, NAME.encode())
         self._host: PinnedArray | None = None
         self._device: DeviceMemory | None = None
 
@@ -114,7 +110,7 @@ class FrameResizer:
         """Free memory and kernel."""
         with ExitStack() as stack:  # each is freed, also when another can't be
             if self._module is not None:
-                stack.callback(self._call, "cuModuleUnload", self._module)
+                stack.callback(self._cuda.call_driver, "cuModuleUnload", self._module)
             for block in (self._host, self._device):
                 if block is not None:
                     stack.callback(block.close)
@@ -126,7 +122,9 @@ class FrameResizer:
         rows, columns = destination.height, destination.width
         values = (source, height, width, int(frame.rgb), into, rows, columns, int(destination.is_uint8))
         grid = (-(-columns // BLOCK), -(-rows // BLOCK), 1)
-        self._call("cuLaunchKernel", self._kernel, *grid, BLOCK, BLOCK, 1, 0, stream.handle, (values, ARGUMENTS), 0)
+        self._cuda.call_driver(
+            "cuLaunchKernel", self._kernel, *grid, BLOCK, BLOCK, 1, 0, stream.handle, (values, ARGUMENTS), 0
+        )
 
     def _reserve(self, size: int) -> tuple[PinnedArray, DeviceMemory]:
         if self._host is not None and self._device is not None and self._device.size >= size:
@@ -138,37 +136,3 @@ class FrameResizer:
         self._host = PinnedArray(self._cuda, (size,), np.dtype(np.uint8))
         self._device = DeviceMemory(self._cuda, size)
         return self._host, self._device
-
-    def _call(self, function: str, *arguments: Any) -> Any:
-        """Call the driver and return what it returns beside the status."""
-        status, *values = getattr(self._driver, function)(*arguments)
-        if int(status) != 0:
-            raise DeviceError(f"CUDA's driver says: {status.name} ({function})")
-        return values[0] if values else None
-
-
-def _compile(nvrtc: Any, gpu: Gpu) -> bytes:
-    """Return the kernel as machine code of `gpu`. Raises `MissingPackageError` without NVIDIA's compiler."""
-
-    def call(function: str, *arguments: Any) -> Any:
-        status, *values = getattr(nvrtc, function)(*arguments)
-        if int(status) != 0:
-            raise DeviceError(f"the kernel that resizes can't be compiled for {gpu.name}: {status.name} ({function})")
-        return values[0] if values else None
-
-    architecture = f"--gpu-architecture=sm_{gpu.capability.replace('.', '')}".encode()
-    try:
-        program = call("nvrtcCreateProgram", KERNEL.encode(), NAME + b".cu", 0, [], [])
-    except RuntimeError as error:  # cuda-python finds no library
-        if isinstance(error, DeviceError):
-            raise
-        raise MissingPackageError(
-            f'`resizer="cuda"` needs NVIDIA\'s run-time compiler ({error}): {install_command("tensorrt", whole=True)}'
-        ) from error
-    try:
-        call("nvrtcCompileProgram", program, 1, [architecture])
-        code: bytes = b" " * call("nvrtcGetCUBINSize", program)
-        call("nvrtcGetCUBIN", program, code)
-    finally:
-        call("nvrtcDestroyProgram", program)
-    return code

@@ -10,24 +10,34 @@ Written for TensorRT 10.x and 11.x.
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rtdetr_deploy.errors import ArtifactError, DeviceError, OptionError
 from rtdetr_deploy.files import reason
 from rtdetr_deploy.packages import install_command, require
-from rtdetr_deploy.runtimes.feed import check_feed, closed
+from rtdetr_deploy.runtimes.feed import check_feed
 from rtdetr_deploy.runtimes.options import RuntimeOptions, cpu_or_cuda
 from rtdetr_deploy.runtimes.protocol import Array, Feed, Preprocessor
 from rtdetr_deploy.runtimes.trt.batch_context import BatchContext, Shared
-from rtdetr_deploy.runtimes.trt.bindings import Binding, allocate_bindings, batch_range, resize_destination
+from rtdetr_deploy.runtimes.trt.bindings import (
+    Binding,
+    allocate_bindings,
+    batch_range,
+    check_bindings,
+    resize_destination,
+)
+from rtdetr_deploy.runtimes.trt.calls import PYBIND_ERRORS, ask, explain
+from rtdetr_deploy.runtimes.trt.contexts import Contexts
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, Event, Gpu, Stream, import_cuda
 from rtdetr_deploy.runtimes.trt.cuda_resize import FrameResizer
-from rtdetr_deploy.runtimes.trt.logger import last_message, make_logger
+from rtdetr_deploy.runtimes.trt.logger import get_logger, mark
 from rtdetr_deploy.runtimes.trt.preprocess import CudaPreprocessor, FrameBatch
+from rtdetr_deploy.runtimes.trt.resources import Resources
 from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo, check_fits, read_engine_info
 
 if TYPE_CHECKING:
@@ -37,12 +47,33 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 
-MAX_CONTEXTS = 16
-"""Batch sizes whose contexts and CUDA graphs are kept."""
+
+@dataclass
+class Loaded:
+    """TensorRT's own objects; each is destroyed with its last reference, so this is the only one that lasts."""
+
+    runtime: trt.Runtime | None
+    engine: trt.ICudaEngine | None = None
+
+    def load(self, content: bytes, file: str, host_code: bool) -> trt.ICudaEngine:
+        """Load and return the engine. Raises `ArtifactError` in TensorRT's words where it can't."""
+        import tensorrt as trt
+
+        runtime = self.runtime
+        assert runtime is not None
+        if host_code:
+            runtime.engine_host_code_allowed = True
+        failure = f"{file} can't be loaded by TensorRT {trt.__version__}"
+        self.engine = ask(lambda: runtime.deserialize_cuda_engine(content), failure, ArtifactError)
+        return self.engine
 
 
 class TensorRtRuntime:
-    """A loaded engine; see `Runtime`. Calls from several threads are run one after the other."""
+    """A loaded engine; see `Runtime`. Calls from several threads are run one after the other.
+
+    One that is garbage collected without `close` frees its memory, too, with a `ResourceWarning`. After a fork it works
+    in the process that opened it; others get a `DeviceError`.
+    """
 
     resizers = frozenset({"cuda"})
 
@@ -60,45 +91,38 @@ class TensorRtRuntime:
 
         self.file = file
         self._cuda, self._gpu = cuda, gpu
-        self._lock = threading.Lock()
-        self._messages: list[str] = []
-        self._contexts: dict[int, BatchContext] = {}
         self._resizer: FrameResizer | None = None
         self._events: tuple[Event, Event] | None = None
         self.name = f"TensorRT {trt.__version__} ({gpu.name})"
         self.info = engine_info.info if engine_info is not None else None
         self.metadata: Mapping[str, str] = {}
-        cuda.use(gpu)
-        with ExitStack() as stack:  # closed in reverse order, here when opening fails, in `close` otherwise
-            self._logger = make_logger(self._messages)
-            trt.init_libnvinfer_plugins(self._logger, "")  # EfficientNMS_TRT and others; third-party engines have them
-            runtime = start(trt.Runtime, self._logger)
-            stack.callback(self._drop, "_runtime")
-            self._runtime: trt.Runtime | None = runtime
-            if host_code:
-                runtime.engine_host_code_allowed = True
-            engine = runtime.deserialize_cuda_engine(content)
-            if engine is None:
-                raise ArtifactError(
-                    f"{file} can't be loaded by TensorRT {trt.__version__}: {last_message(self._messages)}"
-                )
-            stack.callback(self._drop, "_engine")
-            self._engine: trt.ICudaEngine | None = engine
+        self._resources = Resources(file, cuda, gpu)
+        with self._resources.opening() as stack:  # nothing in it may refer to `self`
+            logger = get_logger()
+            trt.init_libnvinfer_plugins(logger, "")  # EfficientNMS_TRT and others; third-party engines have them
+            self._loaded = Loaded(start(trt.Runtime, logger))
+            stack.callback(setattr, self._loaded, "runtime", None)
+            engine = self._loaded.load(content, file, host_code)
+            stack.callback(setattr, self._loaded, "engine", None)
+            check_bindings(engine, file)
             self._stream = Stream(cuda)
             stack.callback(self._stream.close)
-            self._workspace = DeviceMemory(cuda, engine.device_memory_size_v2)
-            stack.callback(self._workspace.close)
+            self._resources.add_stream(self._stream)
+            workspace = DeviceMemory(cuda, engine.device_memory_size_v2)
+            stack.callback(workspace.close)
             self.min_batch, self.max_batch = batch_range(engine, file)
             memory = (file, self.max_batch, cuda, stack)
             self.inputs, self._inputs = allocate_bindings(engine, trt.TensorIOMode.INPUT, *memory)
             self.outputs, outputs = allocate_bindings(engine, trt.TensorIOMode.OUTPUT, *memory)
-            self._shared = Shared(file, self._messages, self._stream, self._workspace, self._inputs, outputs)
-            stack.callback(self._close_resizer)
-            stack.callback(self._close_contexts)
-            self._resources = stack.pop_all()
+            self._shared = Shared(file, self._stream, workspace, self._inputs, outputs)
+            self._contexts = Contexts(self._shared, gpu)
+            stack.callback(self._contexts.close)
+        self._finalizer = weakref.finalize(self, self._resources.free_forgotten)
 
     def preprocessor(self, name: str, resizer: str, spec: PreprocessSpec) -> Preprocessor:
         """See `PreprocessingRuntime.preprocessor`; the kernel makes what RT-DETR wants."""
+        with self._in_use():  # raises where it is closed
+            pass
         binding = next((one for one in self._inputs if one.name == name), None)
         if binding is None or resizer not in self.resizers:
             raise OptionError(f"{self.file} has no `resizer` {resizer!r} for an input {name!r}")
@@ -111,20 +135,19 @@ class TensorRtRuntime:
 
         The first call with frames raises `MissingPackageError` without NVRTC.
         """
-        with self._lock:
-            context = self._context_of(feed)
+        with self._in_use() as engine:
+            context = self._context_of(engine, feed)
             uploads = self._stage(feed)
             context.prepare(uploads)()
             return context.finish()
 
     def run_timed(self, feed: Feed) -> tuple[dict[str, Array], float]:
         """See `TimedRuntime.run_timed`; the time is taken by CUDA events around the engine, without copies."""
-        with self._lock:
-            context = self._context_of(feed)
+        with self._in_use() as engine:
+            context = self._context_of(engine, feed)
             uploads = self._stage(feed)
             if self._events is None:
-                self._events = (Event(self._cuda), Event(self._cuda))
-                self._resources.callback(self._close_events)
+                self._events = (self._make_event(), self._make_event())
             start, end = self._events
             execute = context.prepare((), downloads=False)
             context.upload(uploads)
@@ -142,34 +165,32 @@ class TensorRtRuntime:
         """
         import tensorrt as trt
 
-        with self._lock:
-            engine = self._use()
-            inspector = engine.create_engine_inspector()
-            inspector.execution_context = self._find_context(engine, self.max_batch).context
-            text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+        failure = f"{self.file}: the engine inspector gives no layers"
+        with self._in_use() as engine:
+            inspector = ask(engine.create_engine_inspector, failure, ArtifactError)
+            inspector.execution_context = self._contexts.find(engine, self.max_batch).context
+            kind = trt.LayerInformationFormat.JSON
+            text = ask(lambda: inspector.get_engine_information(kind), failure, ArtifactError)
         try:
-            return list(json.loads(text)["Layers"])
+            # Names of nodes are separated by control characters, which TensorRT need not escape.
+            return list(json.loads(text, strict=False)["Layers"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{self.file}: the engine inspector gives no layers ({error!r})") from error
+            raise ArtifactError(f"{failure} ({error!r})") from error
 
     def close(self) -> None:
         """See `Runtime.close`."""
-        with self._lock:
-            if self._engine is not None:
-                self._cuda.use(self._gpu)
-            self._resources.close()
+        self._finalizer.detach()
+        self._resources.free()
 
-    def _use(self) -> trt.ICudaEngine:
-        """Make the engine's GPU the current one of this thread, and return the engine."""
-        if self._engine is None:
-            raise closed(self.file)
-        self._cuda.use(self._gpu)
-        self._messages.clear()
-        return self._engine
+    @contextmanager
+    def _in_use(self) -> Iterator[trt.ICudaEngine]:
+        """Return the engine for the block of one call; see `Resources.in_use`."""
+        with self._resources.in_use():
+            assert self._loaded.engine is not None
+            yield self._loaded.engine
 
-    def _context_of(self, feed: Feed) -> BatchContext:
+    def _context_of(self, engine: trt.ICudaEngine, feed: Feed) -> BatchContext:
         """Check all that is fed, and return what runs so many rows."""
-        engine = self._use()
         arrays = check_feed(feed, self.inputs, self.file, own=FrameBatch)
         for binding in self._inputs:
             value = feed[binding.name]
@@ -187,7 +208,7 @@ class TensorRtRuntime:
         for binding in self._inputs:
             if binding.name in arrays:
                 binding.host.array[:batch] = arrays[binding.name]
-        return self._find_context(engine, batch)
+        return self._contexts.find(engine, batch)
 
     def _stage(self, feed: Feed) -> list[Binding]:
         """Queue what is resized on the GPU; return the inputs that are copied in besides."""
@@ -197,47 +218,27 @@ class TensorRtRuntime:
             if isinstance(value, FrameBatch):
                 if self._resizer is None:
                     self._resizer = FrameResizer(self._cuda, self._gpu)
+                    self._resources.callback(self._resizer.close)
                 value.queue(self._stream, self._resizer)
             else:
                 uploads.append(binding)
         return uploads
 
-    def _find_context(self, engine: trt.ICudaEngine, batch: int) -> BatchContext:
-        """Return the context of a batch size, made where there is none."""
-        if batch not in self._contexts:
-            context = BatchContext(engine, batch, self._shared)
-            while len(self._contexts) >= MAX_CONTEXTS:  # the oldest goes
-                self._contexts.pop(next(iter(self._contexts))).close()
-            self._contexts[batch] = context
-        return self._contexts[batch]
-
-    def _close_contexts(self) -> None:
-        with ExitStack() as stack:  # each is closed, also when another can't be
-            for context in self._contexts.values():
-                stack.callback(context.close)
-        self._contexts.clear()
-
-    def _close_events(self) -> None:
-        for event in self._events or ():
-            event.close()
-
-    def _close_resizer(self) -> None:
-        if self._resizer is not None:
-            self._resizer.close()
-
-    def _drop(self, attribute: str) -> None:
-        """Let go of a TensorRT object; it is destroyed with its last reference."""
-        setattr(self, attribute, None)
+    def _make_event(self) -> Event:
+        event = Event(self._cuda)
+        self._resources.callback(event.close)
+        return event
 
 
 def start(factory: Callable[[Any], Made], logger: Any) -> Made:
     """Return what a TensorRT factory makes. Raises `DeviceError` where TensorRT can't use the GPU or its driver."""
+    since = mark()
     try:
         return factory(logger)
-    except (TypeError, RuntimeError) as error:  # pybind's words for a null pointer
+    except PYBIND_ERRORS as error:  # also for a null pointer
         raise DeviceError(
-            f"TensorRT can't be started ({error}): its CUDA version may be newer than the driver; update the driver, "
-            f"or {install_command('tensorrt-cu12')}"
+            f"TensorRT can't be started ({explain(since, error)}): its CUDA version may be newer than the driver; "
+            f"update the driver, or {install_command('tensorrt-cu12')}"
         ) from error
 
 

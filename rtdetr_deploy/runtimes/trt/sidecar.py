@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 AMPERE = (8, 0)
 """The compute capability from which hardware-compatible engines run."""
+PORTABLE: tuple[object, ...] = (True, "ampere+", "same-compute-capability")
+"""Values of `hardware_compatible` for engines that are meant for several models of GPUs; True is version 0.1's."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,11 @@ def read_engine_info(engine: Path, content: bytes) -> EngineInfo | None:
 
 
 def check_fits(engine_info: EngineInfo, name: str, version: str, gpu: Gpu) -> None:
-    """Raise `ArtifactError` when an engine was built for another TensorRT or another GPU than these."""
+    """Raise `ArtifactError` when an engine was built for another TensorRT or another GPU than these.
+
+    Another model of the same compute capability gets a warning: TensorRT runs the engine, but chose its kernels, and
+    the memory that they need, for the model that built it.
+    """
     built, here = _numbers(engine_info.tensorrt), _numbers(version)
     later = engine_info.version_compatible and here[0] == built[0] and here > built
     if version != engine_info.tensorrt and not later:
@@ -96,6 +103,12 @@ def check_fits(engine_info: EngineInfo, name: str, version: str, gpu: Gpu) -> No
         raise ArtifactError(
             f"{name} was built for {engine_info.gpu} (compute capability {engine_info.capability}), this is {gpu.name} "
             f"({gpu.capability}); build it again here"
+        )
+    if gpu.name != engine_info.gpu and engine_info.hardware_compatible not in PORTABLE:
+        warnings.warn(
+            f"{name} was built on {engine_info.gpu}, this is {gpu.name}: it may be slow or run out of memory; build it "
+            "again here",
+            stacklevel=3,
         )
 
 

@@ -1,0 +1,104 @@
+"""How long the resources of an engine live: freed in order, once, on the GPU and in the process that they belong to."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+from rtdetr_deploy.errors import DeviceError
+from rtdetr_deploy.runtimes.feed import closed
+from rtdetr_deploy.runtimes.trt.cuda import Cuda, Gpu, Stream
+
+PATIENCE = 10.0
+"""Seconds that freeing a forgotten engine waits for a call that never ends, as of a thread that Python has stopped."""
+
+_kept_after_fork: list[Resources] = []
+
+
+class Resources:
+    """What an engine holds on `gpu`. Nothing here refers to its runtime, so that that one can be garbage collected."""
+
+    def __init__(self, file: str, cuda: Cuda, gpu: Gpu) -> None:
+        self._file, self._cuda, self._gpu = file, cuda, gpu
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._stack = ExitStack()
+        self._streams: list[Stream] = []
+        self._open = True
+
+    @contextmanager
+    def opening(self) -> Iterator[ExitStack]:
+        """Make the GPU current, and collect what frees all that the block opens; if it fails, that is freed at once."""
+        with self._cuda.using(self._gpu), ExitStack() as stack:
+            yield stack
+            self._stack = stack.pop_all()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Make the GPU current for one call, which begins when those of other threads have ended.
+
+        Where the call fails, what it has queued is waited for: nothing is in flight between calls. Raises
+        `ArtifactError` once all is freed, `DeviceError` in another process.
+        """
+        if self._is_elsewhere():
+            raise DeviceError(
+                f"{self._file} was opened in another process, and CUDA does not survive a fork; open it in this one, "
+                "after the fork"
+            )
+        with self._lock:
+            if not self._open:
+                raise closed(self._file)
+            with self._cuda.using(self._gpu):
+                try:
+                    yield
+                except BaseException:
+                    self._settle()
+                    raise
+
+    def add_stream(self, stream: Stream) -> None:
+        """Wait for this stream before anything is freed."""
+        self._streams.append(stream)
+
+    def callback(self, free: Callable[[], object]) -> None:
+        """Free something that was opened in a call, before all that was opened earlier."""
+        self._stack.callback(free)
+
+    def free(self, patience: float = -1) -> None:
+        """Free everything as soon as no call runs, or not at all when one still does after `patience` seconds.
+
+        Twice is harmless. In a forked child nothing is touched: it all belongs to the parent.
+        """
+        if self._is_elsewhere():
+            _kept_after_fork.append(self)  # destructors of TensorRT's objects would call CUDA, too
+            return
+        if not self._lock.acquire(timeout=patience):
+            return
+        try:
+            if self._open:
+                self._open = False
+                with self._cuda.using(self._gpu), self._stack:
+                    self._settle()
+        finally:
+            self._lock.release()
+
+    def free_forgotten(self) -> None:
+        """Free what the garbage collector found, or what is left when Python ends, and warn of it."""
+        self.free(PATIENCE)
+        if not self._is_elsewhere():
+            warnings.warn(
+                f"{self._file} was not closed; call `close`, or use `with Predictor(...)`",
+                ResourceWarning,
+                stacklevel=2,
+            )
+
+    def _settle(self) -> None:
+        """Wait for what is queued. Errors are those of the call that queued it, which has told them."""
+        for stream in self._streams:
+            with suppress(DeviceError):
+                stream.synchronize()
+
+    def _is_elsewhere(self) -> bool:
+        return os.getpid() != self._process
