@@ -38,7 +38,7 @@ from rtdetr_deploy.runtimes.trt.cuda_resize import FrameResizer
 from rtdetr_deploy.runtimes.trt.logger import get_logger, mark
 from rtdetr_deploy.runtimes.trt.preprocess import CudaPreprocessor, FrameBatch
 from rtdetr_deploy.runtimes.trt.resources import Resources
-from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo, check_fits, read_engine_info
+from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo, check_fits, read_engine_info, warn_if_accepted
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -268,5 +268,6 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> TensorRtRuntime:
     gpu = cuda.gpu(number)
     if engine_info is not None:
         check_fits(engine_info, file, trt.__version__, gpu)
+        warn_if_accepted(engine_info, file)
     host_code = engine_info is not None and engine_info.version_compatible
     return TensorRtRuntime(content, file, engine_info, cuda, gpu, host_code=host_code)
