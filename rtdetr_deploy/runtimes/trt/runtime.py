@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -156,6 +157,15 @@ class TensorRtRuntime:
             end.record(self._stream)
             context.download()
             return context.finish(), end.since(start)
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Queue the calls of this block step by step and replay no CUDA graph: what replays are compared with."""
+        self._shared.replays = False
+        try:
+            yield
+        finally:
+            self._shared.replays = True
 
     def layers(self) -> list[Any]:
         """Return the engine inspector's list of layers: maps where the engine was built with details, else names.
