@@ -20,7 +20,8 @@ class ExportResult:
     """`path` of the written file, its `info`, and the `report` of its verification (None where it was skipped).
 
     `fp16` says which nodes are computed in FP16 and `quantization` which blocks in INT8, for ONNX files that have some.
-    Engines have `engine_info`, and `onnx` where the ONNX file beside them was exported by the same call.
+    Engines have `engine_info`, and `onnx` where the ONNX file beside them was exported by the same call; `trtexec` is
+    the command that builds the same engine with NVIDIA's tool.
     """
 
     path: Path
@@ -30,3 +31,4 @@ class ExportResult:
     quantization: QuantizationPlan | None = None
     engine_info: EngineInfo | None = None
     onnx: ExportResult | None = None
+    trtexec: str | None = None

@@ -10,7 +10,8 @@ import pytest
 
 import fake_tensorrt
 from rtdetr_deploy import open_runtime
-from rtdetr_deploy.runtimes.trt.sidecar import read_compatibility, read_engine_info, sidecar_path
+from rtdetr_deploy.artifacts.hardware import read_compatibility
+from rtdetr_deploy.runtimes.trt.sidecar import read_engine_info, sidecar_path
 from test_tensorrt_runtime import make_engine
 
 pytest_plugins = ("engine_world",)

@@ -14,13 +14,12 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rtdetr_deploy.errors import ArtifactError, DeviceError, OptionError
 from rtdetr_deploy.files import reason
-from rtdetr_deploy.packages import install_command, require
+from rtdetr_deploy.packages import install_command
 from rtdetr_deploy.runtimes.feed import check_feed
 from rtdetr_deploy.runtimes.options import RuntimeOptions, cpu_or_cuda
 from rtdetr_deploy.runtimes.protocol import Array, Feed, Preprocessor
@@ -40,6 +39,7 @@ from rtdetr_deploy.runtimes.trt.logger import get_logger, mark
 from rtdetr_deploy.runtimes.trt.preprocess import CudaPreprocessor, FrameBatch
 from rtdetr_deploy.runtimes.trt.resources import Resources
 from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo, check_fits, read_engine_info, warn_if_accepted
+from rtdetr_deploy.runtimes.trt.supported import require_tensorrt
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -264,7 +264,7 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> TensorRtRuntime:
         raise OptionError(f'`device="cpu"` is not for engines: {file} runs on NVIDIA GPUs only; leave it out')
     if options.threads is not None:
         raise OptionError(f"`threads` is not for engines: {file} has none; leave it out")
-    trt = require("tensorrt", "running engines", "tensorrt")
+    trt = require_tensorrt("running engines")
     engine_info = None
     if isinstance(model, Path):
         try:

@@ -11,8 +11,9 @@ import re
 import warnings
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
+from rtdetr_deploy.artifacts.hardware import HardwareCompatible, read_compatibility
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo, read_stored
 from rtdetr_deploy.errors import ArtifactError
 from rtdetr_deploy.files import reason
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 AMPERE = (8, 0)
 """The compute capability from which engines for "ampere+" run."""
-
-HardwareCompatible = Literal["none", "ampere+", "same-compute-capability"]
-"""The GPUs that an engine runs on: of the model that built it, all from Ampere on, or all of its compute capability."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +93,6 @@ def _read(stored: dict[str, Any], name: str) -> EngineInfo:
     level = read_compatibility(values.get("hardware_compatible", "none"))
     info = read_stored(values["info"], name)
     return EngineInfo(**{**values, "info": info, "profile": (lowest, best, highest), "hardware_compatible": level})
-
-
-def read_compatibility(value: object) -> HardwareCompatible:
-    """Return the level that `value` names; version 0.1 knew True ("ampere+") and False. Raises `ValueError`."""
-    if isinstance(value, bool):
-        return "ampere+" if value else "none"
-    for level in get_args(HardwareCompatible):
-        if value == level:
-            return level  # type: ignore[no-any-return]
-    raise ValueError(f"hardware_compatible is {value!r}")
 
 
 def check_fits(engine_info: EngineInfo, name: str, version: str, gpu: Gpu) -> None:
