@@ -21,7 +21,9 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-VERSIONS = ("10.13.3.9", "10.16.1.11", "11.4.0.106")
+VERSIONS: tuple[str, ...] = ("10.13.3.9", "10.16.1.11", "11.4.0.106")
+if sys.version_info < (3, 13):
+    VERSIONS = ("10.3.0", *VERSIONS)  # JetPack 6's; later Pythons have no bindings of it
 LIBRARIES = ("nvinfer", "nvonnxparser", "nvinfer_plugin")
 FUNCTIONS = (
     "createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL",

@@ -9,15 +9,15 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo
 from rtdetr_deploy.errors import ExportError, OptionError, OutputError
 from rtdetr_deploy.files import write_bytes
+from rtdetr_deploy.runtimes.trt.calls import ask
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, Gpu
-from rtdetr_deploy.runtimes.trt.logger import get_logger, last_message, mark
+from rtdetr_deploy.runtimes.trt.logger import get_logger
 from rtdetr_deploy.runtimes.trt.runtime import start
 from rtdetr_export.trt.options import EngineOptions
 
@@ -41,7 +41,7 @@ def build(onnx: Path, options: EngineOptions, info: ArtifactInfo, on_phase: Phas
     """
     import tensorrt as trt
 
-    since, logger = mark(), get_logger()
+    logger = get_logger()
     builder = start(trt.Builder, logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
@@ -50,38 +50,14 @@ def build(onnx: Path, options: EngineOptions, info: ArtifactInfo, on_phase: Phas
     config = configure(builder, network, options, info.batch)
     config.progress_monitor = make_monitor(on_phase, stop)
     cache = _read_timing_cache(config, options.timing_cache)
-    serialized = builder.build_serialized_network(network, config)
-    if serialized is None:
-        said = last_message(since)
-        raise ExportError(f"TensorRT {trt.__version__} can't build {onnx.name}: {said}{_lean_hint(options, said)}")
+    failure = f"TensorRT {trt.__version__} can't build {onnx.name}"
+    serialized = ask(lambda: builder.build_serialized_network(network, config), failure, ExportError)
     if cache is not None and options.timing_cache is not None:
         try:
             write_bytes(options.timing_cache, _to_bytes(cache.serialize()))
         except OutputError as error:  # the engine is worth more than its cache
             warnings.warn(f"the timing cache was not written: {error}", stacklevel=2)
     return _to_bytes(serialized)
-
-
-def _lean_hint(options: EngineOptions, said: str) -> str:
-    """Return what to install where a version-compatible build can't find the lean runtime that goes into its engine."""
-    import tensorrt as trt
-
-    if not (options.version_compatible and "lean" in said.lower()):
-        return ""
-    installed = [name for name in ("cu12", "cu13") if _is_installed(f"tensorrt-{name}")]
-    package = "-".join(["tensorrt-lean", *installed[:1]])
-    return (
-        "; `version_compatible=True` puts the lean runtime into the engine, which is a package of its own: "
-        f"pip install '{package}=={trt.__version__}', or libnvinfer-lean{trt.__version__.partition('.')[0]} from apt"
-    )
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        version(distribution)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 def _to_bytes(memory: Any) -> bytes:
@@ -109,6 +85,7 @@ def configure(
     if options.hardware_compatible != "none":
         config.hardware_compatibility_level = _member("hardware_compatible", options.hardware_compatible)
     if options.tiling_level is not None:
+        assert hasattr(config, "tiling_optimization_level")  # as `check_api` has found
         config.tiling_optimization_level = _member("tiling_level", options.tiling_level)
     if batch is None:
         _add_profile(config, builder, network, options.profile(None))
