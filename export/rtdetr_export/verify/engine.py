@@ -85,8 +85,9 @@ class EngineReport(Report):
                 return
 
     def _bar(self) -> str:
-        most = "" if self.limits.max_spurious is None else f", at most {self.limits.max_spurious:.1%} extra"
-        return f"at least {self.limits.min_match_rate:.1%} must be{most}"
+        limits = self.limits
+        most = "" if limits.max_spurious is None else f", at most {limits.max_spurious:.1%} extra"
+        return f"at least {limits.min_match_rate:.1%} must be{most}; {limits.allowance} of each are allowed"
 
     def in_full(self) -> str:
         """Return the figures, and what is wrong where something is."""
