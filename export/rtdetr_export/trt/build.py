@@ -84,9 +84,10 @@ def build_engine(
     with step(f"write {output.name}"), atomic_write(output) as beside:
         beside.write_bytes(content)
         write_bytes(sidecar_path(output), engine_info.to_json().encode())
-    kept.clear()
     if options.keep_log or not report.passed:
         kept.keep(note=report.in_full())
+    else:
+        kept.clear()
     return ExportResult(output, info, report, engine_info=engine_info, trtexec=command)
 
 

@@ -45,7 +45,11 @@ class Diagnosis:
             raise type(error)(f"{error}{hint}; for diagnosis see {names}") from error
 
     def keep(self, *, refused: bytes | None = None, note: str = "") -> list[Path]:
-        """Write the files; return those that could be written, since what they tell about matters more."""
+        """Write the files instead of those of an earlier build; return those that could be written.
+
+        What they tell about matters more than they do: that one can't be written is no error.
+        """
+        self.clear()
         log = f"{self._header}\n{log_since(self._since)}{note}".rstrip() + "\n"
         layers = json.dumps({"Layers": list(self.layers)}, indent=1) if self.layers else None
         contents = (refused, log.encode(), None if layers is None else layers.encode())
