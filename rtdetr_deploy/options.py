@@ -42,6 +42,8 @@ class Option:
     old: tuple[str, ...] = ()
     repeated: bool = False
     nargs: str | None = None
+    const: Any = None
+    """The value where the option is typed without one, with `nargs="?"`."""
     default_help: str | None = None
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,16 @@ PACKAGES = (
     "tensorrt", "tensorrt-cu12",
 )  # fmt: skip
 GPU_FIELDS = {
-    "name": "name",
-    "driver": "driver_version",
-    "clock": "clocks.sm",
-    "max clock": "clocks.max.sm",
-    "temperature": "temperature.gpu",
-    "power limit": "power.limit",
-    "throttled by": "clocks_event_reasons.active",
-    "memory": "memory.used",
+    "name": ("name",),
+    "driver": ("driver_version",),
+    "clock": ("clocks.sm",),
+    "max clock": ("clocks.max.sm",),
+    "temperature": ("temperature.gpu",),
+    "power limit": ("power.limit",),
+    "throttled by": ("clocks_event_reasons.active", "clocks_throttle_reasons.active"),  # new and old drivers
+    "memory": ("memory.used",),
 }
-"""What is asked of nvidia-smi, by the name that it gets here; MHz, degrees Celsius, W and MiB."""
+"""What is asked of nvidia-smi, as drivers call it, by the name that it gets here; MHz, degrees Celsius, W and MiB."""
 
 
 def today() -> str:
@@ -142,24 +143,41 @@ def _gpu(device: str | None = None) -> dict[str, str]:
     command = shutil.which("nvidia-smi")
     if command is None:
         return {}
-    query = ",".join(GPU_FIELDS.values())
-    name = visible_gpu(device, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    index = visible_gpu(device, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    names, values = gpu_fields(command, index), None
+    if names:
+        values = _ask(command, index, list(names.values()))
+    return {} if values is None else parse_gpu(dict(zip(names, values, strict=True)))
+
+
+@cache
+def gpu_fields(command: str, index: str) -> dict[str, str]:
+    """Return those of `GPU_FIELDS` that the driver knows, as it calls them; an unknown one fails a whole query."""
+    first = {name: fields[0] for name, fields in GPU_FIELDS.items()}
+    if _ask(command, index, list(first.values())) is not None:
+        return first
+    known = {}
+    for name, fields in GPU_FIELDS.items():
+        found = next((field for field in fields if _ask(command, index, [field]) is not None), None)
+        if found is not None:
+            known[name] = found
+    return known
+
+
+def _ask(command: str, index: str, fields: Sequence[str]) -> list[str] | None:
+    """Return what nvidia-smi tells of these fields of a GPU; None where it doesn't."""
+    query = [command, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", f"--id={index}"]
     try:
-        result = subprocess.run(  # noqa: S603
-                [command, f"--query-gpu={query}", "--format=csv,noheader,nounits", f"--id={name}"],
-            capture_output=True, text=True, check=True, timeout=10,
-        )  # fmt: skip
+        result = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
-        return {}
-    return parse_gpu(result.stdout)
+        return None
+    values = [value.strip() for value in result.stdout.strip().split(",")]
+    return values if len(values) == len(fields) else None
 
 
-def parse_gpu(line: str) -> dict[str, str]:
-    """Return the values in a line of nvidia-smi by their names in `GPU_FIELDS`, without those that it doesn't know."""
-    values = [value.strip() for value in line.strip().split(",")]
-    if len(values) != len(GPU_FIELDS):
-        return {}
-    return {name: value for name, value in zip(GPU_FIELDS, values, strict=True) if not _is_unknown(value)}
+def parse_gpu(values: Mapping[str, str]) -> dict[str, str]:
+    """Return the values that nvidia-smi gave, without those that it doesn't know of this GPU."""
+    return {name: value for name, value in values.items() if not _is_unknown(value)}
 
 
 def _is_unknown(value: str) -> bool:

@@ -27,6 +27,8 @@ def check_files(options: ExportOptions) -> ExportOptions:
     if options.calibration is not None:
         find_images([options.calibration])
     written = {"`output`": options.output}
+    if options.engine is not None and options.engine.reference is not None:
+        read.append(_find_reference(options.engine.reference))
     if options.engine is not None:
         written["`timing_cache`"] = options.engine.timing_cache
     if options.is_engine and not options.from_onnx:
@@ -55,3 +57,11 @@ def _find_weights(options: ExportOptions) -> Path:
         require_file(options.weights, ExportError)
         return options.weights
     return find_weights(options.weights)
+
+
+def _find_reference(path: Path) -> Path:
+    """Return the file that is read of a reference."""
+    if path.suffix.lower() != ".onnx":
+        return find_weights(path)
+    require_file(path, ExportError)
+    return path

@@ -125,6 +125,10 @@ def print_result(result: ExportResult) -> None:
             print(part)
     if result.report is None and not result.info.verified:
         print("not verified (--no-verify)")
+    if result.engine_info is not None and result.engine_info.accepted:
+        print(f"accepted in spite of: {'; '.join(result.report.problems()) if result.report else ''}")
+    if result.trtexec is not None:
+        print(f"the same with NVIDIA's tool: {result.trtexec}")
     print(f"wrote {result.path} ({result.path.stat().st_size / 1e6:.1f} MB): {', '.join(_facts(result))}")
     if result.package is not None:
         print(f"wrote {result.package.folder}: {', '.join(path.name for path in result.package.files)}")

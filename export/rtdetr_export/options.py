@@ -46,7 +46,8 @@ class ExportOptions:
     multiples of 32 from 64 up (default: what the checkpoint names, else 640x640); `batch` a number, or None for any
     number of images ("dynamic" is understood too). `queries` selected by the encoder (default: the model's 300);
     `max_detections` rows returned. `sampler` of deformable attention: "gather" (default; no GridSample), "grid", or
-    "discrete" for models trained that way. `raw_input` takes uint8 NHWC; `raw_output` returns logits and cxcywh boxes.
+    "discrete" for models trained that way. `raw_input` takes uint8 NHWC (None: for engines, whose input then crosses
+    the bus in a quarter of the bytes; ONNX files take float32). `raw_output` returns logits and cxcywh boxes.
     `class_names` replace those of the checkpoint: names, or the path of a file with one per line; `variant` says what
     shapes can't tell. `verify` False skips the parity report; engines are always verified.
 
@@ -86,7 +87,10 @@ class ExportOptions:
         "exports",
         choices=get_args(Sampler), default_help="gather; discrete for -dsp variants",
     )  # fmt: skip
-    raw_input: bool = option(False, "take uint8 RGB images (B, H, W, 3); scaling is in the graph")
+    raw_input: bool | None = option(
+        None, "take uint8 RGB images (B, H, W, 3), scaled in the graph; else float32 (B, 3, H, W) in [0, 1]", type=bool,
+        default_help="uint8 for engines, float32 for .onnx files",
+    )  # fmt: skip
     raw_output: bool = option(False, "return logits and cxcywh boxes instead of labels, boxes, scores")
     class_names: tuple[str, ...] | Path | str | None = option(
         None, "file with one name per line", type=path_argument, metavar="FILE",
@@ -132,11 +136,17 @@ class ExportOptions:
             raise OptionError(f"`output` is {self.output}, expected a name that ends in {_listed(suffixes)}")
         if self.from_onnx and (self.is_engine or self.format is not None):
             return
+        if self.raw_input is None:
+            self._set("raw_input", self.is_engine)
         self._check_values()
         self._check_precision()
         self._check_opset()
         if self.engine is not None and self.is_engine:
             self.engine.check_batch(self.batch, "the model")
+            if self.engine.reference is not None:
+                raise OptionError(
+                    f"`reference` is for engines of .onnx files; leave it out, {self.weights.name} is the reference"
+                )
 
     def _convert(self) -> None:
         """Take paths as text too, and the batch "dynamic"."""
@@ -218,6 +228,11 @@ class ExportOptions:
     def from_onnx(self) -> bool:
         """Whether the weights are an ONNX file, which has decided everything but what engines are built with."""
         return _is_onnx(self.weights)
+
+    @property
+    def takes_uint8(self) -> bool:
+        """Whether the input is uint8 NHWC."""
+        return bool(self.raw_input)
 
     @property
     def graph_opset(self) -> int:

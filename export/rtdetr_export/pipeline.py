@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,14 +42,18 @@ from rtdetr_export.progress import Progress, Steps
 from rtdetr_export.result import ExportResult
 from rtdetr_export.simplify import serialize, simplify
 from rtdetr_export.verify.parity import verify_file
-from rtdetr_export.verify.reduced_precision import verify_reduced_precision
+from rtdetr_export.verify.reduced_precision import ReducedPrecisionReport, verify_reduced_precision
 from rtdetr_export.verify.report import Report
 
 OUTPUTS = {False: ("labels", "boxes", "scores"), True: ("logits", "boxes")}
 
 
-def export_onnx(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
+def export_onnx(
+    options: ExportOptions, progress: Progress | None = None, *, fp32_copy: Path | None = None
+) -> ExportResult:
     """Export a checkpoint as `options` say. The same input gives the same bytes.
+
+    `fp32_copy` is where the FP32 graph is written that a lower precision starts from.
 
     Raises `CheckpointError` and `OptionError` for bad input, `ExportError` when the file disagrees with the torch
     model (no file is left then), `OutputError` when it can't be written.
@@ -61,6 +65,8 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
     traced = trace_checkpoint(options, step)
     graph, info, reference = traced.graph, traced.info, traced.checkpoint.model
     options = options.fitted_to((info.height, info.width))
+    if fp32_copy is not None:
+        fp32_copy.write_bytes(_to_file(graph, replace(info, precision="fp32", verified=False)))
     fp16, quantization = None, None
     images: list[ImageLike] = []
     if options.precision != "fp32":
@@ -71,7 +77,7 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
     if "fp16" in (options.precision, options.non_int8_precision):
         with step(f"measure values on {plural(len(images), 'image')}, place FP16"), _enough_memory(options):
             fp16 = reduce_to_fp16(graph, traced.placement, info, images, options.keep_fp32)
-    content = serialize(graph, {METADATA_KEY: info.to_json()}, __version__)
+    content = _to_file(graph, info)
     path = options.output or options.default_output(info)
     report: Report | None = None
     with atomic_write(path) as beside:
@@ -84,7 +90,15 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
                 else:
                     report = verify_reduced_precision(beside, reference, info, images)
                 report.require(path.name)
+            if isinstance(report, ReducedPrecisionReport):
+                info = replace(info, match_rate=round(report.agreement.match_rate(-1), 4))
+                beside.write_bytes(_to_file(graph, info))
     return ExportResult(path, info, report, fp16, quantization)
+
+
+def _to_file(graph: onnx_ir.Model, info: ArtifactInfo) -> bytes:
+    """Return the content of an ONNX file that holds `info`."""
+    return serialize(graph, {METADATA_KEY: info.to_json()}, __version__)
 
 
 @dataclass(frozen=True)
@@ -153,7 +167,7 @@ def build_deployed(model: nn.Module, sampler: str, options: ExportOptions) -> De
     family = family_of(model)
     folded = family.fold(model)
     family.use_sampler(folded, sampler)
-    preprocess = NormalizeUint8() if options.raw_input else None
+    preprocess = NormalizeUint8() if options.takes_uint8 else None
     if not options.raw_output and family.decoding.kind != "sigmoid":
         raise OptionError(
             f"scores of {family.name} models ({family.decoding.kind}) are decoded by the Predictor alone; add "
@@ -180,14 +194,14 @@ def describe_export(checkpoint: Checkpoint, options: ExportOptions, sampler: str
         precision=options.precision,
         sampler=sampler,
         outputs="raw" if options.raw_output else "detections",
-        raw_input=options.raw_input,
+        raw_input=options.takes_uint8,
         opset=options.graph_opset,
         source=options.weights.name,
         source_digest=checkpoint.digest,
         verified=options.verify,
         version=__version__,
         family=family.name,
-        preprocess=family.preprocess((height, width), "uint8" if options.raw_input else "float32"),
+        preprocess=family.preprocess((height, width), "uint8" if options.takes_uint8 else "float32"),
         decoding=family.decoding,
     )
 
@@ -203,7 +217,7 @@ class Traced:
 def trace(deployed: DeployedModel, options: ExportOptions) -> Traced:
     """Return `deployed` as an ONNX model with the batch, size and opset of `options`."""
     batch = options.batch or 1
-    if options.raw_input:
+    if options.takes_uint8:
         images = torch.zeros(batch, *options.input_size, 3, dtype=torch.uint8)
     else:
         images = torch.zeros(batch, 3, *options.input_size)

@@ -31,7 +31,8 @@ class ExportResult:
     The folder of a format is the `package`, and `path` the ONNX file in it.
 
     `fp16` says which nodes are computed in FP16 and `quantization` which blocks in INT8, for ONNX files that have some.
-    Engines have `engine_info`, and `onnx` where the ONNX file beside them was exported by the same call.
+    Engines have `engine_info`, and `onnx` where the ONNX file beside them was exported by the same call; `trtexec` is
+    the command that builds the same engine with NVIDIA's tool.
     """
 
     path: Path
@@ -42,3 +43,4 @@ class ExportResult:
     package: Package | None = None
     engine_info: EngineInfo | None = None
     onnx: ExportResult | None = None
+    trtexec: str | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.packages import require
@@ -15,7 +17,8 @@ from rtdetr_export.result import ExportResult
 def export(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
     """Export a checkpoint as `options` say, or build an engine of an ONNX file, verify the file and write it.
 
-    An engine is built from an ONNX file that is written beside it (NAME.engine.onnx), unless the weights are one. What
+    An engine is built from an ONNX file that is written beside it (NAME.engine.onnx), unless the weights are one. An
+    INT8 engine is compared with the FP32 graph that its checkpoint gives. What
     is wrong with options, files and the GPU is told before any work is done.
 
     With `format` the ONNX file goes into a folder, with what a serving system wants beside it.
@@ -34,12 +37,12 @@ def export(options: ExportOptions, progress: Progress | None = None) -> ExportRe
     return _export_engine(options, progress) if options.is_engine else _export_onnx(options, progress)
 
 
-def _export_onnx(options: ExportOptions, progress: Progress | None) -> ExportResult:
+def _export_onnx(options: ExportOptions, progress: Progress | None, *, fp32_copy: Path | None = None) -> ExportResult:
     for module in ("onnx_ir", "onnxscript", "torch"):
         require(module, "exporting", "export")
     from rtdetr_export.pipeline import export_onnx
 
-    return export_onnx(options, progress)
+    return export_onnx(options, progress, fp32_copy=fp32_copy)
 
 
 def _export_engine(options: ExportOptions, progress: Progress | None) -> ExportResult:
@@ -51,7 +54,12 @@ def _export_engine(options: ExportOptions, progress: Progress | None) -> ExportR
     assert options.output is not None
     engine = options.engine or EngineOptions()
     gpu = require_gpu(engine)
-    exported = None if options.from_onnx else _export_onnx(options.for_onnx(), progress)
-    onnx = options.weights if exported is None else exported.path
-    built = build_engine(onnx, options.output, engine, calibration=options.calibration, progress=progress, gpu=gpu)
+    with TemporaryDirectory() as folder:
+        exported, onnx = None, options.weights
+        if not options.from_onnx:
+            if options.precision == "int8":  # ONNX Runtime's emulation of INT8 is no judge of TensorRT's
+                engine = replace(engine, reference=Path(folder, f"{options.weights.stem}-fp32.onnx"))
+            exported = _export_onnx(options.for_onnx(), progress, fp32_copy=engine.reference)
+            onnx = exported.path
+        built = build_engine(onnx, options.output, engine, calibration=options.calibration, progress=progress, gpu=gpu)
     return replace(built, onnx=exported)

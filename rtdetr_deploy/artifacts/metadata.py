@@ -32,7 +32,9 @@ class ArtifactInfo:
     attention; `outputs` "detections" (labels, boxes, scores) or "raw" (logits, boxes); `raw_input` True where the
     input is uint8 NHWC; `max_detections` rows of the output; `source_digest` SHA-256 of the checkpoint;
     `verified` False where the parity report was skipped; `version` of this package that wrote it; `family` of the
-    model ("rtdetr"); `preprocess` what its input wants (None: what RT-DETR wants); `decoding` of raw scores.
+    model ("rtdetr"); `preprocess` what its input wants (None: what RT-DETR wants); `decoding` of raw scores;
+    `match_rate` the share of FP32's detections that a file of lower precision kept within 2 px and 0.05 when it was
+    verified (None: FP32, or not verified).
 
     Raises `ArtifactError` for values of another kind, and where they contradict each other.
     """
@@ -57,6 +59,7 @@ class ArtifactInfo:
     family: str = "rtdetr"
     preprocess: PreprocessSpec = None  # type: ignore[assignment]  # set below: it depends on the size
     decoding: ScoreDecoding = RTDETR_DECODING
+    match_rate: float | None = None
 
     def __post_init__(self) -> None:
         if self.preprocess is None and self._is_size():
@@ -69,6 +72,8 @@ class ArtifactInfo:
             raise ArtifactError("a model must have at least one class")
         if not self._is_size() or (self.batch is not None and self.batch < 1):
             raise ArtifactError(f"input {self.height}x{self.width}, batch {self.batch} is not a size")
+        if self.match_rate is not None and not 0.0 <= self.match_rate <= 1.0:
+            raise ArtifactError(f"match_rate {self.match_rate} is not a share in a model's metadata")
         if (self.preprocess.size, self.preprocess.dtype == "uint8") != (self.size, self.raw_input):
             raise ArtifactError(f"preprocess is for another input than {self.height}x{self.width}: {self.preprocess}")
 

@@ -97,6 +97,7 @@ def _add(
     else:
         settings |= {"type": how.type or str, "metavar": how.metavar, "choices": how.choices, "nargs": how.nargs}
         settings |= {"action": "append"} if how.repeated else {}
+        settings |= {"const": how.const} if how.const is not None else {}
     if not spelled.startswith("-"):
         del settings["dest"]
         parser.add_argument(name, **settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 
 from rtdetr_bench import TimingOptions, measure_latency
 from rtdetr_bench.cli import main
-from rtdetr_bench.machine import GPU_FIELDS, machine_text, parse_gpu, state_text, visible_gpu
+from rtdetr_bench.machine import describe_state, gpu_memory, machine_text, state_text, visible_gpu
 from yolo_files import write_yolo
 
 
@@ -127,15 +128,57 @@ def test_the_machine_is_told_in_words() -> None:
     assert state_text({"load": 1.5, "gpu": {"clock": "900", "memory": "3"}}) == "load 1.5, gpu: clock 900, memory 3"
 
 
-def test_a_line_of_nvidia_smi_is_read_by_name() -> None:
-    line = "Tesla T4, 535.183.01, 585, 1590, 41, 70.00, 0x0000000000000001, 3\n"
-    assert parse_gpu(line) == {
-        "name": "Tesla T4", "driver": "535.183.01", "clock": "585", "max clock": "1590", "temperature": "41",
-        "power limit": "70.00", "throttled by": "0x0000000000000001", "memory": "3",
-    }  # fmt: skip
-    unknown = parse_gpu("GRID A100, 535.1, [N/A], [Not Supported], 41, 70.00, [Unknown Error], 3")
-    assert set(GPU_FIELDS) - set(unknown) == {"clock", "max clock", "throttled by"}
-    assert parse_gpu("No devices were found") == {}
+NVIDIA_SMI = """#!/bin/sh
+# Knows some fields, as the real one does: an unknown one fails the whole query.
+echo "$*" >> "$(dirname "$0")/calls"
+line=
+for field in $(echo "$1" | sed 's/--query-gpu=//; s/,/ /g'); do
+    case $field in
+        name) value='Tesla T4' ;;
+        driver_version) value=470.82 ;;
+        clocks.sm) value=585 ;;
+        clocks.max.sm) value='[N/A]' ;;
+        temperature.gpu) value=41 ;;
+        power.limit) value=70.00 ;;
+        memory.used) value=3 ;;
+        KNOWN) value=0x1 ;;
+        *) echo "Field \\"$field\\" is not a valid field to query."; exit 2 ;;
+    esac
+    line="$line${line:+, }$value"
+done
+echo "$line"
+"""
+
+
+@pytest.mark.parametrize(
+    ("known", "calls"),
+    [("clocks_event_reasons.active", 2), ("clocks_throttle_reasons.active", 11), ("nothing", 11)],
+)
+def test_one_field_that_a_driver_calls_otherwise_costs_that_field_alone(
+    known: str, calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = tmp_path / "nvidia-smi"
+    command.write_text(NVIDIA_SMI.replace("KNOWN", known))
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    expected = {"name": "Tesla T4", "driver": "470.82", "clock": "585", "temperature": "41", "power limit": "70.00"}
+    reasons = {} if known == "nothing" else {"throttled by": "0x1"}
+    assert describe_state("cuda:1")["gpu"] == {**expected, **reasons, "memory": "3"}
+    asked = (tmp_path / "calls").read_text().splitlines()
+    assert len(asked) == calls
+    assert all(line.endswith("--id=1") for line in asked)
+    assert gpu_memory("cuda:1") == 3 << 20
+    assert len((tmp_path / "calls").read_text().splitlines()) == calls + 1  # what the driver knows is asked once
+
+
+def test_a_machine_without_gpu_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\necho No devices were found\nexit 6\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert gpu_memory() is None
+    assert "gpu" not in describe_state()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,9 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-VERSIONS = ("10.13.3.9", "10.16.1.11", "11.4.0.106")
+VERSIONS: tuple[str, ...] = ("10.13.3.9", "10.16.1.11", "11.4.0.106")
+if sys.version_info < (3, 13):
+    VERSIONS = ("10.3.0", *VERSIONS)  # JetPack 6's; later Pythons have no bindings of it
 LIBRARIES = ("nvinfer", "nvonnxparser", "nvinfer_plugin")
 FUNCTIONS = (
     "createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL",
@@ -30,7 +32,7 @@ FUNCTIONS = (
 )  # fmt: skip
 PARTS = ("runtime", "batch_context", "bindings", "contexts", "logger")
 CHECKED = [ROOT / "rtdetr_deploy" / "runtimes" / "trt" / f"{part}.py" for part in PARTS]
-CHECKED += [ROOT / "export" / "rtdetr_export" / "trt" / "build.py"]
+CHECKED += [ROOT / "export" / "rtdetr_export" / "trt" / f"{part}.py" for part in ("build", "builder")]
 PLANTED = {
     "an unknown method": ("execute_async_v3(", "execute_async_v4("),
     "a missing argument": ("execute_async_v3(self._shared.stream.handle)", "execute_async_v3()"),
@@ -159,7 +161,7 @@ def use_bindings(folder: Path, version: str) -> None:
     from rtdetr_deploy import DeviceError
     from rtdetr_deploy.runtimes.trt import runtime as tensorrt_runtime
     from rtdetr_deploy.runtimes.trt.logger import get_logger, mark, messages_since
-    from rtdetr_export.trt.build import make_monitor
+    from rtdetr_export.trt.builder import make_monitor
 
     assert trt.__version__ == version, trt.__version__
     since, logger = mark(), get_logger()

@@ -98,6 +98,9 @@ class World:
         self.refuse = False
         self.parser_errors: list[ParserError] = []
         self.instead: bytes | None = None  # what a miscompiling builder makes of any graph
+        self.build_error = ""  # what a builder says that gives nothing
+        self.shift = 0.0  # what kernels of another rounding add to boxes, in shares of the image
+        self.shifted = 0  # how many boxes of a row that concerns, from the best on
         self.row_noise = 0.0
         self.eleven = False  # the inspector's fields of TensorRT 11
         self.claims: str | None = None  # precision that every layer really has
@@ -260,6 +263,8 @@ class IExecutionContext:
             feed[name] = self._view(name, shape, dtype).copy()
         for name, result in zip(self.engine._outputs, self.engine.session.run(None, feed), strict=True):
             noisy = result.copy()
+            if name == "boxes":
+                noisy[:, : WORLD.shifted] += WORLD.shift
             if WORLD.row_noise and noisy.dtype == np.float32:
                 noisy[1:] += WORLD.row_noise
             self._view(name, result.shape, result.dtype)[...] = noisy
@@ -320,6 +325,14 @@ class MemoryPoolType(enum.Enum):
 class HardwareCompatibilityLevel(enum.Enum):
     NONE = 0
     AMPERE_PLUS = 1
+    SAME_COMPUTE_CAPABILITY = 2
+
+
+class TilingOptimizationLevel(enum.Enum):
+    NONE = 0
+    FAST = 1
+    MODERATE = 2
+    FULL = 3
 
 
 class ProfilingVerbosity(enum.Enum):
@@ -410,6 +423,10 @@ class IBuilderConfig:
         self.profiles: list[IOptimizationProfile] = []
         self.profiling_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
         self.hardware_compatibility_level = HardwareCompatibilityLevel.NONE
+        self.builder_optimization_level = 3
+        self.max_aux_streams = -1
+        self.tiling_optimization_level: TilingOptimizationLevel | None = None
+        self.built_on: int | None = None  # not of TensorRT: the current GPU of the thread that built
         self.progress_monitor: IProgressMonitor | None = None
         self.cache: ITimingCache | None = None
 
@@ -457,6 +474,11 @@ class Builder:
 
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> bytes | None:
         WORLD.builds.append(config)
+        config.built_on = WORLD.cuda.cudaGetDevice()[1]
+        WORLD.say(ILogger.INFO, "Detected 1 inputs and 3 output network tensors.")
+        if WORLD.build_error:
+            WORLD.say(ILogger.ERROR, WORLD.build_error)
+            return None
         dynamic = [tensor for tensor in network.inputs if -1 in tensor.shape]
         if dynamic and not config.profiles:
             WORLD.say(ILogger.ERROR, "Network has dynamic inputs, but no optimization profile has been defined.")

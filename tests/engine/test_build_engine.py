@@ -1,4 +1,4 @@
-"""Building and verifying engines over strict doubles: what is asked of TensorRT, and that wrong engines are caught."""
+"""Building engines over strict doubles: what is asked of TensorRT, and what is refused before it is asked."""
 
 from __future__ import annotations
 
@@ -6,26 +6,24 @@ import json
 import sys
 from concurrent import futures
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image
 
 import fake_tensorrt
-from conftest import shared_folder, slow_except
-from fake_tensorrt import BuilderFlag, HardwareCompatibilityLevel, MemoryPoolType, ParserError, ProfilingVerbosity
-from rtdetr_deploy import ExportError, MissingPackageError, OptionError, Predictor
-from rtdetr_deploy.runtimes.trt.layer_precision import count_precisions
+from conftest import shared_folder
+from fake_tensorrt import (
+    BuilderFlag,
+    HardwareCompatibilityLevel,
+    MemoryPoolType,
+    ParserError,
+    TilingOptimizationLevel,
+)
+from rtdetr_deploy import ExportError, MissingPackageError, OptionError
 from rtdetr_deploy.runtimes.trt.sidecar import sidecar_path
 from rtdetr_export import EngineOptions, ExportOptions, Step, build_engine, export, export_onnx
 from rtdetr_export.cli import main
-from rtdetr_export.precision.int8 import QuantizableNode
-from rtdetr_export.precision.sensitivity import QuantizationPlan, TradeOff
-from rtdetr_export.verify.agreement import Agreement
-from rtdetr_export.verify.engine import EngineReport
-from rtdetr_export.verify.synthetic_images import structured_image
 
 pytest_plugins = ("engine_world",)
 
@@ -33,34 +31,13 @@ pytest_plugins = ("engine_world",)
 World = fake_tensorrt.World
 
 
-def test_a_built_engine_is_verified_and_detects(
-    world: World, half_onnx: Path, tmp_path: Path, picture: NDArray[np.uint8]
-) -> None:
-    steps: list[Step] = []
-    target = tmp_path / "cells.engine"
-    result = build_engine(half_onnx, target, EngineOptions(opt_batch=2, max_batch=3), progress=steps.append)
-    assert result.engine_info is not None
-    assert result.engine_info.profile == (1, 2, 3)
-    assert result.info.precision == "fp16"
-    report = result.report
-    assert isinstance(report, EngineReport)
-    assert report.passed
-    assert {batch: found.match_rate() for batch, found in report.agreements.items()} == {1: 1.0, 2: 1.0, 3: 1.0}
-    assert {found.match_rate() for found in report.replays.values()} == {1.0}
-    assert report.rows is not None
-    assert report.rows.match_rate() == 1.0
-    assert report.engine_layers["fp16"] > report.engine_layers["fp32"]
-    details = [step.detail for step in steps if step.name == "build the engine" and step.detail]
-    assert details == [f"Building Engine {done} of 2" for done in range(3)]
-    (config,) = world.builds
-    assert BuilderFlag.TF32 not in config.flags
-    assert config.profiling_verbosity == ProfilingVerbosity.DETAILED
-    (shapes,) = config.profiles[0].shapes.values()
-    assert shapes == tuple((batch, 3, 128, 160) for batch in (1, 2, 3))
-    with Predictor(target, 0.0) as predictor, Predictor(half_onnx, 0.0) as reference:
-        assert predictor.info == reference.info
-        one, other = predictor.detect(picture), reference.detect(picture)
-        assert np.abs(one.boxes - other.boxes).max() < 0.01
+def refused(onnx: Path, folder: Path, message: str, *kept: str) -> str:
+    """Build an engine that must be refused, and return the error; files called wrong.engine.KEPT are left alone."""
+    target = folder / "wrong.engine"
+    with pytest.raises(ExportError, match=message) as caught:
+        build_engine(onnx, target, EngineOptions(opt_batch=1, max_batch=2) if onnx.name == "half.onnx" else None)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{target.name}.{suffix}" for suffix in kept)
+    return str(caught.value)
 
 
 def test_options_reach_the_builder(world: World, small_onnx: Path, tmp_path: Path) -> None:
@@ -71,6 +48,9 @@ def test_options_reach_the_builder(world: World, small_onnx: Path, tmp_path: Pat
         "timing_cache": cache,
         "version_compatible": True,
         "hardware_compatible": True,
+        "optimization_level": 0,
+        "max_aux_streams": 0,
+        "tiling_level": "moderate",
     }
     for expected in (b"+", b"++"):
         result = build_engine(small_onnx, tmp_path / "a.plan", EngineOptions(**options))
@@ -82,70 +62,100 @@ def test_options_reach_the_builder(world: World, small_onnx: Path, tmp_path: Pat
     assert config.pools == {MemoryPoolType.WORKSPACE: 2**29}
     assert BuilderFlag.VERSION_COMPATIBLE in config.flags
     assert config.hardware_compatibility_level == HardwareCompatibilityLevel.AMPERE_PLUS
+    assert (config.builder_optimization_level, config.max_aux_streams) == (0, 0)
+    assert config.tiling_optimization_level == TilingOptimizationLevel.MODERATE
     assert config.profiles == []
+    build_engine(small_onnx, tmp_path / "b.plan", EngineOptions(hardware_compatible="same-compute-capability"))
+    assert world.builds[-1].hardware_compatibility_level == HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
     stored = json.loads(sidecar_path(result.path).read_text())
-    assert (stored["profile"], stored["version_compatible"], stored["hardware_compatible"]) == ([1, 1, 1], True, True)
+    assert (stored["profile"], stored["version_compatible"], stored["hardware_compatible"]) == (
+        [1, 1, 1], True, "ampere+",
+    )  # fmt: skip
 
 
-def _refused(world: World, onnx: Path, folder: Path, message: str) -> None:
-    target = folder / "wrong.engine"
-    with pytest.raises(ExportError, match=message):
-        build_engine(onnx, target, EngineOptions(opt_batch=1, max_batch=2) if onnx.name == "half.onnx" else None)
-    assert [path.name for path in folder.iterdir()] == []
+def test_what_is_not_chosen_is_left_to_tensorrt(world: World, small_onnx: Path, tmp_path: Path) -> None:
+    build_engine(small_onnx, tmp_path / "a.plan")
+    (config,) = world.builds
+    untouched = fake_tensorrt.IBuilderConfig()
+    names = ("builder_optimization_level", "max_aux_streams", "tiling_optimization_level", "pools")
+    for name in (*names, "hardware_compatibility_level"):
+        assert getattr(config, name) == getattr(untouched, name), name
 
 
-def test_an_engine_that_samples_nearest_is_caught(
-    world: World, small_onnx: Path, small_options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("device", "number"), [(None, 0), ("cuda", 0), ("cuda:1", 1)])
+def test_an_engine_is_built_and_verified_on_the_gpu_that_was_asked_for(
+    device: str | None, number: int, world: World, small_onnx: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("rtdetr_export.pipeline.decide_sampler", lambda *_: "discrete")  # refused for this model
-    world.instead = export_onnx(small_options("nearest.onnx", sampler="discrete", verify=False)).path.read_bytes()
-    _refused(world, small_onnx, tmp_path, r"boxes and scores, batch 1: only 0\.\d+ of .*try `sampler=\"gather\"`")
+    world.cuda.gpus = 2
+    used = set()
+    execute = fake_tensorrt.IExecutionContext.execute_async_v3
+
+    def spied(self: Any, stream_handle: int) -> bool:
+        used.add(world.cuda.current)
+        return execute(self, stream_handle)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fake_tensorrt.IExecutionContext, "execute_async_v3", spied)
+        build_engine(small_onnx, tmp_path / "a.engine", EngineOptions(device=device, keep_log=True))
+    assert world.builds[0].built_on == number
+    assert used == {number}
+    assert world.cuda.current == 0
+    assert f"\nGPU {number}: Tesla T4" in (tmp_path / "a.engine.log").read_text()
 
 
-def test_an_fp32_engine_called_fp16_is_caught(world: World, half_onnx: Path, tmp_path: Path) -> None:
-    world.claims = "Float"
-    _refused(world, half_onnx, tmp_path, r"\d+% of the graph's layers are fp16, and the engine's layers are \d+ fp32")
+def test_the_callers_current_gpu_is_the_one_that_is_built_for(world: World, small_onnx: Path, tmp_path: Path) -> None:
+    world.cuda.gpus = 2
+    world.cuda.current = 1
+    build_engine(small_onnx, tmp_path / "a.engine")
+    assert world.builds[0].built_on == 1
+    assert world.cuda.current == 1
 
 
-@pytest.mark.parametrize("rest", slow_except(["fp32", "fp16"], "fp16"))
-def test_engines_of_int8_files_have_the_share_of_the_graph(
-    rest: str, world: World, small_options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_gpu_that_is_not_there_is_told(
+    world: World, small_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All layers but the decoder's are quantized; which ones would bear it is tested elsewhere."""
-    Image.fromarray(structured_image(128, 160, 0)).save(tmp_path / "0.png")
-    nothing = np.empty(0, np.float32)
-
-    def choose(model: Any, nodes: list[QuantizableNode], *_: object) -> QuantizationPlan:
-        blocks = tuple(dict.fromkeys(node.block for node in nodes if not node.block.startswith("decoder")))
-        return QuantizationPlan((TradeOff(blocks, 0.7, Agreement((), 0, (), 0, nothing, nothing)),), 1)
-
-    monkeypatch.setattr("rtdetr_export.precision.reduce.choose_blocks", choose)
-    options = {"precision": "int8", "non_int8_precision": rest, "calibration": tmp_path, "verify": False, "layers": 1}
-    onnx = export_onnx(small_options(f"engine-int8-{rest}.onnx", **options)).path
-    (tmp_path / "0.png").unlink()
-    result = build_engine(onnx, tmp_path / "good" / "int8.engine")
-    assert result.info.precision == "int8"
-    assert isinstance(result.report, EngineReport)
-    assert result.report.engine_layers["int8"] > result.report.engine_layers[rest] > 0
-    world.claims = {"fp32": "Float", "fp16": "Half"}[rest]
-    wrong = tmp_path / "wrong"
-    wrong.mkdir()
-    _refused(world, onnx, wrong, rf"\d+% of the graph's layers are int8, and the engine's layers are \d+ {rest}")
+    command = ["--weights", str(small_onnx), "--output", str(tmp_path / "x.engine"), "--device"]
+    assert main([*command, "cuda:1"]) == 2
+    assert "GPU 1 can't be used: CUDA finds 1 GPU, counted from 0" in capsys.readouterr().err
+    assert main([*command, "cpu"]) == 2
+    assert "--device cpu is not for engines: they are built on NVIDIA GPUs" in capsys.readouterr().err
+    assert main([*command, "gpu0"]) == 2
+    assert "--device is 'gpu0', but TensorRT runs on" in capsys.readouterr().err
 
 
-def test_rows_that_differ_are_caught(world: World, half_onnx: Path, tmp_path: Path) -> None:
-    world.row_noise = 0.02
-    _refused(world, half_onnx, tmp_path, r"equal images in one batch give other detections")
+def test_a_failed_build_keeps_its_log(world: World, small_onnx: Path, tmp_path: Path) -> None:
+    world.build_error = "Could not find any implementation for node {ForeignNode[...]}"
+    error = refused(small_onnx, tmp_path, r"can't build small.onnx: Could not find any implementation for node", "log")
+    assert error.endswith(f"; for diagnosis see {tmp_path / 'wrong.engine.log'}")
+    log = (tmp_path / "wrong.engine.log").read_text()
+    assert "[INFO] Detected 1 inputs" in log
+    assert "[ERROR] Could not find any implementation" in log
+    assert "\ntrtexec --onnx=" in log
 
 
-def test_an_engine_that_hides_its_layers_is_caught(world: World, half_onnx: Path, tmp_path: Path) -> None:
-    world.claims = "?"
-    _refused(world, half_onnx, tmp_path, "the inspector names no precision")
+def test_a_missing_lean_runtime_is_named(world: World, small_onnx: Path, tmp_path: Path) -> None:
+    world.build_error = "Unable to load library: libnvinfer_lean.so.10"
+    with pytest.raises(ExportError, match=r"pip install tensorrt-lean==10.13.3.9 .*tensorrt-lean-cu12==10.13.3.9"):
+        build_engine(small_onnx, tmp_path / "x.engine", EngineOptions(version_compatible=True))
+
+
+def test_what_an_older_tensorrt_lacks_is_told_before_the_build(
+    world: World, small_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(fake_tensorrt, "TilingOptimizationLevel")
+    monkeypatch.setattr(fake_tensorrt, "HardwareCompatibilityLevel", SimpleNamespace(NONE=0, AMPERE_PLUS=1))
+    for options, name in (
+        (EngineOptions(tiling_level="fast"), 'tiling_level="fast"'),
+        (EngineOptions(hardware_compatible="same-compute-capability"), 'hardware_compatible="same-compute-capability"'),
+    ):
+        with pytest.raises(OptionError, match=f"`{name}` is not known to TensorRT 10.13.3.9; update it"):
+            build_engine(small_onnx, tmp_path / "x.engine", options)
+    assert world.builds == []
 
 
 def test_nodes_that_the_parser_refuses_are_named(world: World, small_onnx: Path, tmp_path: Path) -> None:
     world.parser_errors = [ParserError("/a", "Resize", "not supported"), ParserError("/b", "TopK", "K is too large")]
-    _refused(world, small_onnx, tmp_path, "can't parse small.onnx: Resize /a: not supported; TopK /b: K is too large")
+    refused(small_onnx, tmp_path, "can't parse small.onnx: Resize /a: not supported; TopK /b: K is too large", "log")
 
 
 def test_graphs_that_break_a_rule_are_refused_before_the_build(world: World, small_onnx: Path, tmp_path: Path) -> None:
@@ -158,7 +168,7 @@ def test_graphs_that_break_a_rule_are_refused_before_the_build(world: World, sma
             del node.attribute[:-1]
     broken = tmp_path.parent / "broken-topk.onnx"
     onnx.save(model, broken)
-    _refused(world, broken, tmp_path, "TensorRT can't take broken-topk.onnx: error: .* unsorted results")
+    refused(broken, tmp_path, "TensorRT can't take broken-topk.onnx: error: .* unsorted results")
     assert world.builds == []
 
 
@@ -169,12 +179,7 @@ def test_files_of_others_are_refused(world: World, small_onnx: Path, tmp_path: P
     del model.metadata_props[:]
     other = tmp_path.parent / "other.onnx"
     onnx.save(model, other)
-    _refused(world, other, tmp_path, "was not written by rtdetr-export")
-
-
-def test_a_graph_that_replays_stale_outputs_is_caught(world: World, half_onnx: Path, tmp_path: Path) -> None:
-    world.cuda.empties = True
-    _refused(world, half_onnx, tmp_path, "boxes and scores, batch 1")
+    refused(other, tmp_path, "was not written by rtdetr-export")
 
 
 def test_ctrl_c_ends_the_build(world: World, small_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,9 +200,17 @@ def test_ctrl_c_ends_the_build(world: World, small_onnx: Path, tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_hardware_compatible_engines_are_not_for_a_t4(world: World, small_onnx: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"for GPUs from Ampere on; this is Tesla T4 \(7.5\)"):
-        build_engine(small_onnx, tmp_path / "x.engine", EngineOptions(hardware_compatible=True))
+def test_compatible_engines_need_a_gpu_that_can_build_them(
+    world: World, small_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--weights", str(small_onnx), "--output", str(tmp_path / "x.engine")]
+    assert main([*command, "--hardware-compatible"]) == 2
+    expected = "--hardware-compatible ampere+ is for GPUs from Ampere on; this is Tesla T4 (7.5)"
+    assert expected in capsys.readouterr().err
+    assert main([*command, "--hardware-compatible", "same-compute-capability"]) == 0
+    world.cuda.capability = (7, 0)
+    with pytest.raises(OptionError, match=r'capability"` is for GPUs from Turing on; this is Tesla T4 \(7.0\)'):
+        build_engine(small_onnx, tmp_path / "x.engine", EngineOptions(hardware_compatible="same-compute-capability"))
 
 
 @pytest.mark.parametrize(
@@ -208,6 +221,13 @@ def test_hardware_compatible_engines_are_not_for_a_t4(world: World, small_onnx: 
         ({"opt_batch": 0}, "`opt_batch` is 0, expected a whole number from 1 up"),
         ({"max_batch": 1.5}, "`max_batch` is 1.5, expected a whole number from 1 up"),
         ({"workspace": 0.0}, "`workspace` is 0.0, expected GiB above 0"),
+        ({"optimization_level": 6}, "`optimization_level` is 6, expected a whole number from 0 to 5"),
+        ({"optimization_level": True}, "`optimization_level` is True, expected a whole number from 0 to 5"),
+        ({"max_aux_streams": -1}, "`max_aux_streams` is -1, expected a whole number from 0 up"),
+        ({"tiling_level": "best"}, "`tiling_level` is 'best', expected none, fast, moderate or full"),
+        ({"hardware_compatible": "turing"}, r"`hardware_compatible` is 'turing', expected none, ampere\+ or same-comp"),
+        ({"device": "cpu"}, '`device="cpu"` is not for engines: they are built on NVIDIA GPUs; leave it out'),
+        ({"device": 1}, "`device` is '1', but TensorRT runs on cpu, cuda or cuda:1"),
     ],
 )
 def test_values_outside_their_range_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -221,7 +241,9 @@ def test_one_call_does_what_the_command_does(
     command = ["--weights", str(small_checkpoint), "--layers", "1", "--size", "64x96", "--precision", "fp16"]
     command += ["--batch", "dynamic", "--max-batch", "2", "--output", str(tmp_path / "command.engine")]
     assert main(command) == 0
-    assert "batch 1 to 2, fp16, for TensorRT 10.13.3.9 on Tesla T4" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "batch 1 to 2, fp16, for TensorRT 10.13.3.9 on Tesla T4" in printed
+    assert f"the same with NVIDIA's tool: trtexec --onnx={tmp_path}/command.engine.onnx --saveEngine=" in printed
     options = ExportOptions(
         small_checkpoint, tmp_path / "call.engine", layers=1, size=(64, 96), precision="fp16", batch=None,
         engine=EngineOptions(max_batch=2),
@@ -271,7 +293,7 @@ def test_an_engine_of_an_onnx_file_needs_no_torch(
     assert result.report.passed
 
 
-def test_what_an_engine_would_ignore_is_refused(world: World, r18_checkpoint: Path, tmp_path: Path) -> None:
+def test_what_an_engine_would_ignore_isrefused(world: World, r18_checkpoint: Path, tmp_path: Path) -> None:
     target = tmp_path / "x.engine"
     with pytest.raises(OptionError, match="`layers` is decided in small.onnx already; export it again"):
         ExportOptions(Path("small.onnx"), target, layers=2)
@@ -314,36 +336,6 @@ def test_building_without_tensorrt_says_what_to_install(small_onnx: Path, tmp_pa
         build_engine(small_onnx, tmp_path / "x.engine")
 
 
-def test_precisions_are_counted_by_what_layers_read() -> None:
-    def layer(name: str, *types: str) -> dict[str, Any]:
-        return {"Name": name, "LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": kind} for kind in types]}
-
-    layers = [
-        layer("a", "Half NHWC8"),
-        layer("b", "Channel major FP16 format where channel % 8 == 0"),
-        layer("c", "Int8 NC/32HW32"),
-        layer("d", "Row major linear FP32"),
-        {"Name": "shuffle", "LayerType": "Shuffle", "Inputs": [{"Format/Datatype": "Half"}]},
-        "a name only",
-    ]
-    assert count_precisions(layers) == {"fp16": 2, "int8": 1, "fp32": 1}
-    split = {"LayerType": "gemm", "Inputs": [{"Datatype": "Half", "Format": "NHWC8"}]}  # from TensorRT 11 on
-    hidden = {"LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "N/A due to dynamic shapes"}]}
-    reformat = {"LayerType": "Reformat", "Name": "copy for conv1", "Inputs": [{"Format/Datatype": "Float"}]}
-    assert count_precisions([split, hidden, reformat]) == {"fp16": 1}
-    assert count_precisions([{**hidden, "Weights": {"Type": "Half", "Count": 9}}]) == {"fp16": 1}
-    assert count_precisions([{**hidden, "TacticName": "sm75_xmma_fprop_i8i8_i8i32"}]) == {"int8": 1}
-    assert count_precisions([{"LayerType": "gemm", "Inputs": None}]) == {}
-
-
-def test_a_good_report_has_no_problems(world: World, half_onnx: Path, tmp_path: Path) -> None:
-    options = EngineOptions(opt_batch=1, max_batch=2)
-    report = build_engine(half_onnx, tmp_path / "a.engine", options).report
-    assert isinstance(report, EngineReport)
-    assert report.problems() == []
-    assert "layers of the engine: " in str(report)
-
-
 @pytest.mark.parametrize("version", ["10.13.3.9", "10.16.1.11", "11.4.0.106"])
 def test_the_builders_double_has_only_what_the_bindings_have(version: str) -> None:
     api = json.loads((shared_folder("tensorrt") / f"api_{version}.json").read_text())
@@ -366,11 +358,13 @@ def test_the_builders_double_has_only_what_the_bindings_have(version: str) -> No
     }  # fmt: skip
     for name, members in methods.items():
         assert set(members) <= set(api["classes"][name]["methods"]), name
-    assert {"profiling_verbosity", "hardware_compatibility_level", "progress_monitor"} <= set(
-        api["classes"]["IBuilderConfig"]["props"]
-    )
+    assert {
+        "profiling_verbosity", "hardware_compatibility_level", "progress_monitor", "builder_optimization_level",
+        "max_aux_streams", "tiling_optimization_level",
+    } <= set(api["classes"]["IBuilderConfig"]["props"])  # fmt: skip
     assert {"num_errors"} <= set(api["classes"]["OnnxParser"]["props"])
-    for name in ("BuilderFlag", "MemoryPoolType", "HardwareCompatibilityLevel", "ProfilingVerbosity"):
+    enums = ("BuilderFlag", "MemoryPoolType", "HardwareCompatibilityLevel", "TilingOptimizationLevel")
+    for name in (*enums, "ProfilingVerbosity"):
         assert {member.name for member in getattr(fake_tensorrt, name)} <= set(api["enums"][name])
     assert "STRONGLY_TYPED" in api["enums"]["NetworkDefinitionCreationFlag"]
     assert "JSON" in api["enums"]["LayerInformationFormat"]

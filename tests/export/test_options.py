@@ -50,7 +50,7 @@ def test_default_name_says_what_is_inside(changes: dict[str, Any], name: str) ->
         precision="fp32",
         sampler="discrete" if options.variant else options.sampler or "gather",
         outputs="raw" if options.raw_output else "detections",
-        raw_input=options.raw_input,
+        raw_input=options.takes_uint8,
         opset=options.graph_opset,
         source="r50.pth",
         source_digest="0",

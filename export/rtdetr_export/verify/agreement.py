@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rtdetr_deploy import Detections
 from rtdetr_deploy.words import plural
-from rtdetr_export.verify.tolerances import TOLERANCES, Limits, Tolerance
+from rtdetr_export.verify.tolerances import MAX_ALLOWANCE_SHARE, TOLERANCES, Limits, Tolerance
 
 Floats = NDArray[np.float32]
 
@@ -43,8 +43,10 @@ class Agreement:
 
     def keeps_to(self, limits: Limits) -> bool:
         """Whether enough are matched within the widest tolerance and few enough are spurious."""
-        few = limits.max_spurious is None or self.spurious <= limits.max_spurious * self.expected
-        return self.match_rate(-1) >= limits.min_match_rate and few
+        spared = min(limits.allowance, MAX_ALLOWANCE_SHARE * self.expected)
+        few = limits.max_spurious is None or self.spurious <= max(limits.max_spurious * self.expected, spared)
+        enough = self.match_rate(-1) >= limits.min_match_rate or self.expected - self.matched[-1] <= spared
+        return enough and few
 
     def __str__(self) -> str:
         parts = [f"{self.match_rate(i):.4f} within {tolerance}" for i, tolerance in enumerate(self.tolerances)]

@@ -28,13 +28,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Shared:
-    """What the contexts of an engine share."""
+    """What the contexts of an engine share.
+
+    `replays` is False while calls are queued step by step, also where they are recorded already.
+    """
 
     file: str
     stream: Stream
     workspace: DeviceMemory
     inputs: tuple[Binding, ...]
     outputs: tuple[Binding, ...]
+    replays: bool = True
 
     def demand(self, call: Callable[[], Answer | None], what: str) -> Answer:
         """Return what a call of TensorRT returns. Raises `DeviceError` in its words where that does not work."""
@@ -58,6 +62,8 @@ class BatchContext:
         From the second call of its kind on it is one CUDA graph, where it can be recorded; that is done here, so that
         what is returned does nothing else.
         """
+        if not self._shared.replays:
+            return partial(self._enqueue, uploads, downloads)
         key = tuple(binding.name for binding in (*uploads, *(self._shared.outputs if downloads else ())))
         if key not in self._graphs and self._runs and self._records:
             graph = self._record(uploads, downloads)

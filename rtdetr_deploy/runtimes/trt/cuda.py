@@ -18,6 +18,7 @@ import numpy as np
 from rtdetr_deploy.errors import DeviceError
 from rtdetr_deploy.packages import install_command, needed_for
 from rtdetr_deploy.runtimes.protocol import Array
+from rtdetr_deploy.runtimes.trt.supported import on_jetson
 from rtdetr_deploy.words import plural
 
 
@@ -132,7 +133,7 @@ def native_handle(value: Any) -> int:
 
 def import_cuda() -> Cuda:
     """Return the CUDA runtime. Raises `MissingPackageError` without cuda-python."""
-    with needed_for("running engines", "tensorrt"):
+    with needed_for("running engines", "jetson" if on_jetson() else "tensorrt"):
         from cuda.bindings import runtime
     return Cuda(runtime)
 

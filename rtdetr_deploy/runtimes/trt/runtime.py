@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rtdetr_deploy.errors import ArtifactError, DeviceError, OptionError
 from rtdetr_deploy.files import reason
-from rtdetr_deploy.packages import install_command, require
+from rtdetr_deploy.packages import install_command
 from rtdetr_deploy.runtimes.feed import check_feed
 from rtdetr_deploy.runtimes.options import RuntimeOptions, cpu_or_cuda
 from rtdetr_deploy.runtimes.protocol import Array, Feed, Preprocessor
@@ -38,7 +38,8 @@ from rtdetr_deploy.runtimes.trt.cuda_resize import FrameResizer
 from rtdetr_deploy.runtimes.trt.logger import get_logger, mark
 from rtdetr_deploy.runtimes.trt.preprocess import CudaPreprocessor, FrameBatch
 from rtdetr_deploy.runtimes.trt.resources import Resources
-from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo, check_fits, read_engine_info
+from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo, check_fits, read_engine_info, warn_if_accepted
+from rtdetr_deploy.runtimes.trt.supported import require_tensorrt
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -157,6 +158,15 @@ class TensorRtRuntime:
             context.download()
             return context.finish(), end.since(start)
 
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Queue the calls of this block step by step and replay no CUDA graph: what replays are compared with."""
+        self._shared.replays = False
+        try:
+            yield
+        finally:
+            self._shared.replays = True
+
     def layers(self) -> list[Any]:
         """Return the engine inspector's list of layers: maps where the engine was built with details, else names.
 
@@ -254,7 +264,7 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> TensorRtRuntime:
         raise OptionError(f'`device="cpu"` is not for engines: {file} runs on NVIDIA GPUs only; leave it out')
     if options.threads is not None:
         raise OptionError(f"`threads` is not for engines: {file} has none; leave it out")
-    trt = require("tensorrt", "running engines", "tensorrt")
+    trt = require_tensorrt("running engines")
     engine_info = None
     if isinstance(model, Path):
         try:
@@ -268,5 +278,6 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> TensorRtRuntime:
     gpu = cuda.gpu(number)
     if engine_info is not None:
         check_fits(engine_info, file, trt.__version__, gpu)
+        warn_if_accepted(engine_info, file)
     host_code = engine_info is not None and engine_info.version_compatible
     return TensorRtRuntime(content, file, engine_info, cuda, gpu, host_code=host_code)

@@ -1,0 +1,75 @@
+"""Which TensorRT is taken, and where a Jetson finds its own."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+import fake_tensorrt
+from rtdetr_deploy import MissingPackageError, open_runtime
+from rtdetr_deploy.runtimes.trt import supported
+from rtdetr_deploy.runtimes.trt.cuda import import_cuda
+from rtdetr_deploy.runtimes.trt.supported import require_tensorrt
+from rtdetr_export import build_engine
+
+pytest_plugins = ("engine_world",)
+
+
+@pytest.fixture
+def jetson(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr(supported, "JETSON_RELEASE", tmp_path)
+
+
+def test_jetpack_6_builds_and_runs(
+    world: fake_tensorrt.World, small_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its TensorRT is 10.3, which lacks some enumerations and settings."""
+    monkeypatch.setattr(fake_tensorrt, "__version__", "10.3.0.30")
+    monkeypatch.delattr(fake_tensorrt, "TilingOptimizationLevel")
+    with pytest.warns(UserWarning, match="TensorRT 10.3.0.30 is older than 10.13, from which on strong typing"):
+        result = build_engine(small_onnx, tmp_path / "a.engine")
+    assert result.engine_info is not None
+    assert result.engine_info.tensorrt == "10.3.0.30"
+    with pytest.warns(UserWarning, match="older than 10.13"):
+        open_runtime(result.path).close()
+
+
+@pytest.mark.parametrize("version", ["8.5.2.2", "8.6.2.3", "10.0.1"])
+def test_a_tensorrt_that_is_too_old_is_told_by_its_version(
+    version: str, world: fake_tensorrt.World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_tensorrt, "__version__", version)
+    message = f"running engines needs TensorRT 10.3 or later, and this is {version}: pip install .*'tensorrt>="
+    with pytest.raises(MissingPackageError, match=message):
+        require_tensorrt("running engines")
+
+
+def test_on_a_jetson_the_systems_tensorrt_is_named(
+    jetson: None, world: fake_tensorrt.World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_tensorrt, "__version__", "8.6.2.3")
+    with pytest.raises(MissingPackageError, match="this is 8.6.2.3: update JetPack to 6.1 or later"):
+        require_tensorrt("running engines")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingPackageError, match="sudo apt install python3-libnvinfer, in .* --system-site-packages"):
+        require_tensorrt("running engines")
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(MissingPackageError) as caught:
+        import_cuda()
+    assert "'tensorrt" not in str(caught.value)
+
+
+def test_a_supported_version_is_taken_without_a_word(world: fake_tensorrt.World) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert require_tensorrt("running engines") is fake_tensorrt
+
+
+def test_an_arm_server_is_not_a_jetson(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr(supported, "JETSON_RELEASE", tmp_path / "none")
+    assert not supported.on_jetson()
