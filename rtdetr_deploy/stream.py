@@ -3,7 +3,10 @@
     source -> reader (a thread) -> load each image, prepare each batch (workers) -> infer, decode (whoever iterates)
 
 A source is read until `AHEAD` images, at least one batch, wait to be detected and one more batch is gathered. It may
-fill the same array with each frame: arrays that don't come from a list are copied when they are read.
+fill the same array with each frame: arrays that don't come from a list are copied when they are read. Arrays on a GPU
+are not: each stays as it is until its result is there.
+
+Where several calls of the model run at once, threads of their own make them, ahead of whoever iterates.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ import numpy as np
 
 from rtdetr_deploy.detections import Detections
 from rtdetr_deploy.errors import ImageError, OptionError
-from rtdetr_deploy.images.frame import Frame, ImageLike
+from rtdetr_deploy.images.frame import ImageLike
+from rtdetr_deploy.images.gpu_array import as_host_array, is_on_gpu, is_third_party_array
+from rtdetr_deploy.images.gpu_frame import AnyFrame
 from rtdetr_deploy.runtimes.protocol import Array, DeviceBatch
 
 WORKERS = min(4, os.cpu_count() or 1)
@@ -36,7 +41,7 @@ THREAD_NAME = "rtdetr-stream"
 T = TypeVar("T")
 Batch = Array | DeviceBatch
 Outputs = dict[str, Array]
-_Loaded = Future[tuple[Frame, float]]
+_Loaded = Future[tuple[AnyFrame, float]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Found:
     """
 
     image: ImageLike
-    frame: Frame
+    frame: AnyFrame
     detections: Detections
     seconds: dict[str, float]
 
@@ -62,21 +67,29 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Stages:
-    """What is done to images; `load` and `prepare` are called from several threads at once."""
+    """What is done to images; `load` and `prepare` are called from several threads at once.
 
-    load: Callable[[ImageLike], Frame]
-    prepare: Callable[[Sequence[Frame]], Batch]
+    So is `infer`, where `calls` is more than 1: the calls that run at the same time.
+    """
+
+    load: Callable[[ImageLike], AnyFrame]
+    prepare: Callable[[Sequence[AnyFrame]], Batch]
     infer: Callable[[Batch], Outputs]
-    decode: Callable[[Outputs, Sequence[Frame]], list[Detections]]
+    decode: Callable[[Outputs, Sequence[AnyFrame]], list[Detections]]
+    calls: int = 1
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Images on their way to the model: the frame of each, the batch made of those that can be read, and seconds."""
+    """Images on their way to the model: the frame of each, the batch made of those that can be read, and seconds.
+
+    `inferred` are the model's outputs where threads call it; None where whoever iterates does.
+    """
 
     images: list[ImageLike]
     loaded: list[_Loaded]
     prepared: Future[tuple[Batch | None, float]]
+    inferred: Future[tuple[Outputs, float]] | None
 
 
 @dataclass(frozen=True)
@@ -114,8 +127,9 @@ def detections_of(results: Generator[Found | Unreadable, None, None]) -> Generat
 
 def check_iterable(images: Iterable[ImageLike]) -> Iterable[ImageLike]:
     """Return `images`; `OptionError` for a single image, whose rows or bytes would pass as images."""
-    single = isinstance(images, (str, Path, bytes, bytearray, np.ndarray)) or not isinstance(images, Iterable)
-    if single and not (isinstance(images, np.ndarray) and images.ndim == 4):
+    array = isinstance(images, np.ndarray) or is_third_party_array(images)
+    single = array or isinstance(images, (str, Path, bytes, bytearray)) or not isinstance(images, Iterable)
+    if single and not (array and isinstance(images, Iterable) and len(getattr(images, "shape", ())) == 4):
         raise OptionError("expected several images (a list, a generator, ...); for a single one call detect")
     return images
 
@@ -127,7 +141,7 @@ def _detect(stages: Stages, part: _Part) -> Generator[Found | Unreadable, None, 
     found: list[Detections] = []
     inferring = decoding = 0.0
     if batch is not None:
-        outputs, inferring = _timed(lambda: stages.infer(batch))
+        outputs, inferring = part.inferred.result() if part.inferred else _timed(lambda: stages.infer(batch))
         found, decoding = _timed(lambda: stages.decode(outputs, frames))
     names, shares = ("prepare", "infer", "decode"), (preparing, inferring, decoding)
     of_batch = {name: share / max(1, len(frames)) for name, share in zip(names, shares, strict=True)}
@@ -143,10 +157,13 @@ def _detect(stages: Stages, part: _Part) -> Generator[Found | Unreadable, None, 
 
 def _kept(image: ImageLike) -> ImageLike:
     """Return pixels or bytes that stay as they are: cameras and decoders fill the same array with the next frame."""
+    if is_third_party_array(image) and not is_on_gpu(image):
+        with suppress(ImageError):  # raised in its turn, when it is loaded
+            return as_host_array(image, "the image").copy()
     return image.copy() if isinstance(image, (np.ndarray, bytearray)) else image
 
 
-def _frames(loaded: Sequence[_Loaded]) -> list[Frame]:
+def _frames(loaded: Sequence[_Loaded]) -> list[AnyFrame]:
     """Wait for the images, and return the pixels of those that can be read."""
     return [one.result()[0] for one in loaded if one.exception() is None]
 
@@ -165,7 +182,8 @@ class _Reader:
         self._stages, self._source, self._batch = stages, source, batch
         self._parts: SimpleQueue[_Part | _End] = SimpleQueue()
         self._room = Semaphore(max(1, AHEAD // batch))
-        self._workers = _Workers()
+        self._workers = _Workers(WORKERS)
+        self._callers = _Workers(stages.calls if stages.calls > 1 else 0)
         self._stopping = False
         self._thread = Thread(target=self._read, name=THREAD_NAME, daemon=True)
         self._thread.start()
@@ -180,9 +198,10 @@ class _Reader:
         """End the threads; what they have not begun is not done any more."""
         self._stopping = True
         self._room.release()  # the reader may be waiting for it
+        self._callers.stop()  # first: a caller waits for what workers prepare
         self._workers.stop()
         deadline = time.monotonic() + PATIENCE
-        for thread in (self._thread, *self._workers.threads):
+        for thread in (self._thread, *self._workers.threads, *self._callers.threads):
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _read(self) -> None:
@@ -192,7 +211,7 @@ class _Reader:
         try:
             for image in self._source if isinstance(self._source, Sequence) else map(_kept, self._source):
                 images.append(image)
-                loaded.append(self._workers.submit(partial(_timed, partial(self._stages.load, image))))
+                loaded.append(self._load(image))
                 if len(images) == self._batch:
                     self._hand_over(images, loaded)
                     images, loaded = [], []
@@ -205,14 +224,28 @@ class _Reader:
             self._hand_over(images, loaded)
         self._parts.put(_End(error))
 
+    def _load(self, image: ImageLike) -> _Loaded:
+        """Let a worker load an image. One on a GPU is taken at once: what must be waited for is known to this thread."""
+        load = partial(_timed, partial(self._stages.load, image))
+        if not is_on_gpu(image):
+            return self._workers.submit(load)
+        future: _Loaded = Future()
+        _settle(future, load)
+        return future
+
     def _hand_over(self, images: list[ImageLike], loaded: list[_Loaded]) -> None:
         """Let a worker prepare the images as a batch; those before it have been told to load them."""
-        prepare = partial(_timed, lambda: self._prepare(loaded))
-        self._parts.put(_Part(images, loaded, self._workers.submit(prepare)))
+        prepared = self._workers.submit(partial(_timed, lambda: self._prepare(loaded)))
+        inferred = self._callers.submit(lambda: self._infer(prepared)) if self._callers.threads else None
+        self._parts.put(_Part(images, loaded, prepared, inferred))
 
     def _prepare(self, loaded: Sequence[_Loaded]) -> Batch | None:
         frames = _frames(loaded)
         return self._stages.prepare(frames) if frames else None
+
+    def _infer(self, prepared: Future[tuple[Batch | None, float]]) -> tuple[Outputs, float]:
+        batch, _ = prepared.result()
+        return ({}, 0.0) if batch is None else _timed(lambda: self._stages.infer(batch))
 
 
 class _Workers:
@@ -221,9 +254,9 @@ class _Workers:
     Work may wait for work that was given before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
         self._queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self.threads = [Thread(target=self._work, name=THREAD_NAME, daemon=True) for _ in range(WORKERS)]
+        self.threads = [Thread(target=self._work, name=THREAD_NAME, daemon=True) for _ in range(count)]
         for thread in self.threads:
             thread.start()
 
@@ -244,9 +277,13 @@ class _Workers:
     def _work(self) -> None:
         while item := self._queue.get():
             future, work = item
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(work())
-            except BaseException as error:  # raised again by whoever takes the result
-                future.set_exception(error)
+            if future.set_running_or_notify_cancel():
+                _settle(future, work)
+
+
+def _settle(future: Future[T], work: Callable[[], T]) -> None:
+    """Do the work, and let `future` hold its result or its error."""
+    try:
+        future.set_result(work())
+    except BaseException as error:  # raised again by whoever takes the result
+        future.set_exception(error)

@@ -20,11 +20,21 @@ from numpy.typing import NDArray
 
 from rtdetr_deploy.errors import ImageError, OptionError
 from rtdetr_deploy.files import reason, refuse_named_pipe
+from rtdetr_deploy.images.gpu_array import (
+    HasCudaInterface,
+    HasDlpack,
+    as_host_array,
+    is_on_gpu,
+    is_third_party_array,
+    refuse_gpu_array,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ImageLike = Union[str, Path, bytes, "Image", NDArray[Any], "Frame"]
+    from rtdetr_deploy.images.gpu_frame import GpuFrame
+
+ImageLike = Union[str, Path, bytes, "Image", NDArray[Any], "Frame", "GpuFrame", HasDlpack, HasCudaInterface]
 Color = Literal["bgr", "rgb"]
 
 MAX_PIXELS = 89_478_485
@@ -58,7 +68,8 @@ def load_frame(image: ImageLike, *, color: Color = "bgr", max_pixels: int = MAX_
     """Return the pixels of a path, encoded bytes, PIL image or array; a `Frame` is returned as it is.
 
     Arrays are uint8 or uint16 (full range; the low byte is dropped), of shape (h, w), (h, w, 1), (h, w, 3) or
-    (h, w, 4); channels are in the order `color`, alpha is dropped. `color` concerns arrays alone. Files are
+    (h, w, 4); channels are in the order `color`, alpha is dropped. `color` concerns arrays alone. Arrays of other
+    libraries are taken by DLPack where they lie in the CPU's memory. Files are
     turned as their EXIF orientation says; a PIL image is too. Of an animation or a file of several pages the first
     is used, which a warning says once.
 
@@ -70,6 +81,10 @@ def load_frame(image: ImageLike, *, color: Color = "bgr", max_pixels: int = MAX_
         return image
     if isinstance(image, np.ndarray):
         return _from_array(image, color)
+    if is_third_party_array(image):
+        if is_on_gpu(image):
+            raise refuse_gpu_array("the image", "load_frame")
+        return _from_array(as_host_array(image, "the image"), color)
     if isinstance(image, (str, Path)):
         return _from_file(Path(image), max_pixels)
     if isinstance(image, (bytes, bytearray, memoryview)):
@@ -101,17 +116,22 @@ def _from_array(image: NDArray[Any], color: Color) -> Frame:
         raise ImageError(f"image array is {array.dtype}, expected uint8 or uint16; {_advice(array)}")
     if array.ndim == 2:
         array = array[:, :, None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
-        raise ImageError(
-            f"image array has shape {array.shape}, expected (height, width) or (height, width, 1, 3 or 4 channels); "
-            "for several images call detect_batch"
-        )
-    if 0 in array.shape:
-        raise ImageError(f"image array of shape {array.shape} has no pixels")
+    check_image_shape(array.shape)
     if array.dtype != np.uint8:
         array = (array >> 8).astype(np.uint8)
     array = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3]
     return Frame(np.ascontiguousarray(array), rgb=color == "rgb")
+
+
+def check_image_shape(shape: tuple[int, ...]) -> None:
+    """Raise `ImageError` unless `shape` is (height, width, 1, 3 or 4 channels), with pixels."""
+    if len(shape) != 3 or shape[2] not in (1, 3, 4):
+        raise ImageError(
+            f"image array has shape {shape}, expected (height, width) or (height, width, 1, 3 or 4 channels); "
+            "for several images call detect_batch"
+        )
+    if 0 in shape:
+        raise ImageError(f"image array of shape {shape} has no pixels")
 
 
 def _advice(array: NDArray[Any]) -> str:

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.images.frame import Frame
+from rtdetr_deploy.images.gpu_array import refuse_gpu_array
+from rtdetr_deploy.images.gpu_frame import AnyFrame, GpuFrame
 from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 
 Resizer = Literal["opencv", "pillow", "cuda"]
@@ -47,7 +49,7 @@ class HostPreprocessor:
         self._factors = (spec.scale / std).astype(np.float32)
         self._offsets = (np.array(spec.mean) / std).astype(np.float32)
 
-    def __call__(self, frames: Sequence[Frame], rows: int) -> NDArray[Any]:
+    def __call__(self, frames: Sequence[AnyFrame], rows: int) -> NDArray[Any]:
         """Return an input of `rows` images, zero in those behind `frames`; it is contiguous, and the caller's."""
         spec = self._spec
         size = (*spec.size, 3) if spec.layout == "nhwc" else (3, *spec.size)
@@ -55,6 +57,8 @@ class HostPreprocessor:
         batch[len(frames) :] = 0
         write = self._write_bytes if spec.layout == "nhwc" else self._write_planes
         for slot, frame in zip(batch, frames, strict=False):
+            if isinstance(frame, GpuFrame):
+                raise refuse_gpu_array("the image", f'`resizer="{self._resizer}"`')
             write(slot, self._fit(frame), frame.rgb != (spec.color == "rgb"))
         return batch.astype(spec.dtype, copy=False)
 

@@ -16,7 +16,9 @@ from rtdetr_deploy.runtimes.options import RuntimeOptions, check_threads
 from rtdetr_deploy.runtimes.protocol import (
     Array,
     DeviceBatch,
+    DeviceOutput,
     Feed,
+    GpuRuntime,
     PreprocessingRuntime,
     Preprocessor,
     Runtime,
@@ -28,7 +30,9 @@ __all__ = [
     "RUNTIMES",
     "Array",
     "DeviceBatch",
+    "DeviceOutput",
     "Feed",
+    "GpuRuntime",
     "PreprocessingRuntime",
     "Preprocessor",
     "Runtime",
@@ -45,7 +49,8 @@ __all__ = [
 class RuntimeModule:
     """A runtime: `suffixes` of the files that it opens, its `module` here, and the `extra` that holds its packages.
 
-    With `folders` it opens folders too. Where `by_name_only`, nothing is opened with it unless it is asked for. The
+    With `folders` it opens folders too. Where `by_name_only`, nothing is opened with it unless it is asked for; `slots`
+    and `blocking_sync` of `RuntimeOptions` are for those with `has_slots`. The
     module has `open_model(model: Path | bytes, options: RuntimeOptions) -> Runtime`.
     """
 
@@ -54,6 +59,7 @@ class RuntimeModule:
     extra: str
     folders: bool = False
     by_name_only: bool = False
+    has_slots: bool = False
 
     def opens(self, path: Path) -> bool:
         """Tell whether `path` is called like a file of this runtime, or is a folder that it opens."""
@@ -63,7 +69,7 @@ class RuntimeModule:
 RUNTIMES = {
     "onnxruntime": RuntimeModule(suffixes=(".onnx",), module="ort", extra="cpu"),
     "openvino": RuntimeModule(suffixes=(".xml", ".onnx"), module="ov", extra="openvino"),
-    "tensorrt": RuntimeModule(suffixes=(".engine", ".plan"), module="trt.runtime", extra="tensorrt"),
+    "tensorrt": RuntimeModule(suffixes=(".engine", ".plan"), module="trt.runtime", extra="tensorrt", has_slots=True),
     "torch": RuntimeModule(
         suffixes=CHECKPOINT_SUFFIXES, module="eager", extra="export", folders=True, by_name_only=True
     ),
@@ -110,6 +116,9 @@ def open_runtime(
     chosen, options = RUNTIMES[name], options or RuntimeOptions()
     if options.size is not None and not chosen.by_name_only:
         raise OptionError(f"`size` is for checkpoints; what {name} opens has its own")
+    for field in ("slots", "blocking_sync"):
+        if getattr(options, field) and not chosen.has_slots:
+            raise OptionError(f"`{field}` is for TensorRT engines; {name} runs this model")
     with needed_for(f'`runtime="{name}"`', chosen.extra):
         module = import_module(f"{__name__}.{chosen.module}")
     return cast("Runtime", module.open_model(model, options))

@@ -15,6 +15,8 @@ from rtdetr_deploy.options import option
 
 THREADS_PER_CORE = 4
 """More threads than this do nothing but wait for each other: 64 on two cores took five seconds per image."""
+SLOTS = (1, 2)
+"""A third call would wait for the GPU, which the second keeps busy."""
 
 _DEVICE = re.compile(r"[a-z]+([:.][\w.:,()]+)?", re.IGNORECASE | re.ASCII)
 _CPU_OR_CUDA = re.compile(r"(cpu|cuda)(?:(?<=cuda):(\d{1,4}))?", re.IGNORECASE | re.ASCII)
@@ -29,6 +31,11 @@ class RuntimeOptions:
     by another one. `threads` limits the runtime's own threads; None leaves their number to it. `size` (height, width)
     is the input size of a checkpoint (None: what it names, else 640x640); files have theirs.
 
+    `slots` is how many calls an engine runs at once, 1 or 2: copies of one overlap with the work of the other, and each
+    has GPU memory of its own for the maximum batch. None is two, or one, with a warning, where memory doesn't suffice
+    for the second. `blocking_sync` lets threads sleep while an engine works (CUDA's blocking synchronization): cores
+    are free for other work, as a Jetson may want, and each call takes some tens of microseconds longer.
+
     Raises `OptionError` for values that no runtime takes; each runtime refuses what it can't use.
     """
 
@@ -42,6 +49,15 @@ class RuntimeOptions:
         None, "threads of the runtime", type=int, metavar="N", default_help="the runtime decides"
     )
 
+    slots: int | None = option(
+        None,
+        "calls that an engine runs at once, 1 or 2",
+        type=int,
+        choices=SLOTS,
+        metavar="N",
+        default_help="2 where GPU memory suffices",
+    )
+    blocking_sync: bool = option(False, "sleep instead of spinning while an engine works: leaves cores to other work")
     size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -49,6 +65,10 @@ class RuntimeOptions:
             object.__setattr__(self, "size", check_input_size(self.size))
         if self.threads is not None:
             check_threads(self.threads)
+        if self.slots is not None and (isinstance(self.slots, bool) or self.slots not in SLOTS):
+            raise OptionError(f"`slots` is {self.slots!r}, expected 1 or 2")
+        if not isinstance(self.blocking_sync, bool):
+            raise OptionError(f"`blocking_sync` is {self.blocking_sync!r}, expected True or False")
         if self.device is not None and not (isinstance(self.device, str) and _DEVICE.fullmatch(self.device)):
             raise OptionError(f"`device` is {self.device!r}, expected cpu, cuda, cuda:1, or a device of OpenVINO")
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from rtdetr_deploy.artifacts.metadata import ArtifactInfo
-    from rtdetr_deploy.images.frame import Frame
+    from rtdetr_deploy.images.gpu_array import GpuArray
+    from rtdetr_deploy.images.gpu_frame import AnyFrame
     from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 
 Array = NDArray[Any]
@@ -37,7 +38,10 @@ class TensorSpec:
 
 @runtime_checkable
 class DeviceBatch(Protocol):
-    """An input made by a runtime's own preprocessor; only the runtime that it comes from takes it."""
+    """An input that is not the CPU's: made by a runtime's own preprocessor, or an array that a `GpuRuntime` received.
+
+    Only the runtime that it comes from takes it.
+    """
 
     def __len__(self) -> int:
         """Rows of the batch."""
@@ -104,8 +108,11 @@ class TimedRuntime(Runtime, Protocol):
 class Preprocessor(Protocol):
     """Makes a model's input of frames."""
 
-    def __call__(self, frames: Sequence[Frame], rows: int) -> Array | DeviceBatch:
-        """Return a batch of `rows` rows for `Runtime.run`, those without a frame being zero."""
+    def __call__(self, frames: Sequence[AnyFrame], rows: int) -> Array | DeviceBatch:
+        """Return a batch of `rows` rows for `Runtime.run`, those without a frame being zero.
+
+        Raises `ImageError` for frames on a GPU unless it works there.
+        """
 
 
 @runtime_checkable
@@ -121,3 +128,48 @@ class PreprocessingRuntime(Runtime, Protocol):
 
         Raises `OptionError` for other resizers, and for inputs and specs that it can't make.
         """
+
+
+class DeviceOutput(Protocol):
+    """An output that was left on the GPU; `numpy.asarray` copies it to the CPU.
+
+    It is computed and may be read by any stream: torch.as_tensor(x, device="cuda") and cupy.asarray(x) share its
+    memory. It is valid as long as anything refers to it and the model is open.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The output's shape."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The output's type."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Version 3; `stream` is None: there is nothing to wait for."""
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        """Return a copy in the CPU's memory."""
+
+
+@runtime_checkable
+class GpuRuntime(PreprocessingRuntime, Protocol):
+    """A runtime that reads arrays where they lie on its GPU, can leave outputs there, and runs several calls at once."""
+
+    @property
+    def slots(self) -> int:
+        """Calls that run at the same time; further ones wait."""
+
+    def receive(self, array: object, what: str) -> GpuArray:
+        """Return an array of another library on the GPU as `run` takes it: as an input, or as the pixels of a frame.
+
+        Work that the caller has queued for it so far, in this thread, is waited for on the GPU. Raises `ImageError`,
+        which speaks of it as `what`, unless it lies on this runtime's GPU.
+        """
+
+    def run_on_device(self, feed: Feed) -> dict[str, DeviceOutput]:
+        """As `run`, with the outputs left on the GPU."""
+
+    def run_in_each_slot(self, feed: Feed) -> None:
+        """Run once in each slot: what the first calls of a batch size prepare is then there for all."""
