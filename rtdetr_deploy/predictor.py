@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -19,12 +20,15 @@ from rtdetr_deploy.artifacts.decoding import MAX_DETECTIONS, RTDETR_DECODING
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo, ThirdPartyInfo
 from rtdetr_deploy.detections import Detections, check_threshold
 from rtdetr_deploy.errors import OptionError
-from rtdetr_deploy.images.frame import MAX_PIXELS, Color, Frame, ImageLike, check_color, check_max_pixels, load_frame
-from rtdetr_deploy.images.preprocess import HOST_RESIZERS, HostPreprocessor, to_image
+from rtdetr_deploy.images.frame import MAX_PIXELS, Color, Frame, ImageLike, check_color, check_max_pixels
+from rtdetr_deploy.images.gpu_array import HasCudaInterface, HasDlpack, is_third_party_array
+from rtdetr_deploy.images.gpu_frame import AnyFrame
+from rtdetr_deploy.images.intake import Intake
+from rtdetr_deploy.images.preprocess import to_image
 from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 from rtdetr_deploy.postprocess import decode_outputs, keep_best
 from rtdetr_deploy.runtimes import RuntimeOptions, open_runtime
-from rtdetr_deploy.runtimes.protocol import Array, PreprocessingRuntime, Preprocessor, Runtime
+from rtdetr_deploy.runtimes.protocol import Array, DeviceOutput, GpuRuntime, Runtime
 from rtdetr_deploy.signature import IOSignature, check_outputs, infer_signature
 from rtdetr_deploy.stream import Batch, Found, Stages, Unreadable, check_iterable, detections_of, run_stream
 
@@ -32,6 +36,7 @@ MAX_BATCH = 8
 """Images that go through a model of dynamic batch at once."""
 
 Names = Sequence[str] | str | Path
+AnyOutput = Array | DeviceOutput
 
 
 class Predictor:
@@ -40,11 +45,11 @@ class Predictor:
     `engine` is the model file or its content, or a runtime that is open already; `threshold` the smallest score that
     is kept unless a call says otherwise. `class_names` (a list, or a file with one name per line) replaces the names
     stored in the file. `resizer` is "opencv" or "pillow", or what the runtime offers besides: "cuda" of TensorRT
-    engines, where frames cross the bus as they are and are resized on the GPU. `runtime` ("onnxruntime", "openvino",
-    "tensorrt", "torch") runs the file instead of the one that its suffix names; `device` and `threads` are those of
-    `RuntimeOptions`. `size` (height, width) is needed for third-party files that leave it open, and may be
-    given for checkpoints. `max_pixels` is the
-    largest image that is decoded.
+    engines, where frames cross the bus as they are and are resized on the GPU; frames that lie there already are always
+    resized there. `runtime` ("onnxruntime", "openvino", "tensorrt", "torch") runs the file instead of the one that its
+    suffix names; `device`, `threads`, `slots` and `blocking_sync` are those of `RuntimeOptions`. `size` (height, width)
+    is needed for third-party files that leave it open, and may be given for checkpoints. `max_pixels` is the largest
+    image that is decoded.
 
     Raises `ArtifactError` when the file can't be run, `OptionError` for other arguments.
     """
@@ -59,18 +64,21 @@ class Predictor:
         runtime: str | None = None,
         device: str | None = None,
         threads: int | None = None,
+        slots: int | None = None,
+        blocking_sync: bool = False,
         size: tuple[int, int] | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.threshold = check_threshold(threshold)
-        self._max_pixels = check_max_pixels(max_pixels)
+        limit = check_max_pixels(max_pixels)
         if class_names is not None and not isinstance(class_names, (str, Path, Sequence, np.ndarray)):
             raise OptionError(f"`class_names` is {class_names!r}, expected a list of names or a file with one per line")
-        self._runtime = _open(engine, runtime, device, threads, size)
+        how = {"device": device, "threads": threads, "slots": slots, "blocking_sync": blocking_sync}
+        self._runtime = _open(engine, runtime, how, size)
         try:
             self._signature = infer_signature(self._runtime, self._runtime.file, size)
             self._spec = _spec_of(self._signature)
-            self._prepare = _open_preprocessor(self._runtime, self._signature.images.name, resizer, self._spec)
+            self._intake = Intake(self._runtime, self._signature.images.name, self._spec, resizer, limit)
             info = self._signature.info
             self._decoding = (info.max_detections, info.decoding) if info else (MAX_DETECTIONS, RTDETR_DECODING)
             stored = info.class_names if info else None
@@ -122,7 +130,10 @@ class Predictor:
         """Return the objects in one image, best first.
 
         `image` is a path, encoded bytes, a PIL image, a `Frame`, or an array (h, w[, 1 | 3 | 4]) uint8 or uint16 with
-        its channels in the order `color` ("bgr" as OpenCV gives them, or "rgb"). `threshold` replaces the Predictor's;
+        its channels in the order `color` ("bgr" as OpenCV gives them, or "rgb"). Arrays of other libraries (torch,
+        CuPy, PyCUDA ...) are taken by the same rules, by DLPack or `__cuda_array_interface__`; TensorRT engines read
+        those on their GPU where they lie, after the work that the caller has queued for them, and other runtimes refuse
+        arrays on GPUs. An array may be changed when the call has returned. `threshold` replaces the Predictor's;
         `classes` keeps these class names or indices only.
 
         Raises `ImageError` for an unusable image, `OptionError` for a bad threshold or an unknown class.
@@ -156,9 +167,11 @@ class Predictor:
 
         `frames` may be endless: it is pulled from by a thread, a few frames further than what is yielded (see
         `rtdetr_deploy.stream`). `batch` is how many go through the model at once, by default as many as a fixed batch
-        takes, and 8 where it is dynamic; 1 gives each result soonest. Leaving the loop, or `close()` of the iterator,
-        ends the threads. Other arguments and errors are those of `detect`; an image that can't be read ends the
-        stream in its turn. `stream_results` goes on, and tells which image a result belongs to.
+        takes, and 8 where it is dynamic; 1 gives each result soonest. Engines of two slots run two batches at once.
+        Arrays on a GPU are not copied when they are read: each stays as it is until its result is there. Leaving the
+        loop, or `close()` of the iterator, ends the threads. Other arguments and errors are those of `detect`; an image
+        that can't be read ends the stream in its turn. `stream_results` goes on, and tells which image a result belongs
+        to.
         """
         results = self.stream_results(frames, threshold=threshold, classes=classes, color=color, batch=batch)
         return detections_of(results)
@@ -175,55 +188,95 @@ class Predictor:
         """As `stream`, with each image, its pixels and times; an image that can't be read is told and passed over."""
         limit, labels = self._threshold(threshold), self.labels_of(classes)
         check_color(color)
+        received = self._intake.receive_listed(images)
         stages = Stages(
-            load=lambda image: self.load([image], color=color)[0],
+            load=lambda image: self._intake.load(received.get(id(image), image), color),
             prepare=self.prepare,
             infer=self.infer,
             decode=lambda outputs, frames: self.decode(
                 outputs, [frame.size for frame in frames], threshold=limit, classes=labels
             ),
+            calls=self._runtime.slots if isinstance(self._runtime, GpuRuntime) else 1,
         )
         return run_stream(stages, check_iterable(images), self._check_batch(batch))
 
-    def load(self, images: Iterable[ImageLike], *, color: Color = "bgr") -> list[Frame]:
-        """Return the pixels of each image (step 1 of 4)."""
-        return [load_frame(image, color=color, max_pixels=self._max_pixels) for image in check_iterable(images)]
+    def load(self, images: Iterable[ImageLike], *, color: Color = "bgr") -> list[AnyFrame]:
+        """Return the pixels of each image (step 1 of 4); those on an engine's GPU stay there."""
+        return [self._intake.load(image, color) for image in check_iterable(images)]
 
-    def prepare(self, frames: Sequence[Frame]) -> Batch:
+    def prepare(self, frames: Sequence[AnyFrame]) -> Batch:
         """Return the frames as the model's input (step 2 of 4); unused rows of a fixed batch are zero.
 
-        It is an array, or with a resizer of the runtime's own what `infer` alone understands.
+        It is an array, or with a resizer of the runtime's own, or frames on the GPU, what `infer` alone understands.
         """
-        return self._prepare(frames, max(len(frames), self._signature.batch or self._runtime.min_batch))
+        return self._intake.prepare(frames, max(len(frames), self._signature.batch or self._runtime.min_batch))
 
-    def infer(self, batch: Batch) -> dict[str, Array]:
-        """Run the model on a prepared batch (step 3 of 4) and return its outputs by role, e.g. "boxes"."""
-        signature = self._signature
-        feed: dict[str, Batch] = {signature.images.name: batch}
-        if signature.sizes is not None:
-            feed[signature.sizes.name] = np.ones((len(batch), 2), signature.sizes.dtype)
-        outputs = self._runtime.run(feed)
+    @overload
+    def infer(self, batch: Batch | HasDlpack | HasCudaInterface) -> dict[str, Array]: ...
+
+    @overload
+    def infer(
+        self, batch: Batch | HasDlpack | HasCudaInterface, *, on_device: Literal[True]
+    ) -> dict[str, DeviceOutput]: ...
+
+    @overload
+    def infer(self, batch: Batch | HasDlpack | HasCudaInterface, *, on_device: bool) -> Mapping[str, AnyOutput]: ...
+
+    def infer(self, batch: Batch | HasDlpack | HasCudaInterface, *, on_device: bool = False) -> Mapping[str, AnyOutput]:
+        """Run the model on a prepared batch (step 3 of 4) and return its outputs by role, e.g. "boxes".
+
+        `batch` may be an array of another library, of the model's input type and shape; engines take it from their GPU.
+        With `on_device` an engine leaves the outputs on the GPU (see `DeviceOutput`); `decode` takes those, too. They
+        are computed when this returns.
+
+        Raises `OptionError` for `on_device` with other runtimes.
+        """
+        signature, runtime = self._signature, self._runtime
+        if is_third_party_array(batch):
+            batch = self._intake.receive(batch, "the batch")
+        feed = self._feed(batch)  # type: ignore[arg-type]  # what it isn't, `run` refuses
+        outputs: Mapping[str, AnyOutput]
+        if not on_device:
+            outputs = runtime.run(feed)
+        elif isinstance(runtime, GpuRuntime):
+            outputs = runtime.run_on_device(feed)
+        else:
+            raise OptionError(f"`on_device=True` is for TensorRT engines; {runtime.file} is run by {runtime.name}")
         found = {role: outputs[name] for role, name in signature.roles.items()}
-        check_outputs(signature.kind, {role: array.shape for role, array in found.items()}, self._runtime.file)
+        check_outputs(signature.kind, {role: array.shape for role, array in found.items()}, runtime.file)
         return found
 
     def decode(
         self,
-        outputs: Mapping[str, Array],
+        outputs: Mapping[str, AnyOutput],
         sizes: Sequence[tuple[int, int]],
         *,
         threshold: float | None = None,
         classes: Classes | None = None,
     ) -> list[Detections]:
-        """Turn outputs into detections for images of `sizes` (height, width) (step 4 of 4)."""
-        limit, labels = self._threshold(threshold), self.labels_of(classes)
-        return [self._decode_one(outputs, row, size, limit, labels) for row, size in enumerate(sizes)]
+        """Turn outputs into detections for images of `sizes` (height, width) (step 4 of 4).
 
-    def warmup(self, runs: int = 2) -> None:
-        """Run the model on black images, so that the first real call is as fast as the next."""
-        batch = self.prepare([Frame(np.zeros((*self.input_size, 3), np.uint8), rgb=True)])
-        for _ in range(runs):
-            self.infer(batch)
+        Outputs that were left on the GPU are copied.
+        """
+        limit, labels = self._threshold(threshold), self.labels_of(classes)
+        arrays = {role: np.asarray(output) for role, output in outputs.items()}
+        return [self._decode_one(arrays, row, size, limit, labels) for row, size in enumerate(sizes)]
+
+    def warmup(self, runs: int = 2, *, batches: int | Iterable[int] | None = None) -> None:
+        """Run the model on black images, so that the first real call is as fast as the next.
+
+        `batches` are the batch sizes that will be used, by default the one of `detect`. Each is run `runs` times, in
+        each slot of an engine, where the second run records its CUDA graph. For frames on the GPU open the engine with
+        `resizer="cuda"`: then what resizes them is warmed, too.
+        """
+        sizes = [1] if batches is None else [batches] if isinstance(batches, (int, np.integer)) else list(batches)
+        for size in [self._check_batch(size) for size in sizes]:
+            batch = self.prepare([Frame(np.zeros((*self.input_size, 3), np.uint8), rgb=True)] * size)
+            for _ in range(runs):
+                if isinstance(self._runtime, GpuRuntime):
+                    self._runtime.run_in_each_slot(self._feed(batch))
+                else:
+                    self.infer(batch)
 
     def close(self) -> None:
         """Free the model; later calls raise `ArtifactError`."""
@@ -243,6 +296,13 @@ class Predictor:
         Raises `OptionError` for a class that the model doesn't have.
         """
         return None if classes is None else find_labels(as_classes(classes), self._names)
+
+    def _feed(self, batch: Batch) -> dict[str, Batch]:
+        """Return what the runtime is fed with."""
+        feed = {self._signature.images.name: batch}
+        if self._signature.sizes is not None:
+            feed[self._signature.sizes.name] = np.ones((len(batch), 2), self._signature.sizes.dtype)
+        return feed
 
     def _threshold(self, threshold: float | None) -> float:
         return check_threshold(self.threshold if threshold is None else threshold)
@@ -287,20 +347,19 @@ class Predictor:
 
 
 def _open(
-    engine: str | Path | bytes | Runtime,
-    runtime: str | None,
-    device: str | None,
-    threads: int | None,
-    size: tuple[int, int] | None,
+    engine: str | Path | bytes | Runtime, runtime: str | None, how: Mapping[str, Any], size: tuple[int, int] | None
 ) -> Runtime:
-    """Return the runtime of a model; raises what `open_runtime` does, and `OptionError` for other kinds of `engine`."""
+    """Return the runtime of a model; raises what `open_runtime` does, and `OptionError` for other kinds of `engine`.
+
+    `how` are fields of `RuntimeOptions`.
+    """
     if isinstance(engine, (str, Path, bytes)):
         of_checkpoint = size if runtime == "torch" else None  # files leave theirs open, or know it
-        return open_runtime(engine, runtime, RuntimeOptions(device=device, threads=threads, size=of_checkpoint))
+        return open_runtime(engine, runtime, RuntimeOptions(size=of_checkpoint, **how))
     if not isinstance(engine, Runtime):
         raise OptionError(f"`engine` is {engine!r}, expected a model file, its content, or what open_runtime returns")
-    for name, value in (("runtime", runtime), ("device", device), ("threads", threads)):
-        if value is not None:
+    for name, value in (("runtime", runtime), *how.items()):
+        if value is not None and value is not False:
             raise OptionError(f"`{name}` would be ignored: {engine.file} is open already; give it to open_runtime")
     return engine
 
@@ -311,16 +370,3 @@ def _spec_of(signature: IOSignature) -> PreprocessSpec:
     if signature.info is None:
         return PreprocessSpec.rtdetr((signature.height, signature.width), dtype)
     return replace(signature.info.preprocess, dtype=dtype)  # type: ignore[arg-type]  # checked by the class
-
-
-def _open_preprocessor(runtime: Runtime, name: str, resizer: str, spec: PreprocessSpec) -> Preprocessor:
-    """Return what prepares the input `name`: the runtime's own preprocessor where `resizer` is one of its."""
-    if resizer in HOST_RESIZERS:
-        return HostPreprocessor(spec, resizer)
-    if isinstance(runtime, PreprocessingRuntime) and resizer in runtime.resizers:
-        return runtime.preprocessor(name, resizer, spec)
-    own = sorted(runtime.resizers) if isinstance(runtime, PreprocessingRuntime) else []
-    raise OptionError(
-        f"`resizer` is {resizer!r}, expected {' or '.join((*HOST_RESIZERS, *own))}: {runtime.file} is run by "
-        f"{runtime.name}"
-    )

@@ -159,7 +159,7 @@ def _kept(image: ImageLike) -> ImageLike:
     """Return pixels or bytes that stay as they are: cameras and decoders fill the same array with the next frame."""
     if is_third_party_array(image) and not is_on_gpu(image):
         with suppress(ImageError):  # raised in its turn, when it is loaded
-            return as_host_array(image, "the image").copy()
+            image = as_host_array(image, "the image")
     return image.copy() if isinstance(image, (np.ndarray, bytearray)) else image
 
 
@@ -225,7 +225,7 @@ class _Reader:
         self._parts.put(_End(error))
 
     def _load(self, image: ImageLike) -> _Loaded:
-        """Let a worker load an image. One on a GPU is taken at once: what must be waited for is known to this thread."""
+        """Let a worker load an image. One on a GPU is taken at once: this thread knows what must be waited for."""
         load = partial(_timed, partial(self._stages.load, image))
         if not is_on_gpu(image):
             return self._workers.submit(load)

@@ -25,6 +25,8 @@ def open_any(engine: Path, options: RunOptions | None = None) -> Predictor:
         runtime=run.runtime_of(engine),
         device=where.device,
         threads=where.threads,
+        slots=where.slots,
+        blocking_sync=where.blocking_sync,
         size=run.size,
         resizer=run.resizer,
     )

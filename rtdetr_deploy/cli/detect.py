@@ -83,6 +83,8 @@ def _detect(options: DetectOptions) -> int:
         runtime=options.runtime,
         device=options.device,
         threads=options.threads,
+        slots=options.slots,
+        blocking_sync=options.blocking_sync,
         size=options.size,
         max_pixels=options.max_pixels,
     ) as predictor:

@@ -160,6 +160,7 @@ class _Run:
 
     def keep(self, path: Path, found: Found, lines: JsonLines | None, name: str | None) -> None:
         """Append an image's JSON to `lines`, and write its picture as `name` into the output folder."""
+        assert isinstance(found.frame, Frame), "files are decoded on the CPU"
         if lines is not None:
             lines.append(path, found.frame, found.detections)
         self.summary.count(found)

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +91,7 @@ def load_frame(image: ImageLike, *, color: Color = "bgr", max_pixels: int = MAX_
         return _decode(io.BytesIO(image), "the encoded image", max_pixels)
     if hasattr(image, "convert") and hasattr(image, "getexif"):
         with _readable("the PIL image"):
-            return Frame(_pil_to_rgb(image, "the PIL image", max_pixels), rgb=True)
+            return Frame(_pil_to_rgb(cast("Image", image), "the PIL image", max_pixels), rgb=True)
     raise ImageError(f"can't read an image from {type(image).__name__}; pass a path, bytes, PIL image or numpy array")
 
 

@@ -55,7 +55,7 @@ class GpuArray:
 
     `strides` are in bytes; `gpu` is the number of its GPU (None: not told); `stream` that of a CUDA stream whose work
     must be done first (None: nothing to wait for). `owner` keeps the memory alive. A runtime that takes the array sets
-    `reader` to itself, and `ready` to what its calls wait for.
+    `reader`, by which it knows its own, and `ready` to what its calls wait for.
     """
 
     address: int
@@ -104,9 +104,9 @@ def as_host_array(thing: Any, what: str) -> NDArray[Any]:
 
 
 def read_gpu_array(thing: Any, stream: int, what: str) -> GpuArray:
-    """Return where an array of another library lies; what its library has queued for it is done before `stream` goes on.
+    """Return where an array of another library lies, and which stream must be waited for before it is read.
 
-    With DLPack that is so on return, and `GpuArray.stream` is `stream`; else it is the one that must be waited for.
+    With DLPack that is `stream`: the library has made it wait for what it has queued for the array.
     Raises `ImageError`, which speaks of it as `what`, for arrays that CUDA can't read.
     """
     kind = _device(thing)[0]

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from rtdetr_deploy.errors import ArtifactError
+from rtdetr_deploy.images.gpu_array import GpuArray
 from rtdetr_deploy.runtimes.protocol import Array, DeviceBatch, Feed, TensorSpec
 
 
 def check_feed(
-    feed: Feed, inputs: Sequence[TensorSpec], file: str, own: type[DeviceBatch] | None = None
+    feed: Feed, inputs: Sequence[TensorSpec], file: str, own: tuple[type[DeviceBatch], ...] = ()
 ) -> dict[str, Array]:
-    """Return the arrays of `feed`. Raises `ArtifactError` unless they are what `inputs` of `file` say.
+    """Return NumPy's arrays of `feed`. Raises `ArtifactError` unless all are what `inputs` of `file` say.
 
-    `own` is the class of batches that the runtime's preprocessor makes, which are left out of the result. Runtimes
+    `own` are the classes of batches on a device that the runtime takes; they are left out of the result. Runtimes
     themselves are not of one mind: OpenVINO casts other dtypes and remembers inputs that are left out.
     """
     if feed.keys() != {spec.name for spec in inputs}:
@@ -24,13 +25,14 @@ def check_feed(
     arrays: dict[str, Array] = {}
     for spec in inputs:
         array = feed[spec.name]
-        if own is not None and isinstance(array, own):
+        if isinstance(array, own) and not isinstance(array, GpuArray):
             continue
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array, (np.ndarray, GpuArray)) or (isinstance(array, GpuArray) and GpuArray not in own):
             raise ArtifactError(f"{file} takes {spec}, not {type(array).__name__}")
         if array.dtype != spec.dtype or not _fits(array.shape, spec.shape):
             raise ArtifactError(f"{file} takes {spec}, not {array.dtype}{list(array.shape)}")
-        arrays[spec.name] = array
+        if isinstance(array, np.ndarray):
+            arrays[spec.name] = array
     return arrays
 
 

@@ -155,7 +155,7 @@ class DeviceOutput(Protocol):
 
 @runtime_checkable
 class GpuRuntime(PreprocessingRuntime, Protocol):
-    """A runtime that reads arrays where they lie on its GPU, can leave outputs there, and runs several calls at once."""
+    """A runtime that reads arrays where they lie on its GPU, can leave outputs there, and runs calls side by side."""
 
     @property
     def slots(self) -> int:

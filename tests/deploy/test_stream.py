@@ -19,6 +19,7 @@ from PIL import Image
 from fake_runtime import FakeRuntime, gray
 from rtdetr_deploy import ArtifactError, Detections, ImageError, OptionError, Predictor
 from rtdetr_deploy.cli.detect_files import detect_files
+from rtdetr_deploy.images.frame import Frame
 from rtdetr_deploy.stream import AHEAD, THREAD_NAME, Found, Unreadable
 
 pytest_plugins = ("detect_folder",)
@@ -103,6 +104,7 @@ def test_results_tell_the_image_its_pixels_and_the_times() -> None:
     for result, image in zip(Predictor(FakeRuntime(2), 0.0).stream_results(images), images, strict=True):
         assert isinstance(result, Found)
         assert result.image is image
+        assert isinstance(result.frame, Frame)
         assert np.array_equal(result.frame.pixels, image)
         assert set(result.seconds) == {"load", "prepare", "infer", "decode"}
         assert min(result.seconds.values()) >= 0
@@ -261,4 +263,5 @@ def test_a_source_may_fill_the_same_array_with_each_frame() -> None:
 
     with Predictor(FakeRuntime(), 0.0) as predictor:
         results = list(predictor.stream_results(camera()))
-    assert [int(result.frame.pixels[0, 0, 0]) for result in results if isinstance(result, Found)] == list(range(20))
+    found = [result.frame for result in results if isinstance(result, Found)]
+    assert [int(frame.pixels[0, 0, 0]) for frame in found if isinstance(frame, Frame)] == list(range(20))

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import itertools
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,6 +40,14 @@ TEXTS = {
 Work = Callable[[], object]
 
 
+@dataclass(eq=False)
+class Task:
+    """What is queued, and the addresses, handles and objects that must be there until it is done."""
+
+    work: Work
+    uses: tuple[object, ...] = ()
+
+
 class Thread(threading.local):
     """What CUDA keeps for each thread: the device that was set, and the driver's stack of contexts."""
 
@@ -50,7 +60,10 @@ class FakeCuda:
     """The module's functions as methods, with what they made."""
 
     cudaError_t = Status
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
+    cudaMemoryType = SimpleNamespace(cudaMemoryTypeUnregistered=0, cudaMemoryTypeDevice=2, cudaMemoryTypeManaged=3)
+    cudaEventBlockingSync = 1
+    cudaEventDisableTiming = 2
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
     cudaStreamNonBlocking = 1
     cudaHostAllocDefault = 0
@@ -66,12 +79,14 @@ class FakeCuda:
         self.home: dict[int, int] = {}  # the device of each stream
         self.device: dict[int, Any] = {}
         self.pinned: dict[int, Any] = {}
-        self.streams: dict[int, list[Work]] = {}
-        self.capturing: dict[int, list[Work]] = {}
+        self.streams: dict[int, list[Task]] = {}
+        self.defaults: dict[int, list[Task]] = {1: [], 2: []}  # the default streams, by the numbers that stand for them
+        self.gpus_of: dict[int, int] = {}  # where blocks lie that are not on GPU 0
+        self.capturing: dict[int, list[Task]] = {}
         self.capturers: dict[int, int] = {}  # the threads that began them
         self.invalidated: set[int] = set()  # streams whose capture was broken by a call that is illegal in it
         self.graphs: set[int] = set()
-        self.executables: dict[int, list[Work]] = {}
+        self.executables: dict[int, list[Task]] = {}
         self.modules: set[int] = set()
         self.events: dict[int, float | None] = {}
         self.launches = 0
@@ -79,8 +94,11 @@ class FakeCuda:
         self.instantiates = True
         self.empties = False  # captures that record nothing, without an error
         self.log: list[str] = []
-        self._recorded: dict[int, list[Work]] = {}
-        self._next = 1000
+        self.slept = 0  # waits in which the thread slept
+        self._blocking: set[int] = set()
+        self._marks: dict[int, tuple[int, Task]] = {}
+        self._recorded: dict[int, list[Task]] = {}
+        self._next = itertools.count(1001)
 
     @property
     def alive(self) -> int:
@@ -97,9 +115,9 @@ class FakeCuda:
     def current(self, device: int) -> None:
         self.cudaSetDevice(device)
 
-    def in_flight(self) -> bool:
-        """Tell whether work is queued that was not waited for."""
-        return any(self.streams.values())
+    def in_flight(self, thing: object = None) -> bool:
+        """Tell whether work is queued that was not waited for; with `thing` work that uses it."""
+        return any(thing is None or thing in task.uses for queue in list(self.streams.values()) for task in queue)
 
     def fail(self, status: Status, *values: Any) -> tuple[Any, ...]:
         """Return an error, which CUDA also remembers."""
@@ -112,25 +130,47 @@ class FakeCuda:
             self.thread.contexts = [self.thread.selected]
         self.initialized.add(self.current)
 
-    def enqueue(self, stream: int, work: Work) -> bool:
+    def enqueue(self, stream: int, work: Work, *uses: object) -> bool:
         """Do `work` when the stream comes to it, or record it while the stream is captured."""
-        if stream not in self.streams or self.home[stream] != self.current:
+        return self._put(stream, Task(work, uses))
+
+    def _put(self, stream: int, task: Task) -> bool:
+        queue = self._queue(stream)
+        if queue is None or self.home.get(stream, self.current) != self.current:
             return False
-        self.capturing.get(stream, self.streams[stream]).append(work)
+        self.capturing.get(stream, queue).append(task)
         return True
+
+    def _queue(self, stream: int) -> list[Task] | None:
+        return self.streams.get(stream, self.defaults.get(stream))
+
+    def _work_off(self, stream: int, until: Task | None = None) -> None:
+        """Do what is queued, in order; with `until` no more than what comes before it, and it."""
+        queue = self._queue(stream)
+        while queue:
+            task = queue[0]
+            task.work()
+            queue.remove(task)
+            if task is until:
+                return
 
     def block(self, address: int) -> bytes | None:
         """Return the block that starts at `address` on either side of the bus, or None."""
         found: Any = self.device.get(address, self.pinned.get(address))
         return found  # type: ignore[no-any-return]
 
+    def start_of(self, address: int) -> int | None:
+        """Return where the block begins that holds `address`."""
+        blocks = (*self.device.items(), *self.pinned.items())
+        return next((start for start, block in blocks if start <= address < start + ctypes.sizeof(block)), None)
+
     def holds(self, kind: dict[int, Any], address: int, size: int) -> bool:
         """Tell whether one block of `kind` holds `size` bytes from `address` on."""
-        return any(start <= address and address + size <= start + ctypes.sizeof(kind[start]) for start in kind)
+        blocks = list(kind.items())
+        return any(start <= address and address + size <= start + ctypes.sizeof(block) for start, block in blocks)
 
     def _number(self) -> int:
-        self._next += 1
-        return self._next
+        return next(self._next)
 
     def cudaGetErrorString(self, status: Status) -> tuple[Any, ...]:
         return (*OK, TEXTS[status])
@@ -183,7 +223,7 @@ class FakeCuda:
 
     def _free(self, kind: dict[int, Any], address: int, what: str) -> tuple[Any, ...]:
         self.log.append(what)
-        if self.in_flight():
+        if self.in_flight(address) or self.streams.get(address):
             self.faults.append(f"{what} with work in flight")
         if self._invalidates():
             return self.fail(Status.cudaErrorStreamCaptureUnsupported)
@@ -210,32 +250,66 @@ class FakeCuda:
     def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
         if stream in self.capturing:
             return self.fail(Status.cudaErrorStreamCaptureUnsupported)
-        for work in self.streams[stream]:
-            work()
-        self.streams[stream].clear()
+        self._work_off(stream)
         return OK
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[Any, ...]:
-        sides = (self.device, self.pinned) if kind == 1 else (self.pinned, self.device)
+        sides = {1: (self.device, self.pinned), 2: (self.pinned, self.device), 3: (self.device, self.device)}[kind]
         if not (self.holds(sides[0], target, size) and self.holds(sides[1], source, size)):
             return self.fail(Status.cudaErrorInvalidValue)
-        done = self.enqueue(stream, lambda: ctypes.memmove(target, source, size))
+        uses = self.start_of(target), self.start_of(source)
+        done = self.enqueue(stream, lambda: ctypes.memmove(target, source, size), *uses)
         return OK if done else self.fail(Status.cudaErrorInvalidValue)
+
+    def cudaMemcpy(self, target: int, source: int, size: int, kind: int) -> tuple[Any, ...]:
+        if kind != self.cudaMemcpyKind.cudaMemcpyDeviceToHost or not self.holds(self.device, source, size):
+            return self.fail(Status.cudaErrorInvalidValue)
+        ctypes.memmove(target, source, size)
+        return OK
+
+    def cudaPointerGetAttributes(self, address: int) -> tuple[Any, ...]:
+        start = self.start_of(address)
+        if start not in self.device:
+            return (*OK, SimpleNamespace(type=0, device=-1))
+        return (*OK, SimpleNamespace(type=2, device=self.gpus_of.get(start, 0)))
 
     def cudaMemsetAsync(self, target: int, value: int, size: int, stream: int) -> tuple[Any, ...]:
         if not self.holds(self.device, target, size):
             return self.fail(Status.cudaErrorInvalidValue)
-        done = self.enqueue(stream, lambda: ctypes.memset(target, value, size))
+        done = self.enqueue(stream, lambda: ctypes.memset(target, value, size), self.start_of(target))
         return OK if done else self.fail(Status.cudaErrorInvalidValue)
 
-    def cudaEventCreate(self) -> tuple[Any, ...]:
+    def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
         event = self._number()
         self.events[event] = None
+        if flags & self.cudaEventBlockingSync:
+            self._blocking.add(event)
         return (*OK, event)
 
     def cudaEventRecord(self, event: int, stream: int) -> tuple[Any, ...]:
-        done = event in self.events and self.enqueue(stream, lambda: self.events.update({event: time.perf_counter()}))
-        return OK if done else self.fail(Status.cudaErrorInvalidValue)
+        if event not in self.events:
+            return self.fail(Status.cudaErrorInvalidValue)
+        mark = Task(lambda: self.events.update({event: time.perf_counter()}))
+        self._marks[event] = (stream, mark)
+        return OK if self._put(stream, mark) else self.fail(Status.cudaErrorInvalidValue)
+
+    def cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[Any, ...]:
+        if event not in self.events or flags:
+            return self.fail(Status.cudaErrorInvalidValue)
+        source, mark = self._marks[event]  # as recorded now; recording it again changes nothing about this wait
+
+        def wait() -> None:
+            if mark in (self._queue(source) or ()):
+                self._work_off(source, until=mark)
+
+        return OK if self.enqueue(stream, wait) else self.fail(Status.cudaErrorInvalidValue)
+
+    def cudaEventSynchronize(self, event: int) -> tuple[Any, ...]:
+        stream, mark = self._marks[event]
+        if mark in (self._queue(stream) or ()):
+            self._work_off(stream, until=mark)
+        self.slept += event in self._blocking
+        return OK
 
     def cudaEventElapsedTime(self, start: int, end: int) -> tuple[Any, ...]:
         first, last = self.events.get(start), self.events.get(end)
@@ -281,6 +355,6 @@ class FakeCuda:
 
     def cudaGraphLaunch(self, executable: int, stream: int) -> tuple[Any, ...]:
         self.launches += 1
-        for work in self.executables[executable]:
-            self.enqueue(stream, work)
+        for task in self.executables[executable]:
+            self.enqueue(stream, task.work, *task.uses, executable)
         return OK

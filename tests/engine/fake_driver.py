@@ -196,12 +196,15 @@ class FakeDriver:
             return (Status.CUDA_ERROR_INVALID_VALUE,)
         library = compile_for_cpu(self._sources[module], name)
         arguments = [kind(value) for kind, value in zip(types, values, strict=True)]
-        done = self._cuda.enqueue(stream, lambda: library.launch(across, down, wide, high, *arguments))
+        uses = module, self._cuda.start_of(values[0]), self._cuda.start_of(values[9])
+        done = self._cuda.enqueue(stream, lambda: library.launch(across, down, wide, high, *arguments), *uses)
         return OK if done else (Status.CUDA_ERROR_INVALID_VALUE,)
 
     def _is_inside(self, values: Sequence[int]) -> bool:
         """Tell whether the kernel's frame and target lie in memory of the GPU."""
-        source, height, width, _, target, rows, columns, as_bytes = values
+        source, height, width, _, *steps, _, _, target, rows, columns, as_bytes = values
+        first = source + sum(min(0, step) * (count - 1) for step, count in zip(steps, (height, width, 3), strict=True))
+        last = source + sum(max(0, step) * (count - 1) for step, count in zip(steps, (height, width, 3), strict=True))
         size = rows * columns * 3 * (1 if as_bytes else 4)
         holds = self._cuda.holds
-        return holds(self._cuda.device, source, height * width * 3) and holds(self._cuda.device, target, size)
+        return holds(self._cuda.device, first, last - first + 1) and holds(self._cuda.device, target, size)

@@ -214,7 +214,7 @@ class IExecutionContext:
 
     def __del__(self) -> None:
         WORLD.contexts_alive -= 1
-        if WORLD.cuda.in_flight():
+        if WORLD.cuda.in_flight(id(self)):
             WORLD.cuda.faults.append("destroy context with work in flight")
 
     def set_device_memory(self, memory: int, size: int) -> None:
@@ -253,7 +253,7 @@ class IExecutionContext:
             WORLD.say(ILogger.ERROR, "Error Code 3: API Usage Error (not everything is set)")
             return False
         self._warm = True
-        return cuda.enqueue(stream_handle, self._execute)
+        return cuda.enqueue(stream_handle, self._execute, id(self), *self._addresses.values())
 
     def _execute(self) -> None:
         feed = {}

@@ -14,7 +14,7 @@ from rtdetr_deploy import DeviceError, MissingPackageError, Predictor, open_runt
 from rtdetr_deploy.images.frame import Frame
 from rtdetr_deploy.images.preprocess import prepare_batch
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, PinnedArray, Stream, import_cuda, native_handle
-from rtdetr_deploy.runtimes.trt.cuda_resize import FrameResizer, ResizeDestination
+from rtdetr_deploy.runtimes.trt.cuda_resize import FrameResizer, ResizeDestination, ResizeKernel
 
 pytestmark = pytest.mark.gpu
 
@@ -136,12 +136,13 @@ def test_frames_are_resized_as_opencv_does(raw: bool, cuda: Cuda, picture: NDArr
     frames = [Frame(picture, rgb=False), Frame(picture[::2, ::-1], rgb=True)]
     expected = prepare_batch(frames, 64, 96, raw=raw)
     host = PinnedArray(cuda, expected.shape, expected.dtype)
-    memory, stream, resizer = DeviceMemory(cuda, expected.nbytes), Stream(cuda), FrameResizer(cuda, cuda.gpu())
+    memory, stream, kernel = DeviceMemory(cuda, expected.nbytes), Stream(cuda), ResizeKernel(cuda, cuda.gpu())
+    resizer = FrameResizer(cuda, kernel)
     try:
         resizer.queue(stream, frames, ResizeDestination(memory, 64, 96, is_uint8=raw))
         stream.download(host, memory, expected.nbytes)
         stream.synchronize()
         assert np.abs(host.array.astype(np.float64) - expected).max() <= (1.001 if raw else 1.001 / 255)
     finally:
-        for resource in (resizer, stream, memory, host):
+        for resource in (resizer, kernel, stream, memory, host):
             resource.close()

@@ -22,7 +22,7 @@ from rtdetr_deploy.images.preprocess import prepare_batch
 from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 from rtdetr_deploy.runtimes import PreprocessingRuntime, open_runtime
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, Gpu, PinnedArray, Stream
-from rtdetr_deploy.runtimes.trt.cuda_resize import FrameResizer, ResizeDestination
+from rtdetr_deploy.runtimes.trt.cuda_resize import FrameResizer, ResizeDestination, ResizeKernel
 from test_tensorrt_runtime import make_engine
 
 pytest_plugins = ("engine_world",)
@@ -44,13 +44,14 @@ def _resize(world: fake_tensorrt.World, frames: list[Frame], rows: int, columns:
     cuda = Cuda(world.cuda)
     shape = (len(frames), rows, columns, 3) if raw else (len(frames), 3, rows, columns)
     host = PinnedArray(cuda, shape, np.dtype(np.uint8 if raw else np.float32))
-    memory, stream, resizer = DeviceMemory(cuda, host.array.nbytes), Stream(cuda), FrameResizer(cuda, T4)
+    memory, stream, kernel = DeviceMemory(cuda, host.array.nbytes), Stream(cuda), ResizeKernel(cuda, T4)
+    resizer = FrameResizer(cuda, kernel)
     for _ in range(2):
         resizer.queue(stream, frames, ResizeDestination(memory, rows, columns, is_uint8=raw))
         stream.download(host, memory, host.array.nbytes)
         stream.synchronize()
     result: NDArray[Any] = host.array.copy()
-    for resource in (resizer, resizer, stream, memory, host):
+    for resource in (resizer, resizer, kernel, kernel, stream, memory, host):
         resource.close()
     return result
 
@@ -70,7 +71,8 @@ def test_the_kernel_does_what_opencv_does(world: fake_tensorrt.World, rows: int,
 
 def test_memory_for_frames_grows_and_is_kept(world: fake_tensorrt.World) -> None:
     cuda = Cuda(world.cuda)
-    resizer, stream, memory = FrameResizer(cuda, T4), Stream(cuda), DeviceMemory(cuda, 32 * 32 * 3)
+    kernel, stream, memory = ResizeKernel(cuda, T4), Stream(cuda), DeviceMemory(cuda, 32 * 32 * 3)
+    resizer = FrameResizer(cuda, kernel)
     target = ResizeDestination(memory, 32, 32, is_uint8=True)
     counts = []
     for size in (10, 40, 20, 40, 41):
@@ -78,7 +80,7 @@ def test_memory_for_frames_grows_and_is_kept(world: fake_tensorrt.World) -> None
         stream.synchronize()
         counts.append(world.cuda.log.count("free pinned"))
     assert counts == [0, 1, 1, 1, 2]
-    for resource in (resizer, memory, stream):
+    for resource in (resizer, kernel, memory, stream):
         resource.close()
 
 
@@ -182,7 +184,7 @@ def test_what_is_missing_is_one_clear_line(
             predictor.detect(picture)
     world.cuda.capability = (6, 1)
     with pytest.raises(DeviceError, match="can't be compiled for Tesla P4"):
-        FrameResizer(Cuda(world.cuda), Gpu(0, "Tesla P4", "6.1", 1))
+        ResizeKernel(Cuda(world.cuda), Gpu(0, "Tesla P4", "6.1", 1))
 
 
 def test_the_command_line_offers_it(small_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

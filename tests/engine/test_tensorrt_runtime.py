@@ -112,16 +112,17 @@ def test_the_second_call_of_a_batch_size_is_one_graph(world: fake_tensorrt.World
     runtime.close()
 
 
-def test_resources_are_released_in_order(world: fake_tensorrt.World, engine: Path) -> None:
-    runtime = open_runtime(engine)
+@pytest.mark.parametrize("slots", [1, 2])
+def test_resources_are_released_in_order(world: fake_tensorrt.World, engine: Path, slots: int) -> None:
+    runtime = open_runtime(engine, options=RuntimeOptions(slots=slots))
     runtime.run(_feed(1))
     runtime.run(_feed(1))
     runtime.close()
     log = world.cuda.log
-    assert log[0] == "destroy graph"
+    assert log.index("destroy graph") < log.index("free device")
     assert log[-1] == "destroy stream"
-    assert log.count("free device") == 5  # images, labels, boxes, scores, working memory
-    assert log.count("free pinned") == 4
+    assert log.count("free device") == 5 * slots  # images, labels, boxes, scores, working memory
+    assert log.count("free pinned") == 4 * slots
     with pytest.raises(ArtifactError, match="is closed"):
         runtime.run(_feed(1))
 

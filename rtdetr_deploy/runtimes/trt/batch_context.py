@@ -1,7 +1,7 @@
 """One batch size of an engine: TensorRT's execution context, and the CUDA graphs of its calls.
 
-Each batch size has a context of its own, because a recorded graph belongs to the state of one; they share their working
-memory, since calls are serialized.
+Each batch size has a context of its own, because a recorded graph belongs to the state of one; those of a slot share
+their working memory, since its calls are serialized.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Shared:
-    """What the contexts of an engine share.
+    """What the contexts of a slot share.
 
     `replays` is False while calls are queued step by step, also where they are recorded already.
     """
@@ -83,10 +83,14 @@ class BatchContext:
         for binding in self._shared.outputs:
             self._shared.stream.download(binding.host, binding.device, binding.size(self.batch))
 
-    def finish(self) -> dict[str, Array]:
-        """Wait for what is queued, and return copies of the outputs."""
+    def wait(self) -> None:
+        """Wait for what is queued."""
         self._shared.stream.synchronize()
         self._runs += 1
+
+    def finish(self) -> dict[str, Array]:
+        """Wait for what is queued, and return copies of the outputs."""
+        self.wait()
         return {binding.name: np.array(binding.host.array[: self.batch]) for binding in self._shared.outputs}
 
     def close(self) -> None:

@@ -111,6 +111,18 @@ class Cuda:
         finally:
             self.call_driver("cuCtxPopCurrent")
 
+    def gpu_of(self, address: int) -> int | None:
+        """Return the number of the GPU whose memory holds `address`; None where no GPU's does."""
+        attributes = self.call("cudaPointerGetAttributes", address)
+        kinds = ("cudaMemoryTypeDevice", "cudaMemoryTypeManaged")
+        on_gpu = attributes.type in [self.constant("cudaMemoryType", kind) for kind in kinds]
+        return int(attributes.device) if on_gpu else None
+
+    def read(self, array: Array, address: int) -> None:
+        """Fill a contiguous array with what lies at `address` on the GPU, and wait for it."""
+        kind = self.constant("cudaMemcpyKind", "cudaMemcpyDeviceToHost")
+        self.call("cudaMemcpy", array.ctypes.data, address, array.nbytes, kind)
+
     def _primary_context(self, gpu: Gpu) -> Any:
         """Return the context that the CUDA runtime, and so TensorRT, has on a device; it is kept to the end."""
         if gpu.number not in self._contexts:
@@ -187,11 +199,17 @@ class PinnedArray:
 
 
 class Stream:
-    """A queue of work on the GPU, in order."""
+    """A queue of work on the GPU, in order. With `blocking` the thread that waits for it sleeps instead of spinning."""
 
-    def __init__(self, cuda: Cuda) -> None:
+    def __init__(self, cuda: Cuda, *, blocking: bool = False) -> None:
         self._cuda = cuda
-        self._stream: Any = cuda.call("cudaStreamCreateWithFlags", cuda.flag("cudaStreamNonBlocking"))
+        self._end = Event(cuda, "cudaEventBlockingSync", "cudaEventDisableTiming") if blocking else None
+        try:
+            self._stream: Any = cuda.call("cudaStreamCreateWithFlags", cuda.flag("cudaStreamNonBlocking"))
+        except BaseException:
+            if self._end is not None:
+                self._end.close()
+            raise
 
     @property
     def handle(self) -> int:
@@ -210,17 +228,25 @@ class Stream:
         """Queue a copy of the first `size` bytes from the GPU."""
         self._copy(target.address, source.address, size, "cudaMemcpyDeviceToHost")
 
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Queue a copy of `size` bytes from one address on the GPU to another."""
+        self._copy(target, source, size, "cudaMemcpyDeviceToDevice")
+
     def _copy(self, target: int, source: int, size: int, direction: str) -> None:
         kind = self._cuda.constant("cudaMemcpyKind", direction)
         self._cuda.call("cudaMemcpyAsync", target, source, size, kind, self._stream)
 
     def synchronize(self) -> None:
         """Wait until everything queued is done."""
-        self._cuda.call("cudaStreamSynchronize", self._stream)
+        if self._end is None:
+            self._cuda.call("cudaStreamSynchronize", self._stream)
+        else:
+            self._end.record(self)
+            self._end.synchronize()
 
-    def record(self, event: Any) -> None:
-        """Queue an event of CUDA's."""
-        self._cuda.call("cudaEventRecord", event, self._stream)
+    def wait(self, event: Event) -> None:
+        """Queue a wait, on the GPU, for what was queued before `event` was recorded last."""
+        self._cuda.call("cudaStreamWaitEvent", self._stream, event.handle, 0)
 
     def capture(self, work: Callable[[], None]) -> CudaGraph:
         """Record what `work` queues here, instead of doing it, and return it as a CUDA graph.
@@ -261,31 +287,40 @@ class Stream:
 
     def close(self) -> None:
         """Destroy the stream."""
+        if self._end is not None:
+            self._end.close()
         if self._stream is not None:
             self._cuda.call("cudaStreamDestroy", self._stream)
             self._stream = None
 
 
 class Event:
-    """A point in a stream whose time is known afterwards."""
+    """A point in a stream: its time is known afterwards, and other streams can wait for it.
 
-    def __init__(self, cuda: Cuda) -> None:
+    `flags` are CUDA's, by name, e.g. "cudaEventDisableTiming".
+    """
+
+    def __init__(self, cuda: Cuda, *flags: str) -> None:
         self._cuda = cuda
-        self._event: Any = cuda.call("cudaEventCreate")
+        self.handle: Any = cuda.call("cudaEventCreateWithFlags", sum(cuda.flag(flag) for flag in flags))
 
-    def record(self, stream: Stream) -> None:
-        """Queue the event."""
-        stream.record(self._event)
+    def record(self, stream: Stream | int) -> None:
+        """Queue the event, in a stream or in somebody else's by its handle."""
+        self._cuda.call("cudaEventRecord", self.handle, stream if isinstance(stream, int) else stream.handle)
+
+    def synchronize(self) -> None:
+        """Wait until it is reached."""
+        self._cuda.call("cudaEventSynchronize", self.handle)
 
     def since(self, earlier: Event) -> float:
         """Return the milliseconds between two events that are done."""
-        return float(self._cuda.call("cudaEventElapsedTime", earlier._event, self._event))
+        return float(self._cuda.call("cudaEventElapsedTime", earlier.handle, self.handle))
 
     def close(self) -> None:
         """Destroy the event."""
-        if self._event is not None:
-            self._cuda.call("cudaEventDestroy", self._event)
-            self._event = None
+        if self.handle is not None:
+            self._cuda.call("cudaEventDestroy", self.handle)
+            self.handle = None
 
 
 class CudaGraph:

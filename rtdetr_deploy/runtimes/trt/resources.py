@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 from rtdetr_deploy.errors import DeviceError
@@ -24,7 +24,8 @@ class Resources:
     def __init__(self, file: str, cuda: Cuda, gpu: Gpu) -> None:
         self._file, self._cuda, self._gpu = file, cuda, gpu
         self._process = os.getpid()
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._calls = 0
         self._stack = ExitStack()
         self._streams: list[Stream] = []
         self._open = True
@@ -38,51 +39,49 @@ class Resources:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Make the GPU current for one call, which begins when those of other threads have ended.
+        """Make the GPU current for one call; nothing is freed before it ends.
 
-        Where the call fails, what it has queued is waited for: nothing is in flight between calls. Raises
-        `ArtifactError` once all is freed, `DeviceError` in another process.
+        Raises `ArtifactError` once all is freed, `DeviceError` in another process.
         """
         if self._is_elsewhere():
             raise DeviceError(
                 f"{self._file} was opened in another process, and CUDA does not survive a fork; open it in this one, "
                 "after the fork"
             )
-        with self._lock:
+        with self._changed:
             if not self._open:
                 raise closed(self._file)
+            self._calls += 1
+        try:
             with self._cuda.using(self._gpu):
-                try:
-                    yield
-                except BaseException:
-                    self._settle()
-                    raise
+                yield
+        finally:
+            with self._changed:
+                self._calls -= 1
+                self._changed.notify_all()
 
     def add_stream(self, stream: Stream) -> None:
         """Wait for this stream before anything is freed."""
         self._streams.append(stream)
 
-    def callback(self, free: Callable[[], object]) -> None:
-        """Free something that was opened in a call, before all that was opened earlier."""
-        self._stack.callback(free)
-
     def free(self, patience: float = -1) -> None:
-        """Free everything as soon as no call runs, or not at all when one still does after `patience` seconds.
+        """Refuse further calls, and free everything as soon as none runs.
 
-        Twice is harmless. In a forked child nothing is touched: it all belongs to the parent.
+        Where one still does after `patience` seconds nothing is done. Twice is harmless. In a forked child nothing is
+        touched: it all belongs to the parent.
         """
         if self._is_elsewhere():
             _kept_after_fork.append(self)  # destructors of TensorRT's objects would call CUDA, too
             return
-        if not self._lock.acquire(timeout=patience):
-            return
-        try:
-            if self._open:
-                self._open = False
-                with self._cuda.using(self._gpu), self._stack:
-                    self._settle()
-        finally:
-            self._lock.release()
+        with self._changed:
+            if not self._open:
+                return
+            self._open = False
+            if not self._changed.wait_for(lambda: self._calls == 0, None if patience < 0 else patience):
+                self._open = True
+                return
+        with self._cuda.using(self._gpu), self._stack:
+            self._settle()
 
     def free_forgotten(self) -> None:
         """Free what the garbage collector found, or what is left when Python ends, and warn of it."""

@@ -1,8 +1,9 @@
 """TensorRT engines on an NVIDIA GPU.
 
-Everything is allocated when the engine is opened: pinned host memory and GPU memory for the maximum batch. A call
-copies the input in, runs, copies the outputs out; from the second call of a batch size on all that is one CUDA graph.
-Frames can be resized on the GPU instead, ahead of that graph.
+Everything is allocated when the engine is opened: pinned host memory and GPU memory for the maximum batch, once for
+each slot. A call takes a slot, copies the input in, runs, copies the outputs out; from the second call of a batch size
+on all that is one CUDA graph. Frames can be resized on the GPU instead, ahead of that graph, and inputs and outputs can
+stay there.
 
 Written for TensorRT 10.x and 11.x.
 """
@@ -10,35 +11,34 @@ Written for TensorRT 10.x and 11.x.
 from __future__ import annotations
 
 import json
+import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rtdetr_deploy.errors import ArtifactError, DeviceError, OptionError
 from rtdetr_deploy.files import reason
+from rtdetr_deploy.images.gpu_array import GpuArray
 from rtdetr_deploy.packages import install_command
 from rtdetr_deploy.runtimes.feed import check_feed
-from rtdetr_deploy.runtimes.options import RuntimeOptions, cpu_or_cuda
+from rtdetr_deploy.runtimes.options import SLOTS, RuntimeOptions, cpu_or_cuda
 from rtdetr_deploy.runtimes.protocol import Array, Feed, Preprocessor
-from rtdetr_deploy.runtimes.trt.batch_context import BatchContext, Shared
-from rtdetr_deploy.runtimes.trt.bindings import (
-    Binding,
-    allocate_bindings,
-    batch_range,
-    check_bindings,
-    resize_destination,
-)
+from rtdetr_deploy.runtimes.trt.bindings import batch_range, check_bindings, resize_destination
 from rtdetr_deploy.runtimes.trt.calls import PYBIND_ERRORS, ask, explain
-from rtdetr_deploy.runtimes.trt.contexts import Contexts
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, Event, Gpu, Stream, import_cuda
-from rtdetr_deploy.runtimes.trt.cuda_resize import FrameResizer
+from rtdetr_deploy.runtimes.trt.device_output import EngineOutput, OutputBlock, block_size
 from rtdetr_deploy.runtimes.trt.logger import get_logger, mark
+from rtdetr_deploy.runtimes.trt.pool import Pool
 from rtdetr_deploy.runtimes.trt.preprocess import CudaPreprocessor, FrameBatch
+from rtdetr_deploy.runtimes.trt.receive import Receiver
 from rtdetr_deploy.runtimes.trt.resources import Resources
 from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo, check_fits, read_engine_info, warn_if_accepted
+from rtdetr_deploy.runtimes.trt.slot import Common, LazyKernel, Slot
+from rtdetr_deploy.runtimes.trt.slots import Slots
 from rtdetr_deploy.runtimes.trt.supported import require_tensorrt
 
 if TYPE_CHECKING:
@@ -70,10 +70,10 @@ class Loaded:
 
 
 class TensorRtRuntime:
-    """A loaded engine; see `Runtime`. Calls from several threads are run one after the other.
+    """A loaded engine; see `GpuRuntime`. Calls from several threads take a slot each; further ones wait.
 
-    One that is garbage collected without `close` frees its memory, too, with a `ResourceWarning`. After a fork it works
-    in the process that opened it; others get a `DeviceError`.
+    Without `options` it has one slot. One that is garbage collected without `close` frees its memory, too, with a
+    `ResourceWarning`. After a fork it works in the process that opened it; others get a `DeviceError`.
     """
 
     resizers = frozenset({"cuda"})
@@ -87,16 +87,17 @@ class TensorRtRuntime:
         gpu: Gpu,
         *,
         host_code: bool = False,
+        options: RuntimeOptions | None = None,
     ) -> None:
         import tensorrt as trt
 
+        options = options or RuntimeOptions(slots=1)
         self.file = file
         self._cuda, self._gpu = cuda, gpu
-        self._resizer: FrameResizer | None = None
-        self._events: tuple[Event, Event] | None = None
         self.name = f"TensorRT {trt.__version__} ({gpu.name})"
         self.info = engine_info.info if engine_info is not None else None
         self.metadata: Mapping[str, str] = {}
+        self._making = threading.RLock()
         self._resources = Resources(file, cuda, gpu)
         with self._resources.opening() as stack:  # nothing in it may refer to `self`
             logger = get_logger()
@@ -106,66 +107,81 @@ class TensorRtRuntime:
             engine = self._loaded.load(content, file, host_code)
             stack.callback(setattr, self._loaded, "engine", None)
             check_bindings(engine, file)
-            self._stream = Stream(cuda)
-            stack.callback(self._stream.close)
-            self._resources.add_stream(self._stream)
-            workspace = DeviceMemory(cuda, engine.device_memory_size_v2)
-            stack.callback(workspace.close)
             self.min_batch, self.max_batch = batch_range(engine, file)
-            memory = (file, self.max_batch, cuda, stack)
-            self.inputs, self._inputs = allocate_bindings(engine, trt.TensorIOMode.INPUT, *memory)
-            self.outputs, outputs = allocate_bindings(engine, trt.TensorIOMode.OUTPUT, *memory)
-            self._shared = Shared(file, self._stream, workspace, self._inputs, outputs)
-            self._contexts = Contexts(self._shared, gpu)
-            stack.callback(self._contexts.close)
+            events = Pool(lambda: Event(cuda, "cudaEventDisableTiming"))
+            stack.callback(events.close)
+            kernel = LazyKernel(cuda, gpu)
+            stack.callback(kernel.close)
+            common = Common(file, self.max_batch, cuda, gpu, kernel, events, options.blocking_sync, self._making)
+            self._slots = Slots(open_slots(engine, common, options.slots, stack))
+            self.inputs, self.outputs = self._slots.first.specs
+            size = block_size(self._slots.first.outputs, self.max_batch)
+            self._blocks = Pool(lambda: DeviceMemory(cuda, size))
+            stack.callback(self._blocks.close)
+            arrivals = Stream(cuda)
+            stack.callback(arrivals.close)
+            self._receiver = Receiver(cuda, gpu, file, arrivals, events)
+            for stream in (*(slot.stream for slot in self._slots), arrivals):
+                self._resources.add_stream(stream)
         self._finalizer = weakref.finalize(self, self._resources.free_forgotten)
+
+    @property
+    def slots(self) -> int:
+        """See `GpuRuntime.slots`."""
+        return len(self._slots)
 
     def preprocessor(self, name: str, resizer: str, spec: PreprocessSpec) -> Preprocessor:
         """See `PreprocessingRuntime.preprocessor`; the kernel makes what RT-DETR wants."""
-        with self._in_use():  # raises where it is closed
+        with self._resources.in_use():  # raises where it is closed
             pass
-        binding = next((one for one in self._inputs if one.name == name), None)
+        binding = next((one for one in self._slots.first.inputs if one.name == name), None)
         if binding is None or resizer not in self.resizers:
             raise OptionError(f"{self.file} has no `resizer` {resizer!r} for an input {name!r}")
         if not spec.is_plain:
             raise OptionError(f'`resizer="{resizer}"` makes RGB in [0, 1], stretched; {self.file} wants {spec}')
-        return CudaPreprocessor(binding, resize_destination(binding, self.file), self.min_batch)
+        resize_destination(binding, self.file)  # raises for inputs that it can't make
+        return CudaPreprocessor(name, self.min_batch, self._receiver)
+
+    def receive(self, array: object, what: str) -> GpuArray:
+        """See `GpuRuntime.receive`; raises `ArtifactError` after `close`, too."""
+        with self._resources.in_use():
+            return self._receiver.receive(array, what)
 
     def run(self, feed: Feed) -> dict[str, Array]:
         """See `Runtime.run`; raises `ArtifactError` for batches out of range, too, else `DeviceError`.
 
         The first call with frames raises `MissingPackageError` without NVRTC.
         """
-        with self._in_use() as engine:
-            context = self._context_of(engine, feed)
-            uploads = self._stage(feed)
-            context.prepare(uploads)()
-            return context.finish()
+        with self._in_use() as (slot, engine):
+            return slot.run(engine, feed, self._check(feed))
 
     def run_timed(self, feed: Feed) -> tuple[dict[str, Array], float]:
         """See `TimedRuntime.run_timed`; the time is taken by CUDA events around the engine, without copies."""
-        with self._in_use() as engine:
-            context = self._context_of(engine, feed)
-            uploads = self._stage(feed)
-            if self._events is None:
-                self._events = (self._make_event(), self._make_event())
-            start, end = self._events
-            execute = context.prepare((), downloads=False)
-            context.upload(uploads)
-            start.record(self._stream)
-            execute()
-            end.record(self._stream)
-            context.download()
-            return context.finish(), end.since(start)
+        with self._in_use() as (slot, engine):
+            return slot.run_timed(engine, feed, self._check(feed))
+
+    def run_on_device(self, feed: Feed) -> dict[str, EngineOutput]:
+        """See `GpuRuntime.run_on_device`; errors are those of `run`."""
+        with self._in_use() as (slot, engine):
+            block = OutputBlock(self._blocks, self.file, self._cuda, self._gpu)
+            return slot.run_on_device(engine, feed, self._check(feed), block)
+
+    def run_in_each_slot(self, feed: Feed) -> None:
+        """See `GpuRuntime.run_in_each_slot`; errors are those of `run`."""
+        for one in self._slots:
+            with self._in_use(one) as (slot, engine):
+                slot.run(engine, feed, self._check(feed))
 
     @contextmanager
     def plain(self) -> Iterator[None]:
         """Queue the calls of this block step by step and replay no CUDA graph: what replays are compared with."""
-        self._shared.replays = False
+        for slot in self._slots:
+            slot.replays(False)
         try:
             yield
         finally:
-            self._shared.replays = True
+            for slot in self._slots:
+                slot.replays(True)
 
     def layers(self) -> list[Any]:
         """Return the engine inspector's list of layers: maps where the engine was built with details, else names.
@@ -176,9 +192,9 @@ class TensorRtRuntime:
         import tensorrt as trt
 
         failure = f"{self.file}: the engine inspector gives no layers"
-        with self._in_use() as engine:
+        with self._in_use() as (slot, engine), self._making:
             inspector = ask(engine.create_engine_inspector, failure, ArtifactError)
-            inspector.execution_context = self._contexts.find(engine, self.max_batch).context
+            inspector.execution_context = slot.contexts.find(engine, self.max_batch).context
             kind = trt.LayerInformationFormat.JSON
             text = ask(lambda: inspector.get_engine_information(kind), failure, ArtifactError)
         try:
@@ -188,24 +204,25 @@ class TensorRtRuntime:
             raise ArtifactError(f"{failure} ({error!r})") from error
 
     def close(self) -> None:
-        """See `Runtime.close`."""
+        """See `Runtime.close`; calls that have begun are waited for."""
         self._finalizer.detach()
         self._resources.free()
 
     @contextmanager
-    def _in_use(self) -> Iterator[trt.ICudaEngine]:
-        """Return the engine for the block of one call; see `Resources.in_use`."""
-        with self._resources.in_use():
+    def _in_use(self, one: Slot | None = None) -> Iterator[tuple[Slot, trt.ICudaEngine]]:
+        """Lend out a slot, with the engine, for the block of one call; see `Resources.in_use`."""
+        with self._resources.in_use(), self._slots.take(one) as slot:
             assert self._loaded.engine is not None
-            yield self._loaded.engine
+            yield slot, self._loaded.engine
 
-    def _context_of(self, engine: trt.ICudaEngine, feed: Feed) -> BatchContext:
-        """Check all that is fed, and return what runs so many rows."""
-        arrays = check_feed(feed, self.inputs, self.file, own=FrameBatch)
-        for binding in self._inputs:
-            value = feed[binding.name]
-            if isinstance(value, FrameBatch) and value.binding is not binding:
-                raise ArtifactError(f"{self.file} takes {binding.name} from its own preprocessor, not another one's")
+    def _check(self, feed: Feed) -> int:
+        """Check all that is fed, and return the rows."""
+        check_feed(feed, self.inputs, self.file, own=(FrameBatch, GpuArray))
+        for name, value in feed.items():
+            if isinstance(value, FrameBatch) and not value.is_for(self._receiver, name):
+                raise ArtifactError(f"{self.file} takes {name} from its own preprocessor, not another one's")
+            if isinstance(value, GpuArray):
+                self._check_array(name, value)
         batches = {len(value) for value in feed.values()}
         batch = batches.pop()
         if batches:
@@ -215,29 +232,42 @@ class TensorRtRuntime:
                 f"batch {batch} is outside the range of {self.file}, {self.min_batch} to {self.max_batch}; "
                 "build an engine for it"
             )
-        for binding in self._inputs:
-            if binding.name in arrays:
-                binding.host.array[:batch] = arrays[binding.name]
-        return self._contexts.find(engine, batch)
+        return batch
 
-    def _stage(self, feed: Feed) -> list[Binding]:
-        """Queue what is resized on the GPU; return the inputs that are copied in besides."""
-        uploads = []
-        for binding in self._inputs:
-            value = feed[binding.name]
-            if isinstance(value, FrameBatch):
-                if self._resizer is None:
-                    self._resizer = FrameResizer(self._cuda, self._gpu)
-                    self._resources.callback(self._resizer.close)
-                value.queue(self._stream, self._resizer)
-            else:
-                uploads.append(binding)
-        return uploads
+    def _check_array(self, name: str, array: GpuArray) -> None:
+        if array.reader is not self._receiver:
+            raise ArtifactError(f"{self.file} takes {name} as its own receive() returns it, not another runtime's")
+        if not array.is_contiguous:
+            raise ArtifactError(
+                f"{self.file} takes {name} without gaps, not strides of {list(array.strides)} bytes; pass a contiguous "
+                "copy: x.contiguous() of torch, cupy.ascontiguousarray(x)"
+            )
 
-    def _make_event(self) -> Event:
-        event = Event(self._cuda)
-        self._resources.callback(event.close)
-        return event
+
+def open_slots(engine: trt.ICudaEngine, common: Common, wanted: int | None, stack: ExitStack) -> list[Slot]:
+    """Return `wanted` slots, which `stack` closes; None: two, or with a warning one where memory doesn't suffice.
+
+    Raises `DeviceError` where memory doesn't suffice otherwise.
+    """
+    slots: list[Slot] = []
+    for number in range(wanted or max(SLOTS)):
+        try:
+            slot = Slot(engine, common)
+        except DeviceError as error:
+            if number == 0:
+                raise
+            if wanted is not None:
+                raise DeviceError(
+                    f"no memory for a second slot of {common.file}, `slots=1` needs less: {error}"
+                ) from error
+            warnings.warn(
+                f"{common.file} runs one call at a time, as `slots=1`: no memory for a second slot ({error})",
+                stacklevel=2,
+            )
+            break
+        stack.callback(slot.close)
+        slots.append(slot)
+    return slots
 
 
 def start(factory: Callable[[Any], Made], logger: Any) -> Made:
@@ -280,4 +310,4 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> TensorRtRuntime:
         check_fits(engine_info, file, trt.__version__, gpu)
         warn_if_accepted(engine_info, file)
     host_code = engine_info is not None and engine_info.version_compatible
-    return TensorRtRuntime(content, file, engine_info, cuda, gpu, host_code=host_code)
+    return TensorRtRuntime(content, file, engine_info, cuda, gpu, host_code=host_code, options=options)
