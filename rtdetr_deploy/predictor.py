@@ -190,7 +190,7 @@ class Predictor:
         check_color(color)
         received = self._intake.receive_listed(images)
         stages = Stages(
-            load=lambda image: self._intake.load(received.get(id(image), image), color),
+            load=lambda image: self.load([received.get(id(image), image)], color=color)[0],
             prepare=self.prepare,
             infer=self.infer,
             decode=lambda outputs, frames: self.decode(

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rtdetr_deploy.errors import ImageError, OptionError
 from rtdetr_deploy.files import reason, refuse_named_pipe
 from rtdetr_deploy.images.gpu_array import (
+    GpuArray,
     HasCudaInterface,
     HasDlpack,
     as_host_array,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from rtdetr_deploy.images.gpu_frame import GpuFrame
 
-ImageLike = Union[str, Path, bytes, "Image", NDArray[Any], "Frame", "GpuFrame", HasDlpack, HasCudaInterface]
+ImageLike = Union[str, Path, bytes, "Image", NDArray[Any], "Frame", "GpuFrame", GpuArray, HasDlpack, HasCudaInterface]
 Color = Literal["bgr", "rgb"]
 
 MAX_PIXELS = 89_478_485

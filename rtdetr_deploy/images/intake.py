@@ -39,7 +39,7 @@ class Intake:
         self._prepare = _open_preprocessor(runtime, name, resizer, spec)
         self._prepare_on_gpu: Preprocessor | None = None
 
-    def load(self, image: ImageLike | GpuArray, color: Color) -> AnyFrame:
+    def load(self, image: ImageLike, color: Color) -> AnyFrame:
         """Return the pixels of an image; see `load_frame`. Arrays on the runtime's GPU stay there."""
         if is_third_party_array(image):
             image = self.receive(image, "the image")
