@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -150,16 +151,20 @@ def import_cuda() -> Cuda:
     return Cuda(runtime)
 
 
+_collector = threading.Lock()
+
+
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Keep Python's collector of cycles from running in the block."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+    """Keep Python's collector of cycles from running in the block, which one thread enters at a time."""
+    with _collector:
+        was_on = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if was_on:
+                gc.enable()
 
 
 class DeviceMemory:
