@@ -30,7 +30,7 @@ FUNCTIONS = (
     "createNvOnnxParserRefitter_INTERNAL", "createNvOnnxParser_INTERNAL", "getBuilderPluginRegistry",
     "getPluginRegistry", "getNvOnnxParserVersion", "initLibNvInferPlugins",
 )  # fmt: skip
-PARTS = ("runtime", "batch_context", "bindings", "contexts", "logger")
+PARTS = ("runtime", "slot", "batch_context", "bindings", "contexts", "logger")
 CHECKED = [ROOT / "rtdetr_deploy" / "runtimes" / "trt" / f"{part}.py" for part in PARTS]
 CHECKED += [ROOT / "export" / "rtdetr_export" / "trt" / f"{part}.py" for part in ("build", "builder")]
 PLANTED = {

@@ -556,6 +556,6 @@ def test_the_cuda_double_has_only_what_cuda_python_has() -> None:
         names = [name for name in vars(double) if name.startswith(("cu", "nvrtc"))]
         assert len(names) >= 4
         assert all(hasattr(real, name) for name in names)
-    for kind in ("cudaMemcpyKind", "cudaStreamCaptureMode"):
+    for kind in ("cudaMemcpyKind", "cudaMemoryType", "cudaStreamCaptureMode"):
         for member in vars(getattr(FakeCuda, kind)):
             assert hasattr(getattr(runtime, kind), member), member
