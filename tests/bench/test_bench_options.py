@@ -31,7 +31,7 @@ from rtdetr_deploy.runtimes import RuntimeOptions
 
 TIMED = "--runs --duration --warmup --pause"
 WRITTEN = "--json --report"
-OPENED = "--size --resizer --runtime --device --threads"
+OPENED = "--size --resizer --runtime --device --threads --slots --blocking-sync"
 TAKEN = {
     "latency": f"--engine --against --batch --images --annotations {TIMED} {OPENED} --threshold --iou --nms {WRITTEN}",
     "accuracy": f"--engine --annotations --images {OPENED} --json",
