@@ -31,9 +31,10 @@ from rtdetr_deploy.runtimes import RuntimeOptions
 
 TIMED = "--runs --duration --warmup --pause"
 WRITTEN = "--json --report"
-OPENED = "--size --resizer --runtime --device --threads --slots --blocking-sync"
+OPENED = "--size --resizer --runtime --device --threads"
 TAKEN = {
-    "latency": f"--engine --against --batch --images --annotations {TIMED} {OPENED} --threshold --iou --nms {WRITTEN}",
+    "latency": f"--engine --against --batch --images --annotations {TIMED} {OPENED} --slots --blocking-sync "
+    f"--threshold --iou --nms {WRITTEN}",
     "accuracy": f"--engine --annotations --images {OPENED} --json",
     "ablation": "--weights --annotations --images --size --device --threads --json",
     "nms": f"--engine --against --images --annotations {OPENED} {WRITTEN}",
