@@ -215,6 +215,10 @@ class FakeCuda:
         kind[ctypes.addressof(block)] = block
         return (*OK, ctypes.addressof(block))
 
+    def cudaMemGetInfo(self) -> tuple[Any, ...]:
+        used = sum(ctypes.sizeof(block) for block in list(self.device.values()))
+        return (*OK, self.memory - used, self.memory)
+
     def cudaMalloc(self, size: int) -> tuple[Any, ...]:
         return self._allocate(self.device, size)
 

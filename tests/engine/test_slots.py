@@ -230,22 +230,39 @@ def test_the_first_result_does_not_wait_for_a_second_image(
         assert len(list(results)) == 1
 
 
-def test_memory_for_one_slot_only_is_said_and_is_enough(world: fake_tensorrt.World, engine: Path) -> None:
+def _memory_of_a_slot(world: fake_tensorrt.World, engine: Path) -> int:
     runtime = open_runtime(engine, options=RuntimeOptions(slots=1))
-    one = sum(len(block) for block in world.cuda.device.values())
+    used = sum(len(block) for block in world.cuda.device.values())
     runtime.close()
-    world.cuda.memory = one + 1000
-    with pytest.warns(UserWarning, match=r"runs one call at a time, as `slots=1`: no memory for a second slot \(CUDA"):
+    return used
+
+
+def test_memory_for_one_slot_only_is_said_and_is_enough(world: fake_tensorrt.World, engine: Path) -> None:
+    world.cuda.memory = _memory_of_a_slot(world, engine) + 1000
+    with pytest.warns(UserWarning, match=r"runs one call at a time, as `slots=1`; it can't have a second slot: CUDA"):
         runtime = open_runtime(engine)
     assert isinstance(runtime, TensorRtRuntime)
     assert runtime.slots == 1
+    assert world.cuda.last_error == 0  # TensorRT would take it for its own
     assert runtime.run(_feed(4))["scores"].shape == (4, 300)
     runtime.close()
-    with pytest.raises(DeviceError, match=r"no memory for a second slot of dynamic.engine, `slots=1` needs less: CUDA"):
+    with pytest.raises(DeviceError, match=r"dynamic.engine can't have a second slot; `slots=1` needs less: CUDA says"):
         open_runtime(engine, options=RuntimeOptions(slots=2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         open_runtime(engine, options=RuntimeOptions(slots=1)).close()
+
+
+def test_a_second_slot_that_nobody_asked_for_leaves_memory(world: fake_tensorrt.World, engine: Path) -> None:
+    world.cuda.memory = int(2.1 * _memory_of_a_slot(world, engine))
+    with pytest.warns(UserWarning, match=r"it can't have a second slot: it would leave \d+ MB of \d+ MB of GPU memory"):
+        open_runtime(engine).close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runtime = open_runtime(engine, options=RuntimeOptions(slots=2))
+    assert isinstance(runtime, TensorRtRuntime)
+    assert runtime.slots == 2
+    runtime.close()
 
 
 def test_threads_may_sleep_while_the_engine_works(world: fake_tensorrt.World, engine: Path) -> None:

@@ -25,7 +25,7 @@ from rtdetr_deploy.files import reason
 from rtdetr_deploy.images.gpu_array import GpuArray
 from rtdetr_deploy.packages import install_command
 from rtdetr_deploy.runtimes.feed import check_feed
-from rtdetr_deploy.runtimes.options import SLOTS, RuntimeOptions, cpu_or_cuda
+from rtdetr_deploy.runtimes.options import RuntimeOptions, cpu_or_cuda
 from rtdetr_deploy.runtimes.protocol import Array, Feed, Preprocessor
 from rtdetr_deploy.runtimes.trt.bindings import batch_range, check_bindings, resize_destination
 from rtdetr_deploy.runtimes.trt.calls import PYBIND_ERRORS, ask, explain
@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 
 Made = TypeVar("Made")
+
+MEMORY_LEFT = 0.1
+"""Share of the GPU's memory that a second slot leaves where nobody asked for it: contexts take more later."""
 
 
 @dataclass
@@ -249,25 +252,30 @@ def open_slots(engine: trt.ICudaEngine, common: Common, wanted: int | None, stac
 
     Raises `DeviceError` where memory doesn't suffice otherwise.
     """
-    slots: list[Slot] = []
-    for number in range(wanted or max(SLOTS)):
+    slots = [Slot(engine, common)]
+    stack.callback(slots[0].close)
+    if wanted != 1:
         try:
-            slot = Slot(engine, common)
+            slots.append(_open_second(engine, common, spare=MEMORY_LEFT if wanted is None else 0.0))
         except DeviceError as error:
-            if number == 0:
-                raise
             if wanted is not None:
-                raise DeviceError(
-                    f"no memory for a second slot of {common.file}, `slots=1` needs less: {error}"
-                ) from error
-            warnings.warn(
-                f"{common.file} runs one call at a time, as `slots=1`: no memory for a second slot ({error})",
-                stacklevel=2,
-            )
-            break
-        stack.callback(slot.close)
-        slots.append(slot)
+                raise DeviceError(f"{common.file} can't have a second slot; `slots=1` needs less: {error}") from error
+            common.cuda.forget_error()
+            text = f"{common.file} runs one call at a time, as `slots=1`; it can't have a second slot: {error}"
+            warnings.warn(text, stacklevel=2)
+        else:
+            stack.callback(slots[1].close)
     return slots
+
+
+def _open_second(engine: trt.ICudaEngine, common: Common, spare: float) -> Slot:
+    """Return a further slot. Raises `DeviceError` unless this share of the GPU's memory is left."""
+    slot = Slot(engine, common)
+    free, total = common.cuda.call("cudaMemGetInfo")
+    if free < spare * total:
+        slot.close()
+        raise DeviceError(f"it would leave {free / 1e6:.0f} MB of {total / 1e6:.0f} MB of GPU memory")
+    return slot
 
 
 def start(factory: Callable[[Any], Made], logger: Any) -> Made:

@@ -106,8 +106,7 @@ class Slot:
             context = self.contexts.find(engine, batch)
             uploads = self._stage(feed, batch)
             if self._timers is None:
-                self._timers = (Event(self._common.cuda), Event(self._common.cuda))
-                self._resources.callback(self._close_timers)
+                self._timers = (self._make_timer(), self._make_timer())
             start, end = self._timers
             execute = context.prepare((), downloads=False)
             context.upload(uploads)
@@ -162,9 +161,10 @@ class Slot:
                 self.stream.synchronize()
             raise
 
-    def _close_timers(self) -> None:
-        for event in self._timers or ():
-            event.close()
+    def _make_timer(self) -> Event:
+        event = Event(self._common.cuda)
+        self._resources.callback(event.close)
+        return event
 
     def _close_resizer(self) -> None:
         if self._resizer is not None:
