@@ -32,8 +32,8 @@ class RuntimeOptions:
     is the input size of a checkpoint (None: what it names, else 640x640); files have theirs.
 
     `slots` is how many calls an engine runs at once, 1 or 2: copies of one overlap with the work of the other, and each
-    has GPU memory of its own for the maximum batch. None is two, or one, with a warning, where two would leave less than
-    a tenth of the GPU's memory. `blocking_sync` lets threads sleep while an engine works (CUDA's blocking
+    has GPU memory of its own for the maximum batch. None is two, or one, with a warning, where two would leave less
+    than a tenth of the GPU's memory. `blocking_sync` lets threads sleep while an engine works (CUDA's blocking
     synchronization): cores are free for other work, as a Jetson may want, and each call takes a little longer.
 
     Raises `OptionError` for values that no runtime takes; each runtime refuses what it can't use.
