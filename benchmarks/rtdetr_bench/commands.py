@@ -50,7 +50,8 @@ def latency(options: LatencyOptions) -> Json:
         comparison = compare_models(options, on_round=bar.update)
     print(machine_text(describe_machine(), options.run.where.threads))
     print(format_comparison(comparison))
-    return {"comparison": comparison.to_json()}
+    scenarios = [result.to_json() for result in comparison.scenarios]
+    return {"comparison": comparison.to_json()} | ({"scenarios": scenarios} if scenarios else {})
 
 
 def accuracy(options: AccuracyOptions) -> Json:

@@ -12,11 +12,14 @@ import numpy as np
 
 from rtdetr_bench.machine import describe_state
 from rtdetr_bench.models.timed_model import TimedModel
-from rtdetr_bench.options import LatencyOptions
+from rtdetr_bench.options import LatencyOptions, TimingOptions
 from rtdetr_bench.ratios import Ratio, compare_medians
-from rtdetr_bench.timing import Latency, check_batch, measure, open_all
+from rtdetr_bench.scenarios.measure import SHORT, measure_scenario, measure_throughput
+from rtdetr_bench.scenarios.results import ScenarioResult, Throughput, format_scenarios
+from rtdetr_bench.timing import Latency, check_batch, measure, open_all, synthetic_image
 from rtdetr_deploy import Detections
 from rtdetr_deploy.evaluate.coco import Annotations, average_precision
+from rtdetr_deploy.images.frame import ImageLike
 from rtdetr_deploy.predictor import MAX_BATCH
 from rtdetr_deploy.words import plural
 
@@ -41,7 +44,10 @@ class ModelPair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Latencies by batch and model, every pair of models, and AP by model (empty without annotations)."""
+    """Latencies by batch and model, every pair of models, and AP by model (empty without annotations).
+
+    `throughputs` belong to the latencies, in their order (empty: not measured).
+    """
 
     latencies: tuple[Latency, ...]
     pairs: tuple[ModelPair, ...]
@@ -49,6 +55,12 @@ class Comparison:
     threshold: float
     state: dict[str, object] = field(default_factory=dict)
     real_images: bool = False
+    throughputs: tuple[Throughput, ...] = ()
+    scenarios: tuple[ScenarioResult, ...] = ()
+
+    def throughput_of(self, latency: Latency) -> Throughput | None:
+        """Return the throughput that was measured beside `latency`; None where there was none."""
+        return next((t for one, t in zip(self.latencies, self.throughputs, strict=False) if one is latency), None)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything for a JSON file, each sample included."""
@@ -68,6 +80,7 @@ class Comparison:
                     "warmup_calls": one.warmup,
                     "nms_input_boxes": one.nms_input_boxes,
                     "images_per_second": one.throughput,
+                    "back_to_back": None if (flow := self.throughput_of(one)) is None else flow.to_json(),
                     "AP": self.accuracy.get(one.name),
                     "milliseconds": one.rows(),
                     "samples": {span: values.round(4).tolist() for span, values in one.samples.items()},
@@ -86,6 +99,7 @@ def compare_models(options: LatencyOptions, *, on_round: Callable[[], object] | 
     """
     images, evaluation = options.images.find(), options.images.evaluation
     latencies: list[Latency] = []
+    throughputs: list[Throughput] = []
     with open_all(options.models, options.run) as loaded:
         rename(models := [one.model for one in loaded])
         batches = options.batch or (models[0].batch or 1,)
@@ -97,10 +111,31 @@ def compare_models(options: LatencyOptions, *, on_round: Callable[[], object] | 
             truths = {model.name: evaluation.read(model.class_names) for model in models}
         for batch in batches:
             latencies += measure(loaded, options.timing, batch=batch, images=images, on_round=on_round)
+            throughputs += _throughputs(models, batch, options.timing, images)
+        scenarios = tuple(_scenarios(models, options, images))
         state = describe_state(options.run.where.device)
         accuracy = {model.name: measure_precision(model, truths[model.name]) for model in models if truths}
     pairs = tuple(_pairs(latencies))
-    return Comparison(tuple(latencies), pairs, accuracy, options.run.nms.threshold, state, bool(images))
+    threshold = options.run.nms.threshold
+    flows = tuple(throughputs)
+    return Comparison(tuple(latencies), pairs, accuracy, threshold, state, bool(images), flows, scenarios)
+
+
+def _throughputs(
+    models: Sequence[TimedModel], batch: int, timing: TimingOptions, images: Sequence[ImageLike]
+) -> list[Throughput]:
+    """Return what each model gets done back to back, in `SHORT` seconds and as many calls as rounds at most."""
+    seconds = min(SHORT, timing.duration or SHORT)
+    sources = images or [synthetic_image()]
+    return [measure_throughput(one, batch, sources, calls=timing.rounds, seconds=seconds) for one in models]
+
+
+def _scenarios(
+    models: Sequence[TimedModel], options: LatencyOptions, images: Sequence[ImageLike]
+) -> Iterator[ScenarioResult]:
+    sources = images or [synthetic_image()]
+    for name in options.scenario:
+        yield from (measure_scenario(name, model, options.timing, sources) for model in models)
 
 
 def rename(models: Sequence[TimedModel]) -> None:
@@ -141,10 +176,21 @@ def _pairs(latencies: Sequence[Latency]) -> list[ModelPair]:
 
 
 def format_comparison(comparison: Comparison) -> str:
-    """Return the tables: every span of each model, then the models beside the first."""
+    """Return the tables: every span of each model, then the models beside the first, then the scenarios."""
     latencies = comparison.latencies
-    if len({one.name for one in latencies}) == 1:
-        return "\n".join(format_latency(one, comparison.accuracy.get(one.name)) for one in latencies)
+    text = _format_models(comparison) if len({one.name for one in latencies}) > 1 else _format_alone(comparison)
+    return f"{text}\n\n{format_scenarios(comparison.scenarios)}" if comparison.scenarios else text
+
+
+def _format_alone(comparison: Comparison) -> str:
+    return "\n".join(
+        format_latency(one, comparison.accuracy.get(one.name), comparison.throughput_of(one))
+        for one in comparison.latencies
+    )
+
+
+def _format_models(comparison: Comparison) -> str:
+    latencies = comparison.latencies
     width = max(len(one.name) for one in latencies)
     spans = list(dict.fromkeys(span for one in latencies for span in one.samples))
     heads = "".join(f"{span:>12}" for span in (*spans, "paper p50", "p90", "whole p50", "images/s"))
@@ -166,11 +212,12 @@ def format_comparison(comparison: Comparison) -> str:
         if pair.base == latencies[0].name:
             lines.append(f"{pair.name:<{width}}{pair.batch:>6}  {pair.paper!s:<24}{pair.whole!s}")
     lines.append("")
+    lines += [f"{one.name}, batch {one.batch}: {flow}" for one in latencies if (flow := comparison.throughput_of(one))]
     lines += [f"{one.name}: " + ", ".join(f"{k} {v}" for k, v in one.facts.items()) for one in _first(latencies)]
     return "\n".join(lines)
 
 
-def format_latency(latency: Latency, accuracy: float | None = None) -> str:
+def format_latency(latency: Latency, accuracy: float | None = None, throughput: Throughput | None = None) -> str:
     """Return one model's table."""
     facts = ", ".join(f"{name} {value}" for name, value in latency.facts.items())
     warm = f"{plural(latency.warmup, 'call')} to warm up"
@@ -181,6 +228,7 @@ def format_latency(latency: Latency, accuracy: float | None = None) -> str:
         lines.append(f"{name:<24}" + "".join(f"{row[column]:>9.2f}" for column in COLUMNS))
     end = "" if accuracy is None else f"; AP {accuracy:.4f}"
     lines.append(f"{latency.throughput:.1f} images per second{end}; the paper's span is infer + decode")
+    lines += [] if throughput is None else [str(throughput)]
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 from rtdetr_bench.models.nms import NmsOptions
 from rtdetr_bench.parts import part
+from rtdetr_bench.scenarios.results import SCENARIOS
 from rtdetr_deploy import OptionError, find_images
 from rtdetr_deploy.evaluate.coco import Annotations, read_annotations, require_evaluator
 from rtdetr_deploy.evaluate.published import ENCODERS
@@ -180,6 +181,21 @@ def batches_argument(text: str) -> tuple[int, ...]:
         ) from None
 
 
+def scenarios_argument(text: str) -> tuple[str, ...]:
+    """Return the scenarios in "single-stream,offline", for argparse."""
+    try:
+        return check_scenarios(names_argument(text))
+    except OptionError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+def check_scenarios(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names. Raises `OptionError` unless they are different ones of `SCENARIOS`."""
+    if len(set(names)) < len(names) or not set(names) <= set(SCENARIOS):
+        raise OptionError(f"`scenario` is {','.join(names)!r}, expected different ones of {', '.join(SCENARIOS)}")
+    return tuple(names)
+
+
 def names_argument(text: str) -> tuple[str, ...]:
     """Return the names in "A,B"."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
@@ -189,7 +205,8 @@ def names_argument(text: str) -> tuple[str, ...]:
 class LatencyOptions:
     """Models timed in turn: `engine` first, to which the others, `against`, are compared.
 
-    `batch` are the numbers of images per call; empty: what the first model takes, else 1.
+    `batch` are the numbers of images per call; empty: what the first model takes, else 1. `scenario` are those of
+    MLPerf inference that are measured too, each with as many queries as there are rounds.
     """
 
     engine: Path = option(help="model file or checkpoint to time", type=path_argument, metavar="MODEL")
@@ -203,9 +220,14 @@ class LatencyOptions:
     images: ImageOptions = part(ImageOptions)
     timing: TimingOptions = part(TimingOptions)
     run: RunOptions = part(RunOptions)
+    scenario: tuple[str, ...] = option(
+        (), f"MLPerf's scenarios to measure too, --runs queries each: {', '.join(SCENARIOS)}",
+        type=scenarios_argument, metavar="NAME[,NAME]",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_batches(self.batch)
+        check_scenarios(self.scenario)
 
     @property
     def models(self) -> tuple[Path, ...]:

@@ -93,7 +93,7 @@ def open_all(paths: Sequence[Path], run: RunOptions) -> Iterator[list[LoadedMode
             model = open_timed_model(path, run)
             seconds = time.perf_counter() - start
             stack.callback(model.close)
-            model.call([_synthetic()] * (model.batch or 1))
+            model.call([synthetic_image()] * (model.batch or 1))
             grown = _grown(before, resident_memory()), _grown(used, gpu_memory(run.where.device))
             loaded.append(LoadedModel(model, seconds, *grown))
             model.inspect()
@@ -117,12 +117,12 @@ def measure(
     batch = batch or loaded[0].model.batch or 1
     for one in loaded:
         check_batch(one.model, batch)
-    sources = images or [_synthetic()]
+    sources = images or [synthetic_image()]
     boxes: list[list[int | None]] = [[] for _ in loaded]
     warmups = [_warm_up(one.model, sources, batch, timing) for one in loaded]
     samples: list[list[dict[str, float]]] = [[] for _ in loaded]
     for turn in _rounds(timing):
-        chosen = _choose(sources, turn, batch)
+        chosen = choose_images(sources, turn, batch)
         for one, kept, counts in zip(loaded, samples, boxes, strict=True):
             spans = one.model.call(chosen)[1]
             if not images:
@@ -178,11 +178,13 @@ def _mean(counts: Sequence[int | None], batch: int) -> float | None:
     return sum(known) / (len(known) * batch) if known else None
 
 
-def _synthetic() -> NDArray[np.uint8]:
+def synthetic_image() -> NDArray[np.uint8]:
+    """Return the 1280x720 frame of noise that models are shown where there are no images."""
     return np.random.default_rng(0).integers(0, 256, SYNTHETIC_SHAPE, dtype=np.uint8)
 
 
-def _choose(sources: Sequence[ImageLike], turn: int, batch: int) -> list[ImageLike]:
+def choose_images(sources: Sequence[ImageLike], turn: int, batch: int) -> list[ImageLike]:
+    """Return the images of a turn: `batch` of them, the next ones of `sources`, from the start again after the last."""
     return [sources[(turn * batch + row) % len(sources)] for row in range(batch)]
 
 
@@ -206,7 +208,7 @@ def _warm_up(model: TimedModel, sources: Sequence[ImageLike], batch: int, timing
     """Call the model until it is as fast as it gets, and return the number of calls."""
     times: list[float] = []
     while len(times) < (timing.warmup or MAX_WARMUP):
-        spans = model.call(_choose(sources, len(times), batch))[1]
+        spans = model.call(choose_images(sources, len(times), batch))[1]
         times.append(spans["infer"])
         if timing.warmup is None and is_stable(times):
             break

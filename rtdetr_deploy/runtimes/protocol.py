@@ -101,8 +101,11 @@ class Runtime(Protocol):
 class TimedRuntime(Runtime, Protocol):
     """A runtime that can tell the model's own time from that of copies."""
 
-    def run_timed(self, feed: Feed) -> tuple[dict[str, Array], float]:
-        """As `run`; also return the milliseconds that the model took on its device, copies excluded."""
+    def run_timed(self, feed: Feed, calls: int = 1) -> tuple[dict[str, Array], float]:
+        """As `run`; also return the milliseconds that the model took on its device, copies excluded.
+
+        With several `calls` the model is run so often, one right behind the other, and the time is their mean.
+        """
 
 
 class Preprocessor(Protocol):

@@ -33,7 +33,7 @@ TIMED = "--runs --duration --warmup --pause"
 WRITTEN = "--json --report"
 OPENED = "--size --resizer --runtime --device --threads"
 TAKEN = {
-    "latency": f"--engine --against --batch --images --annotations {TIMED} {OPENED} --slots --blocking-sync "
+    "latency": f"--engine --against --batch --scenario --images --annotations {TIMED} {OPENED} --slots --blocking-sync "
     f"--threshold --iou --nms {WRITTEN}",
     "accuracy": f"--engine --annotations --images {OPENED} --json",
     "ablation": "--weights --annotations --images --size --device --threads --json",

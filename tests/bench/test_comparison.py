@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class Recorded:
         self.name, self.batch = name, batch
         self.max_batch: int | None = None
         self.nms_input_boxes: int | None = None
+        self.slots = 1
         self.closed = 0
         self.class_names: tuple[str, ...] = ()
         self.facts: dict[str, str] = {}
@@ -47,6 +49,12 @@ class Recorded:
         self._turn += 1
         infer = self._infer[min(self._turn, len(self._infer)) - 1]
         return [], {"load": 9.0, "prepare": 1.0, "copy": 0.5, "infer": infer, "decode": 0.25}
+
+    def query(self, images: Any) -> Callable[[], list[Detections]]:
+        return lambda: self.call(images)[0]
+
+    def back_to_back(self, images: Any, calls: int) -> float | None:
+        return None
 
     def inspect(self) -> None:
         """Do nothing."""
@@ -182,7 +190,7 @@ def test_timing_without_a_measurement_is_refused(changes: dict[str, Any], messag
 def test_engines_tell_the_models_own_time_from_copies(small_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rtdetr_deploy.runtimes.ort import OnnxRuntime
 
-    def run_timed(self: OnnxRuntime, feed: Any) -> tuple[dict[str, NDArray[Any]], float]:
+    def run_timed(self: OnnxRuntime, feed: Any, calls: int = 1) -> tuple[dict[str, NDArray[Any]], float]:
         return self.run(feed), 0.5
 
     monkeypatch.setattr(OnnxRuntime, "run_timed", run_timed, raising=False)

@@ -85,6 +85,12 @@ def _content() -> dict[str, Any]:
         "encoder": {
             "variant": "r50", "rounds": 15, "rows": [{"name": n, "ratio": [1.0, 0.9, 1.1], **row} for n in ("A", "E")],
         },
+        "scenarios": [
+            {
+                "model": "<script>", "scenario": "MultiStream", "metric": "p99 ms", "value": 8.125, "bound": None,
+                "samples": [8.0, 9.0], "batch": 4, "threads": 2, "images_per_second": 900.0, "doubt": "a guess",
+            }
+        ],
         "roofline": {
             "gpu": {"name": "Tesla T4"}, "factors": {"compute": 0.4, "bandwidth": 0.8, "launch": 5.5},
             "max_error": 0.05,
@@ -111,7 +117,15 @@ def test_the_page_is_one_file_that_fetches_nothing(tmp_path: Path) -> None:
         "15 rounds.", "rtdetr-bench --engine &#x27;my model.onnx&#x27;", "Python 3.11, numpy 2",
     ):  # fmt: skip
         assert words in text
-    for words in ("1.200 [1.100, 1.300]", "published: T4, TensorRT FP16", "load 1.5", "What NMS costs", "D_S5"):
+    for words in (
+        "1.200 [1.100, 1.300]",
+        "published: T4, TensorRT FP16",
+        "load 1.5",
+        "What NMS costs",
+        "D_S5",
+        "8.12",
+        "a guess",
+    ):
         assert words in text
     write_report(tmp_path / "b.html", [_content()])
     assert (tmp_path / "b.html").read_text() == text
@@ -221,11 +235,15 @@ def _list(content: Any) -> None:
     content["comparison"] = ["models"]
 
 
+def _scenario(content: Any) -> None:
+    content["scenarios"][0]["value"] = "8 ms"
+
+
 def _machine(content: Any) -> None:
     content["machine"] = 5
 
 
-@pytest.mark.parametrize("change", [_remove, _empty, _text, _unknown, _list, _machine])
+@pytest.mark.parametrize("change", [_remove, _empty, _text, _unknown, _list, _machine, _scenario])
 def test_edited_results_are_one_clear_line_that_names_the_file(
     change: Callable[[Any], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

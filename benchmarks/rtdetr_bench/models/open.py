@@ -33,7 +33,8 @@ def open_timed_model(path: Path, options: RunOptions | None = None) -> TimedMode
         size = run.size if None in runtime.inputs[0].shape[1:] else None  # the file knows better where it knows
         if not has_detections(runtime):
             return YoloModel(runtime, name, run.nms, size)
-        return RtDetrModel(Predictor(runtime, resizer=run.resizer, size=size), runtime, name, threshold)
+        predictor, untimed = (Predictor(one, resizer=run.resizer, size=size) for one in (runtime, runtime.runtime))
+        return RtDetrModel(predictor, runtime, name, threshold, untimed)
     except BaseException:
         runtime.close()
         raise

@@ -11,12 +11,24 @@ from rtdetr_deploy.words import plural
 
 
 class RtDetrModel:
-    """An RT-DETR model behind the interface of `TimedModel`; `runtime` is the Predictor's, where it tells its time."""
+    """An RT-DETR model behind the interface of `TimedModel`; `runtime` is the Predictor's, where it tells its time.
 
-    def __init__(self, predictor: Predictor, runtime: SpanRuntime | None, name: str, threshold: float) -> None:
+    `untimed` is a Predictor of the same runtime without that, whose calls may overlap.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        runtime: SpanRuntime | None,
+        name: str,
+        threshold: float,
+        untimed: Predictor | None = None,
+    ) -> None:
         self.name, self.batch, self.class_names = name, predictor.batch, predictor.class_names
         self.max_batch = runtime.max_batch if runtime is not None else None
+        self.slots = runtime.slots if runtime is not None else 1
         self._predictor, self._runtime, self._threshold = predictor, runtime, threshold
+        self._untimed = untimed or predictor
         info = predictor.info
         self.facts = {
             "kind": "RT-DETR",
@@ -43,6 +55,20 @@ class RtDetrModel:
         sizes = [frame.size for frame in frames]
         found = spans.timed("decode", lambda: predictor.decode(outputs, sizes, threshold=self._threshold))
         return found, spans
+
+    def query(self, images: Sequence[ImageLike]) -> Callable[[], list[Detections]]:
+        """See `TimedModel.query`."""
+        predictor = self._untimed
+        frames = predictor.load(images)
+        prepared, sizes = predictor.prepare(frames), [frame.size for frame in frames]
+        return lambda: predictor.decode(predictor.infer(prepared), sizes, threshold=self._threshold)
+
+    def back_to_back(self, images: Sequence[ImageLike], calls: int) -> float | None:
+        """See `TimedModel.back_to_back`."""
+        if self._runtime is None:
+            return None
+        prepared = self._predictor.prepare(self._predictor.load(images))
+        return self._runtime.back_to_back(lambda: self._predictor.infer(prepared), calls)
 
     def run(self, image: ImageLike) -> Callable[[float], Detections]:
         """Run the model on an image; return what decodes its outputs at a threshold."""

@@ -32,7 +32,7 @@ class TimedModel(Protocol):
     """An opened model. `batch` is None where it is dynamic, and `max_batch` its limit there.
 
     `facts` are what reports say about it, by column. `nms_input_boxes` counts what NMS was given in the last call (None
-    where there is no NMS outside the graph).
+    where there is no NMS outside the graph). `slots` is the number of calls that its runtime overlaps.
     """
 
     name: str
@@ -41,12 +41,25 @@ class TimedModel(Protocol):
     class_names: tuple[str, ...]
     facts: dict[str, str]
     nms_input_boxes: int | None
+    slots: int
 
     def inspect(self) -> None:
         """Add to `facts` what takes time to find out: an engine's real precision."""
 
     def call(self, images: Sequence[ImageLike]) -> tuple[list[Detections], dict[str, float]]:
         """Detect objects in a batch of images; return them, and the milliseconds of each span."""
+
+    def query(self, images: Sequence[ImageLike]) -> Callable[[], list[Detections]]:
+        """Load and prepare a batch, filled up to a fixed one; return what detects its objects whenever it is called.
+
+        It may be called from several threads, and takes no times that would keep calls from overlapping.
+        """
+
+    def back_to_back(self, images: Sequence[ImageLike], calls: int) -> float | None:
+        """Return the mean milliseconds of the model on its device, `calls` of them queued without a gap.
+
+        None where the runtime can't tell.
+        """
 
     def close(self) -> None:
         """Free the model."""
@@ -73,7 +86,9 @@ class SpanRuntime:
         self.info, self.metadata = runtime.info, runtime.metadata
         self.min_batch, self.max_batch = runtime.min_batch, runtime.max_batch
         self.resizers = runtime.resizers if isinstance(runtime, PreprocessingRuntime) else frozenset()
+        self.slots = int(getattr(runtime, "slots", 1))
         self.model: float | None = None
+        self._calls = 1
 
     def preprocessor(self, name: str, resizer: str, spec: Any) -> Preprocessor:
         """See `PreprocessingRuntime.preprocessor`; asked for `resizers` only."""
@@ -84,8 +99,22 @@ class SpanRuntime:
         """See `Runtime.run`; what is prepared in the call (frames on the GPU) counts as copy."""
         if not isinstance(self.runtime, TimedRuntime):
             return self.runtime.run(feed)
-        outputs, self.model = self.runtime.run_timed(feed)
+        outputs, self.model = self.runtime.run_timed(feed, self._calls)
         return outputs
+
+    def back_to_back(self, run: Callable[[], object], calls: int) -> float | None:
+        """Return the mean milliseconds of `calls` runs of the model without a gap, in what `run` asks this runtime for.
+
+        None where the engine can't tell its own time.
+        """
+        if not isinstance(self.runtime, TimedRuntime):
+            return None
+        self._calls = calls
+        try:
+            run()
+        finally:
+            self._calls = 1
+        return self.model
 
     def close(self) -> None:
         """See `Runtime.close`."""

@@ -11,7 +11,7 @@ from rtdetr_bench.models.nms import NmsOptions, suppress
 from rtdetr_bench.models.timed_model import SpanRuntime, Spans, real_precision
 from rtdetr_bench.models.yolo_layouts import NMS_METADATA, recognize_yolo
 from rtdetr_deploy import Detections
-from rtdetr_deploy.images.frame import ImageLike, load_frame
+from rtdetr_deploy.images.frame import Frame, ImageLike, load_frame
 from rtdetr_deploy.images.preprocess import HostPreprocessor, to_image
 from rtdetr_deploy.runtimes import Array
 
@@ -22,7 +22,7 @@ class YoloModel:
     def __init__(self, runtime: SpanRuntime, name: str, nms: NmsOptions, size: tuple[int, int] | None = None) -> None:
         signature = recognize_yolo(runtime, name, size)
         self.name, self.batch, self.class_names = name, signature.batch, signature.class_names
-        self.max_batch = runtime.max_batch
+        self.max_batch, self.slots = runtime.max_batch, runtime.slots
         self._runtime, self._signature, self._nms = runtime, signature, nms
         self._spec = signature.preprocess
         self._prepare = HostPreprocessor(self._spec)
@@ -61,6 +61,26 @@ class YoloModel:
         if self.needs_nms:
             self.nms_input_boxes = sum(count for _, count, _ in found)
         return [detections for detections, _, _ in found], spans
+
+    def query(self, images: Sequence[ImageLike]) -> Callable[[], list[Detections]]:
+        """See `TimedModel.query`."""
+        frames = [load_frame(image) for image in images]
+        feed, run = {self._signature.images.name: self._rows(frames)}, self._runtime.runtime.run
+
+        def answer() -> list[Detections]:
+            outputs = run(feed)
+            return [self.decode(outputs, row, self._mover(one.size), self._nms)[0] for row, one in enumerate(frames)]
+
+        return answer
+
+    def back_to_back(self, images: Sequence[ImageLike], calls: int) -> float | None:
+        """See `TimedModel.back_to_back`."""
+        feed = {self._signature.images.name: self._rows([load_frame(image) for image in images])}
+        return self._runtime.back_to_back(lambda: self._runtime.run(feed), calls)
+
+    def _rows(self, frames: Sequence[Frame]) -> Array:
+        """Return the frames as the model's input, the rest of a fixed batch being zero."""
+        return self._prepare(frames, max(len(frames), self.batch or 1))
 
     def outputs_of(self, image: ImageLike) -> tuple[Mapping[str, Array], Callable[[Array], Array]]:
         """Return an image's raw outputs, and the function that moves boxes of the input into the image."""

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from rtdetr_bench.machine import machine_text, state_text
 from rtdetr_bench.options import ReportOptions
@@ -13,6 +14,8 @@ from rtdetr_bench.report.html import figure as _figure
 from rtdetr_bench.report.html import table as _table
 from rtdetr_bench.report.roofline import roofline_section
 from rtdetr_bench.results import BAD_CONTENT, Json, edited, read_results
+from rtdetr_bench.scenarios.bounds import CONFIDENCE
+from rtdetr_bench.scenarios.results import NOTE
 from rtdetr_deploy import OptionError
 from rtdetr_deploy.evaluate.published import NMS, SOURCE, published_decoder
 from rtdetr_deploy.files import write_bytes
@@ -97,7 +100,7 @@ def _write_page(path: Path, sections: str) -> None:
 
 MODEL_COLUMNS = (
     "model", "runtime", "precision", "NMS", "boxes", "batch", "paper's p50", "p90", "p99", "whole p50",
-    "images/s", "AP", "MB",
+    "images/s", "back to back", "AP", "MB",
 )  # fmt: skip
 FACTS = frozenset({"runtime", "precision", "NMS", "batch"})
 """Columns that are told in a sentence where all models have the same."""
@@ -163,8 +166,31 @@ def _model_row(model: Json) -> list[object]:
     memory = "-" if model["memory_mb"] is None else f"{model['memory_mb']:.0f}"
     return [
         model["name"], *(facts.get(name, "-") for name in ("runtime", "precision", "NMS")), boxes,
-        model["batch"], *paper, f"{times['whole call']['p50']:.2f}", f"{model['images_per_second']:.1f}", ap, memory,
+        model["batch"], *paper, f"{times['whole call']['p50']:.2f}", f"{model['images_per_second']:.1f}",
+        _images_per_second(model.get("back_to_back")), ap, memory,
     ]  # fmt: skip
+
+
+def _images_per_second(flow: Json | None) -> str:
+    return "-" if flow is None else f"{flow['images_per_second']:.1f}"
+
+
+def _scenarios(results: Sequence[Json]) -> str:
+    rows = [
+        [
+            one["model"], one["scenario"], one["metric"], f"{one['value']:.2f}",
+            "-" if one["bound"] is None else f"{one['bound']:.2f}", len(one["samples"]) or 1, one["batch"],
+            one["threads"], f"{one['images_per_second']:.1f}", one["doubt"] or "-",
+        ]
+        for one in results
+    ]  # fmt: skip
+    head, rows, _ = _without_same(
+        ("model", "scenario", "metric", "value", "at most", "queries", "batch", "threads", "images/s", "doubt"), rows
+    )
+    return (
+        f"<h2>Scenarios</h2><p>{escape(NOTE[0].upper() + NOTE[1:])}. At most: MLPerf's early-stopping estimate, "
+        f"{100 * CONFIDENCE:.0f} % confidence.</p>" + _table(head, rows)
+    )
 
 
 def _nms(study: Json) -> str:
@@ -257,8 +283,9 @@ def _encoder(study: Json) -> str:
     )
 
 
-SECTIONS: dict[str, Callable[[Json], str]] = {
+SECTIONS: dict[str, Callable[[Any], str]] = {
     "comparison": _comparison,
+    "scenarios": _scenarios,
     "nms": _nms,
     "decoder": _decoder,
     "encoder": _encoder,

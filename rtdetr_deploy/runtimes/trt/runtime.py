@@ -158,10 +158,10 @@ class TensorRtRuntime:
         with self._in_use() as (slot, engine):
             return slot.run(engine, feed, self._check(feed))
 
-    def run_timed(self, feed: Feed) -> tuple[dict[str, Array], float]:
+    def run_timed(self, feed: Feed, calls: int = 1) -> tuple[dict[str, Array], float]:
         """See `TimedRuntime.run_timed`; the time is taken by CUDA events around the engine, without copies."""
         with self._in_use() as (slot, engine):
-            return slot.run_timed(engine, feed, self._check(feed))
+            return slot.run_timed(engine, feed, self._check(feed), calls)
 
     def run_on_device(self, feed: Feed) -> dict[str, EngineOutput]:
         """See `GpuRuntime.run_on_device`; errors are those of `run`."""
