@@ -1,0 +1,239 @@
+"""gpu-check without a GPU: what it is asked for, what it writes, and what a check that fails or hangs comes to."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("torch")
+
+from gpu_check import apart, cli
+from gpu_check.check import Check, CheckFailedError, Outcome, Situation, SkippedError, demand, perform
+from gpu_check.cli import choose, find_gpu, format_outcome, main, result_path
+from gpu_check.options import CheckOptions
+from gpu_check.table import CHECKS
+from rtdetr_deploy import DeviceError, MissingPackageError, OptionError
+from rtdetr_deploy.runtimes.trt.cuda import Gpu
+
+T4 = Gpu(0, "Tesla T4", "7.5", 16 << 30)
+SITUATION: Any = Situation(None, T4, CheckOptions())  # type: ignore[arg-type]  # these checks touch no GPU
+
+
+def _check(work: Any, seconds: int = 10) -> Check:
+    return Check("one", "a check", seconds, work)
+
+
+def _raise(error: BaseException) -> Any:
+    def work(_: Situation) -> Any:
+        raise error
+
+    return work
+
+
+def test_without_a_gpu_it_says_so_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        find_gpu("cuda")
+        pytest.skip("a GPU is here")
+    except (DeviceError, MissingPackageError):
+        assert main([]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("gpu-check: ")
+    assert "GPU" in error or "pip install" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "everything"], "--only is 'everything', expected one of tests, resize"),
+        (["--device", "cpu"], "--device is 'cpu', expected cuda or cuda:N"),
+    ],
+)
+def test_wrong_arguments_give_one_line_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_tells_every_check_and_its_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for check in CHECKS.values():
+        assert f"{check.title} ({check.seconds} s)" in text
+    assert len({check.work for check in CHECKS.values()}) == len(CHECKS)
+
+
+def test_checks_are_chosen_in_their_order() -> None:
+    assert [check.name for check in choose([])] == list(CHECKS)
+    assert [check.name for check in choose(["sampler", "calls"])] == ["calls", "sampler"]
+    with pytest.raises(OptionError, match="`only` is 'x', expected one of tests, resize"):
+        choose(["x"])
+    with pytest.raises(OptionError, match="`device` is 'cpu', expected cuda or cuda:N"):
+        find_gpu("cpu")
+
+
+@pytest.mark.parametrize(
+    ("work", "status", "reason"),
+    [
+        (lambda _: {"ms": 2.0}, "passed", ""),
+        (_raise(CheckFailedError("too slow")), "failed", "too slow"),
+        (_raise(SkippedError("no compute-sanitizer")), "skipped", "no compute-sanitizer"),
+        (_raise(MissingPackageError("this check needs torch")), "skipped", "this check needs torch"),
+        (_raise(DeviceError("CUDA says: out of memory")), "failed", "DeviceError: CUDA says: out of memory"),
+        (_raise(ZeroDivisionError("division by zero")), "failed", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_every_end_of_a_check_is_an_outcome(work: Any, status: str, reason: str) -> None:
+    outcome = perform(_check(work), SITUATION)
+    assert outcome.status == status
+    assert outcome.reason.startswith(reason)
+    assert outcome.figures == ({"ms": 2.0} if status == "passed" else {})
+
+
+def test_what_is_demanded_must_hold() -> None:
+    demand([1], "an empty list")
+    with pytest.raises(CheckFailedError, match="an empty list"):
+        demand([], "an empty list")
+
+
+CHILD = """
+import json, os, signal, sys, time
+from pathlib import Path
+name, target, options = sys.argv[1:]
+if name == "passes":
+    from gpu_check.apart import from_text
+    Path(target).write_text(json.dumps({"name": name, "status": "passed", "reason": str(from_text(options).images)}))
+elif name == "hangs":
+    pid = os.fork()
+    if pid:
+        Path(os.environ["PIDS"]).write_text(f"{os.getpid()} {pid}")
+    time.sleep(60)
+elif name == "crashes":
+    print("about to crash", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGSEGV)
+elif name == "exits":
+    sys.exit(3)
+"""
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the name of a module that stands for `gpu_check.apart` in the process of a check."""
+    (tmp_path / "child_of_check.py").write_text(CHILD)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    monkeypatch.setenv("PIDS", str(tmp_path / "pids"))
+    return "child_of_check"
+
+
+def test_a_check_has_a_process_of_its_own_and_gets_the_options(child: str) -> None:
+    outcome = apart.perform_apart(
+        Check("passes", "", 30, _raise(AssertionError())), CheckOptions(images=Path("x/y")), child
+    )
+    assert (outcome.status, outcome.reason) == ("passed", str(Path("x/y")))
+
+
+def test_a_check_that_hangs_is_ended_with_all_that_it_started(child: str, tmp_path: Path) -> None:
+    outcome = apart.perform_apart(Check("hangs", "", 2, _raise(AssertionError())), CheckOptions(), child)
+    assert (outcome.status, outcome.reason) == ("failed", "it took longer than 2 s")
+    for pid in (tmp_path / "pids").read_text().split():
+        for _ in range(100):  # the second one is nobody's child any more: it goes when the system comes to it
+            if not Path("/proc", pid).exists() or " Z " in Path("/proc", pid, "stat").read_text():
+                break
+            time.sleep(0.05)
+        else:
+            raise AssertionError(f"process {pid} lives on")
+
+
+def test_a_crash_is_a_failure_and_ends_nothing_else(child: str) -> None:
+    crashed = apart.perform_apart(Check("crashes", "", 30, _raise(AssertionError())), CheckOptions(), child)
+    assert (crashed.status, crashed.reason) == ("failed", "it was ended by SIGSEGV: about to crash")
+    left = apart.perform_apart(Check("exits", "", 30, _raise(AssertionError())), CheckOptions(), child)
+    assert left.reason == "it ended with status 3"
+    assert signal.Signals.SIGSEGV == 11
+
+
+def test_options_reach_the_other_process_unchanged() -> None:
+    options = CheckOptions(only=("calls",), device="cuda:1", output=Path("a.json"))
+    assert apart.from_text(apart._to_text(options)) == options
+    assert apart.from_text(apart._to_text(CheckOptions())) == CheckOptions()
+
+
+@pytest.fixture
+def on_a_t4(monkeypatch: pytest.MonkeyPatch) -> dict[str, Outcome]:
+    """Let the command find a T4, and each check end as it stands here (default: passed)."""
+    ends: dict[str, Outcome] = {}
+    monkeypatch.setattr(cli, "find_gpu", lambda device: T4)
+    monkeypatch.setattr(
+        cli,
+        "perform_apart",
+        lambda check, options: ends.get(check.name, Outcome(check.name, "passed", "", 1.0, {"ms": 2})),
+    )
+    return ends
+
+
+def test_results_are_written_and_a_failure_is_status_1(
+    on_a_t4: dict[str, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "a.json"
+    assert main(["--output", str(target)]) == 0
+    content = json.loads(target.read_text())
+    assert content["gpu"] == {"name": "Tesla T4", "capability": "7.5", "memory_mb": (16 << 30) / 1e6}
+    assert [check["name"] for check in content["checks"]] == list(CHECKS)
+    assert content["checks"][0] == {
+        "name": "tests",
+        "status": "passed",
+        "reason": "",
+        "seconds": 1.0,
+        "figures": {"ms": 2},
+    }
+    on_a_t4["calls"] = Outcome("calls", "skipped", "no torch")
+    assert main(["--output", str(target)]) == 0
+    on_a_t4["calls"] = Outcome("calls", "failed", "labels differs")
+    assert main(["--output", str(target)]) == 1
+    assert "failed  calls" in capsys.readouterr().out
+    assert json.loads(target.read_text())["checks"][3]["reason"] == "labels differs"
+
+
+def test_a_part_of_the_checks_overwrites_no_whole_run(
+    on_a_t4: dict[str, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "gpu-check-tesla-t4.json"
+    assert result_path(T4).name == target.name
+    assert result_path(replace(T4, name="NVIDIA H100 80GB HBM3")).name == "gpu-check-nvidia-h100-80gb-hbm3.json"
+    monkeypatch.setattr(cli, "result_path", lambda gpu: target)
+    assert main(["--only", "calls"]) == 0
+    assert not target.exists()
+    assert main([]) == 0
+    assert target.exists()
+
+
+def test_a_result_that_cannot_be_written_is_told_before_anything_runs(
+    on_a_t4: dict[str, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "perform_apart", lambda check, options: pytest.fail("a check was run"))
+    (tmp_path / "file").touch()
+    assert main(["--output", str(tmp_path / "file" / "a.json")]) == 2
+    assert "file" in capsys.readouterr().err
+
+
+def test_the_table_shows_figures_of_any_kind() -> None:
+    text = format_outcome(
+        Outcome("sampler", "passed", "", 12.34, {"fused": {"ms": 0.12341, "MB": 8}, "list": ["a", 1.5]})
+    )
+    assert text.splitlines() == [
+        "passed  sampler            12.3 s",
+        " " * 10 + "fused: ms 0.1234, MB 8",
+        " " * 10 + "list: a, 1.5",
+    ]
+    assert "no torch" in format_outcome(Outcome("a", "skipped", "no torch"))
