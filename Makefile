@@ -1,4 +1,4 @@
-# Everything below sets itself up in a fresh clone, in a virtual environment in .venv. No GPU is used.
+# Everything below sets itself up in a fresh clone, in a virtual environment in .venv. No GPU is used, but by gpu-check.
 # PyPI's torch for Linux brings CUDA; to get the small CPU build, pass PyTorch's index for it: make test TORCH_INDEX=URL
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 # A worker takes tests from the other's end of the list, so that what a test file shares is seldom made twice.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup test test-all lint format demo wheel-check tensorrt-check bench report peers clean
+.PHONY: help setup test test-all lint format demo wheel-check tensorrt-check gpu-check bench report peers clean
 
 help:
 	@echo "make demo [WEIGHTS=FILE]  export, detect on a picture, show boxes and times"
@@ -23,6 +23,7 @@ help:
 	@echo "make report               make build/report.html of benchmarks/results"
 	@echo "make peers                export the models to compare with, in environments of their own (BCCD=FOLDER)"
 	@echo "make tensorrt-check       check the TensorRT code against its real Python bindings (needs a C compiler)"
+	@echo "make gpu-check            check the CUDA code on this machine's NVIDIA GPU (ONLY='NAME ...', GPU_PYTHON=FILE)"
 	@echo "make wheel-check          build the wheel, predict with it where torch is not installed"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -62,6 +63,11 @@ wheel-check: setup
 
 tensorrt-check: setup
 	$(BIN)/python tests/engine/check_bindings.py
+
+# GPU_PYTHON names an interpreter that has all that is needed; without it the virtual environment is used.
+gpu-check: $(if $(GPU_PYTHON),,setup)
+	PYTHONPATH=$(CURDIR):$(CURDIR)/export:$(CURDIR)/benchmarks:$(CURDIR)/training:$(CURDIR)/tests/engine \
+		$(or $(GPU_PYTHON),$(BIN)/python) -m gpu_check $(addprefix --only ,$(ONLY))
 
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 

@@ -36,6 +36,19 @@ def test_timed_calls_return_the_same_and_the_engines_own_time(world: fake_tensor
     runtime.close()
 
 
+def test_calls_are_timed_in_a_row(world: fake_tensorrt.World, engine: Path) -> None:
+    runtime = open_runtime(engine)
+    assert isinstance(runtime, TimedRuntime)
+    expected = runtime.run(FEED)
+    for calls in (1, 5):
+        before = world.executions
+        outputs, milliseconds = runtime.run_timed(FEED, calls)
+        assert world.executions - before == calls
+        assert all(np.array_equal(outputs[name], expected[name]) for name in expected)
+        assert milliseconds > 0.0
+    runtime.close()
+
+
 def test_rtdetr_bench_tells_copies_and_the_real_precision_of_engines(
     world: fake_tensorrt.World, engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -46,7 +59,11 @@ def test_rtdetr_bench_tells_copies_and_the_real_precision_of_engines(
     assert [model["batch"] for model in models] == [1, 4]
     assert all(set(model["samples"]) == {"prepare", "copy", "infer", "decode"} for model in models)
     assert re.fullmatch(r"\d+ layers fp32", models[0]["facts"]["precision"])
-    capsys.readouterr()
+    for model in models:  # two slots, each called by a thread of its own
+        flow = model["back_to_back"]
+        assert (flow["batch"], flow["threads"], flow["images"]) == (model["batch"], 2, 3 * model["batch"])
+        assert flow["gpu_ms"] > 0.0
+    assert "on the GPU alone" in capsys.readouterr().out
     assert main([*command[:-1], "5"]) == 2
     assert "takes up to 4 images at once, not 5" in capsys.readouterr().err
     assert world.plugins  # third-party engines may need EfficientNMS_TRT

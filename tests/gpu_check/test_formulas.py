@@ -24,11 +24,12 @@ from gpu_check.checks.parts import make_model
 from gpu_check.checks.placement import FP32, PLACED, write_placements
 from gpu_check.sass import count_double, count_instructions
 from gpu_check.stub.detector import SOURCE
-from gpu_check.stub.kernels import compile_kernel
 from gpu_check.stub.tensorrt import SPIN
 from gpu_check.torch_graph import OPERATORS, TorchGraph
-from rtdetr_deploy import ArtifactError, DeviceError, Predictor, open_runtime
-from rtdetr_deploy.runtimes.trt.cuda_resize import KERNEL
+from rtdetr_deploy import ArtifactError, MissingPackageError, Predictor, open_runtime
+from rtdetr_deploy.runtimes.trt.compile_kernel import compile_kernel
+from rtdetr_deploy.runtimes.trt.cuda import Gpu
+from rtdetr_deploy.runtimes.trt.cuda_resize import KERNEL, NAME
 
 LEVELS = ((12, 16), (6, 8), (3, 4))
 
@@ -100,26 +101,14 @@ def test_double_precision_is_counted_in_a_listing() -> None:
 
 @pytest.mark.parametrize("capability", [*CAPABILITIES, "8.6", "12.0"])
 def test_nvidias_compiler_takes_every_kernel(capability: str) -> None:
-    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
-    kernels = {"detect": SOURCE, "spin": SPIN, "gather_sum": forms.FUSED, "resize_frame": KERNEL}
+    kernels = {"detect": SOURCE, "spin": SPIN, "gather_sum": forms.FUSED, NAME: KERNEL}
     for name, source in kernels.items():
         try:
-            code = compile_kernel(nvrtc, capability, name, source)
-        except RuntimeError as error:
-            if isinstance(error, DeviceError):
-                raise
-            pytest.skip(f"needs NVIDIA's run-time compiler: {error}")
+            code = compile_kernel(source, name, Gpu(0, "GPU", capability, 0))
+        except MissingPackageError as error:
+            pytest.skip(str(error))
         assert code.startswith(b"\x7fELF")
         assert name.encode() in code
-
-
-def test_a_kernel_that_does_not_compile_is_told() -> None:
-    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
-    try:
-        with pytest.raises(DeviceError, match="nvrtcCompileProgram says NVRTC_ERROR_COMPILATION"):
-            compile_kernel(nvrtc, "7.5", "broken", "this is not C")
-    except RuntimeError as error:
-        pytest.skip(f"needs NVIDIA's run-time compiler: {error}")
 
 
 def _feed(path: Path, batch: int) -> dict[str, NDArray[Any]]:

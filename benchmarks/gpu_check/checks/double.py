@@ -9,8 +9,8 @@ from pathlib import Path
 
 from gpu_check.check import Figures, Situation, SkippedError
 from gpu_check.sass import count_double, count_instructions
-from gpu_check.stub.kernels import compile_kernel
-from rtdetr_deploy.packages import needed_for
+from rtdetr_deploy.runtimes.trt.compile_kernel import compile_kernel
+from rtdetr_deploy.runtimes.trt.cuda import Gpu
 from rtdetr_deploy.runtimes.trt.cuda_resize import KERNEL, NAME
 
 CAPABILITIES = ("7.5", "9.0")
@@ -21,11 +21,9 @@ PIXELS = 640 * 640
 
 def check_double(situation: Situation) -> Figures:
     """Count the kernel's instructions of double precision for a T4 and an H100, and what they cost on a T4."""
-    with needed_for("this check", "tensorrt"):
-        from cuda.bindings import nvrtc
     figures: Figures = {}
     for capability in CAPABILITIES:
-        text = disassemble(compile_kernel(nvrtc, capability, NAME.decode(), KERNEL))
+        text = disassemble(compile_kernel(KERNEL, NAME, Gpu(0, f"a GPU of {capability}", capability, 0)))
         double = count_double(text)
         figures[f"sm_{capability.replace('.', '')}"] = {
             "double": double, "all": sum(count_instructions(text).values()),

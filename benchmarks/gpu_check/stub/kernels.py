@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rtdetr_deploy.errors import DeviceError
+from rtdetr_deploy.runtimes.trt.compile_kernel import compile_kernel
 from rtdetr_deploy.runtimes.trt.cuda import Gpu
 
 POINTER, INTEGER, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
@@ -16,10 +17,10 @@ class Kernel:
     """A kernel of `source`, compiled for a GPU; the device must be current in the calling thread."""
 
     def __init__(self, gpu: Gpu, name: str, source: str, types: Sequence[type]) -> None:
-        from cuda.bindings import driver, nvrtc
+        from cuda.bindings import driver
 
         self._driver, self._types = driver, tuple(types)
-        self._module = _call(driver, "cuModuleLoadData", compile_kernel(nvrtc, gpu.capability, name, source))
+        self._module = _call(driver, "cuModuleLoadData", compile_kernel(source, name, gpu))
         self._kernel = _call(driver, "cuModuleGetFunction", self._module, name.encode())
 
     def launch(self, stream: int, grid: tuple[int, int], block: int, *values: int) -> None:
@@ -32,19 +33,6 @@ class Kernel:
         if self._module is not None:
             _call(self._driver, "cuModuleUnload", self._module)
             self._module = None
-
-
-def compile_kernel(nvrtc: Any, capability: str, name: str, source: str) -> bytes:
-    """Return machine code for a compute capability ("7.5"). Raises `DeviceError` with the compiler's status."""
-    program = _call(nvrtc, "nvrtcCreateProgram", source.encode(), f"{name}.cu".encode(), 0, [], [])
-    try:
-        options = [f"--gpu-architecture=sm_{capability.replace('.', '')}".encode()]
-        _call(nvrtc, "nvrtcCompileProgram", program, 1, options)
-        code: bytes = b" " * _call(nvrtc, "nvrtcGetCUBINSize", program)
-        _call(nvrtc, "nvrtcGetCUBIN", program, code)
-        return code
-    finally:
-        _call(nvrtc, "nvrtcDestroyProgram", program)
 
 
 def _call(module: Any, function: str, *arguments: Any) -> Any:
