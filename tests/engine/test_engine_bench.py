@@ -11,6 +11,7 @@ import pytest
 
 import fake_tensorrt
 from rtdetr_bench.cli import main
+from rtdetr_bench.scenarios import measure
 from rtdetr_deploy import open_runtime
 from rtdetr_deploy.runtimes import TimedRuntime
 from test_tensorrt_runtime import make_engine
@@ -50,8 +51,13 @@ def test_calls_are_timed_in_a_row(world: fake_tensorrt.World, engine: Path) -> N
 
 
 def test_rtdetr_bench_tells_copies_and_the_real_precision_of_engines(
-    world: fake_tensorrt.World, engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: fake_tensorrt.World,
+    engine: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(measure, "GPU_CALLS", 2)
     target = tmp_path / "a.json"
     command = ["--engine", str(engine), "--runs", "3", "--warmup", "1", "--batch", "1,4"]
     assert main([*command, "--json", str(target)]) == 0
