@@ -28,8 +28,8 @@ SHORT = 3.0
 """Seconds that the throughput beside latencies is measured at most."""
 GPU_CALLS = 50
 """Calls that are queued at once for the time on the GPU alone."""
-WARM = TimingOptions(warmup=2)
-"""For models that have just been timed at this batch."""
+WARM = TimingOptions(warmup=4)
+"""For models that have just been timed at this batch: each slot shall have run twice, and recorded its CUDA graph."""
 
 Call = Callable[[], object]
 
