@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpu_check.stub.kernels import INTEGER, POINTER
-from rtdetr_deploy.model.layers.deformable_attention import BilinearCells, GridSampler
+from rtdetr_deploy.model.layers.deformable_attention import GridSampler
 
 LEVELS = ((80, 80), (40, 40), (20, 20))
 POINTS = (4, 4, 4)
@@ -81,13 +81,33 @@ def make_sampling(
     centre = torch.rand((batch, queries, 1, 1, 2), generator=generator)
     locations = centre + 0.1 * torch.randn((batch, queries, HEADS, points, 2), generator=generator)
     attention = torch.randn((batch, queries, HEADS, points), generator=generator).softmax(-1)
-    cells, weights = BilinearCells(POINTS)(locations, attention, levels)
+    cells, weights = bilinear_cells(locations, attention, levels)
     head = torch.arange(HEADS, dtype=torch.int32)[None, None, :, None]
     image = torch.arange(batch, dtype=torch.int32)[:, None, None, None]
     rows = (image * tokens + cells) * HEADS + head
     parts = (value, rows.to(torch.int32), weights.half(), locations, attention)
     value, rows, weights, locations, attention = (part.contiguous().to(device) for part in parts)
     return Sampling(value, rows, weights, locations, attention, levels)
+
+
+def bilinear_cells(locations: Tensor, attention: Tensor, levels: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
+    """Return the tokens of the four cells around each location, and their weights, zero outside the map.
+
+    A definition of its own: what the model's sampler does is measured, not what it returns.
+    """
+    tokens, weights, start = [], [], 0
+    places, shares = locations.split(POINTS, dim=3), attention.split(POINTS, dim=3)  # type: ignore[no-untyped-call]
+    for (height, width), place, share in zip(levels, places, shares, strict=True):
+        position = place * place.new_tensor([width, height]) - 0.5
+        for side in ([0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]):
+            corner = position.floor() + position.new_tensor(side)
+            limit = corner.new_tensor([width - 1.0, height - 1.0])
+            inside = corner.clamp(min=0.0).minimum(limit)
+            near = (1.0 - (position - corner).abs()).prod(-1) * (inside == corner).all(-1)
+            tokens.append((start + inside[..., 1] * width + inside[..., 0]).to(torch.int32))
+            weights.append(near * share)
+        start += height * width
+    return torch.cat(tokens, -1), torch.cat(weights, -1)
 
 
 def _flat(sampling: Sampling, table: Tensor) -> Tensor:

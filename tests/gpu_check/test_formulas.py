@@ -27,6 +27,7 @@ from gpu_check.stub.detector import SOURCE
 from gpu_check.stub.tensorrt import SPIN
 from gpu_check.torch_graph import OPERATORS, TorchGraph
 from rtdetr_deploy import ArtifactError, MissingPackageError, Predictor, open_runtime
+from rtdetr_deploy.model.layers.deformable_attention import GridSampler
 from rtdetr_deploy.runtimes.trt.compile_kernel import compile_kernel
 from rtdetr_deploy.runtimes.trt.cuda import Gpu
 from rtdetr_deploy.runtimes.trt.cuda_resize import KERNEL, NAME
@@ -60,6 +61,18 @@ def test_the_fused_kernel_samples_what_float64_does(sampling: forms.Sampling) ->
     library.launch(-(-count // forms.FUSED_BLOCK), 1, forms.FUSED_BLOCK, 1, *arguments)
     assert float((result.double() - expected).abs().max() / expected.abs().max()) < 1e-5
     assert ctypes.sizeof(ctypes.c_void_p) == 8
+
+
+def test_the_cells_are_those_that_grid_sample_reads(sampling: forms.Sampling) -> None:
+    """In double precision the definition and torch's agree, also for locations outside the map."""
+    value, locations, attention = (part.double() for part in (sampling.value, sampling.locations, sampling.attention))
+    tokens, weights = forms.bilinear_cells(locations, attention, LEVELS)
+    image = torch.arange(2)[:, None, None, None]
+    head = torch.arange(8)[None, None, :, None]
+    found = (value[image, tokens, head] * weights.unsqueeze(-1)).sum(3)
+    expected = GridSampler(forms.POINTS)(value, locations, attention, LEVELS).reshape(found.shape)
+    assert float((found - expected).abs().max()) < 1e-12
+    assert float((locations < 0).double().mean()) > 0.01
 
 
 def test_gathering_in_fp32_changes_no_bit(sampling: forms.Sampling) -> None:

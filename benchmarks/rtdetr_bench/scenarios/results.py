@@ -133,4 +133,4 @@ def format_scenarios(results: Sequence[ScenarioResult]) -> str:
             + (f"  {result.doubt}" if result.doubt else "")
         )
     lines.append(f"at most: MLPerf's early-stopping estimate, {100 * CONFIDENCE:.0f} % confidence")
-    return "\n".join([*lines, NOTE])
+    return "\n".join([*lines, *(f"{part}." for part in NOTE.split(". "))])
