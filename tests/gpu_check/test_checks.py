@@ -48,11 +48,9 @@ class AnyKernel(FakeDriver):
 
 
 @pytest.fixture
-def situation(world: fake_tensorrt.World, monkeypatch: pytest.MonkeyPatch) -> Situation:
+def situation(world: fake_tensorrt.World) -> Situation:
     bindings: Any = sys.modules["cuda.bindings"]
     bindings.driver = AnyKernel(world.cuda)
-    free = world.cuda.memory
-    monkeypatch.setattr(world.cuda, "cudaMemGetInfo", lambda: (0, free - world.cuda.alive, free), raising=False)
     cuda = Cuda(world.cuda)
     return Situation(cuda, cuda.gpu(), CheckOptions())
 
@@ -102,12 +100,10 @@ def test_calls_that_cannot_be_recorded_are_found(situation: Situation) -> None:
 
 
 def test_memory_that_is_not_given_back_is_found(situation: Situation, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[TensorRtRuntime] = []
     left = iter((1 << 40, 1 << 30))
     monkeypatch.setattr(runtime, "free_memory", lambda cuda: next(left))
     with pytest.raises(CheckFailedError, match="bytes of the GPU were not given back after 1 engines"):
         runtime.check_memory(situation, times=1)
-    assert not opened
 
 
 def test_a_gpu_that_stays_switched_is_found(situation: Situation, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +140,6 @@ def test_the_kernel_of_the_stub_is_its_onnx_file(raw: bool, situation: Situation
     assert len(found) == len(expected) == 8
     assert np.array_equal(found.boxes, expected.boxes)
     assert np.array_equal(found.scores, expected.scores)
-    assert "tensorrt" not in str(type(fake_tensorrt.IExecutionContext).__module__)
     assert fake_tensorrt.IExecutionContext.__name__ == "IExecutionContext"  # the stub has gone
 
 
