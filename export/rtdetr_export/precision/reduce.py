@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir
@@ -71,10 +72,15 @@ def measure_quantizable(
 ) -> tuple[list[QuantizableNode], dict[str, float]]:
     """Return the nodes of the FP32 `graph` that may go to INT8, and the scales of what they read on `images`."""
     patterns = [compile_pattern(pattern, list(graph.graph)) for pattern in keep_fp32]
-    found = find_quantizable(graph, placement)
-    nodes = [node for node in found if not any(pattern.search(node.name) for pattern in patterns)]
+
+    def stays(name: str) -> bool:
+        return any(pattern.search(name) for pattern in patterns)
+
+    found = [node for node in find_quantizable(graph, placement) if not stays(node.name)]
+    nodes = [replace(node, add=None) if node.add is not None and stays(node.add.name) else node for node in found]
     content = serialize(graph, {METADATA_KEY: info.to_json()}, __version__)
-    return nodes, measure_scales(content, {node.activation for node in nodes}, _prepare(info, images))
+    names = {name for node in nodes for name in node.quantized_values}
+    return nodes, measure_scales(content, names, _prepare(info, images))
 
 
 def _prepare(info: ArtifactInfo, images: Sequence[ImageLike]) -> Iterator[Array]:
