@@ -54,7 +54,8 @@ def _graph(body: str) -> ir.Model:
         model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
     for node in model.graph.node:
         node.name = f"make_{node.output[0]}"
-    return ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    found: ir.Model = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    return found
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -69,7 +70,7 @@ def test_additions_right_behind_convolutions_are_found_with_the_shorter_branch_a
     assert find_residual_adds(graph, ()) == {}
 
 
-def _quantized(body: str, *, residuals: bool) -> onnx.ModelProto:
+def _quantized(body: str, *, residuals: bool) -> Any:
     model = _graph(body)
     convolutions = [node for node in model.graph if node.op_type == "Conv"]
     adds = find_residual_adds(model.graph, {str(node.name) for node in convolutions}) if residuals else {}

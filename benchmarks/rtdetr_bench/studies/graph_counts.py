@@ -11,7 +11,7 @@ from onnx import TensorProto
 from rtdetr_export.trt.fusions import find_additions, int8_convolution
 from rtdetr_export.trt.linted_graph import LintedGraph
 
-_BYTES = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2}
+_BYTES: dict[int, int] = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2}
 _NOT_COUNTED = frozenset({"Cast", "Constant", "QuantizeLinear", "DequantizeLinear"})
 
 
