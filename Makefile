@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 # A worker takes tests from the other's end of the list, so that what a test file shares is seldom made twice.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup test test-all lint format demo wheel-check tensorrt-check gpu-check bench report peers clean
+.PHONY: help setup test test-all lint format demo wheel-check tensorrt-check gpu-check bench report peers precision clean
 
 help:
 	@echo "make demo [WEIGHTS=FILE]  export, detect on a picture, show boxes and times"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench                measure this machine, rewrite benchmarks/results (after make peers; 10 to 20 minutes)"
 	@echo "make report               make build/report.html of benchmarks/results"
 	@echo "make peers                export the models to compare with, in environments of their own (BCCD=FOLDER)"
+	@echo "make precision            measure FP16 and INT8 beside other converters' (BCCD=FOLDER; about an hour on two cores)"
 	@echo "make tensorrt-check       check the TensorRT code against its real Python bindings (needs a C compiler)"
 	@echo "make gpu-check            check the CUDA code on this machine's NVIDIA GPU (ONLY='NAME ...', GPU_PYTHON=FILE)"
 	@echo "make wheel-check          build the wheel, predict with it where torch is not installed"
@@ -107,6 +108,23 @@ bench: setup
 	$(BENCH) decoder --weights demo/blood-cells-r18.pth --runs 60 $(VAL) --json $(RESULTS)/decoder-blood-cells.json
 	$(BENCH) decoder --weights $(OURS)/r50.pth --runs 30 --json $(RESULTS)/decoder-r50.json
 	$(BENCH) encoder --variant r50 --runs 15 --json $(RESULTS)/encoder-r50.json
+
+CONVERTERS := $(PEERS)/modelopt
+CONVERTED := $(PEERS)/precision
+
+$(CONVERTERS)/.installed: benchmarks/peers/requirements-modelopt.txt
+	$(PYTHON) -m venv $(CONVERTERS)
+	$(CONVERTERS)/bin/python $(PIP_INSTALL) -r $<
+	@touch $@
+
+precision: setup $(CONVERTERS)/.installed
+	$(CONVERTERS)/bin/python $(PIP_INSTALL) --no-deps .
+	$(BIN)/rtdetr-export --weights demo/blood-cells-r18.pth --output $(OURS)/blood-cells-r18.onnx
+	$(CONVERTERS)/bin/python benchmarks/peers/convert_precision.py --model $(OURS)/blood-cells-r18.onnx \
+		--calibration $(BCCD)/train --output $(CONVERTED)
+	$(BENCH) precision --weights demo/blood-cells-r18.pth $(VAL) --calibration $(BCCD)/train \
+		$$(for file in $(CONVERTED)/*.onnx; do echo --against $$file; done) \
+		--json $(RESULTS)/precision-blood-cells-r18.json
 
 report: setup
 	$(BENCH) report --output build/report.html $(addprefix $(RESULTS)/,latency-blood-cells.json nms-blood-cells.json \

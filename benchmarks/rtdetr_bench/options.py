@@ -296,13 +296,20 @@ class EncoderStudyOptions:
 
 @dataclass(frozen=True)
 class PrecisionStudyOptions:
-    """A checkpoint whose exports in reduced precision are compared with it; INT8 too where there is `calibration`."""
+    """A checkpoint whose exports in reduced precision are compared with it; INT8 too where there is `calibration`.
+
+    `against` are files that other converters made of its FP32 export.
+    """
 
     weights: Path = option(help="checkpoint to export", type=path_argument, metavar="CHECKPOINT")
     data: EvaluationSet = part(EvaluationSet, required=True)
     calibration: Path | None = option(
         None, "folder of images for calibration: measure INT8 too", type=path_argument, metavar="DIR"
     )
+    against: tuple[Path, ...] = option(
+        (), "file that another converter made of the checkpoint's FP32 export (may be repeated)",
+        type=path_argument, metavar="ONNX", repeated=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ TAKEN = {
     "nms": f"--engine --against --images --annotations {OPENED} {WRITTEN}",
     "decoder": f"--weights --images --annotations {TIMED} {OPENED} --threshold {WRITTEN}",
     "encoder": f"--variant --encoders {TIMED} {OPENED} --threshold {WRITTEN}",
-    "precision": "--weights --annotations --images --calibration --json",
     "roofline": f"--engine --against --gpu --batch {WRITTEN}",
+    "precision": "--weights --annotations --images --calibration --against --json",
     "report": "--output",
     "insert-nms": "--engine --output --kind --threshold --iou --size",
 }
@@ -164,6 +164,7 @@ def test_files_that_are_not_there_are_named_before_anything_is_done(
     for line, message in (
         (f"precision --weights none.pth {rest}", "none.pth does not exist"),
         (f"precision --weights w.pth {rest} --calibration none", "none does not exist"),
+        (f"precision --weights w.pth {rest} --against none.onnx", "none.onnx does not exist"),
         (f"ablation --weights none.pth {rest}", "none.pth does not exist"),
         ("--engine m.onnx --against none.onnx", "none.onnx does not exist"),
     ):

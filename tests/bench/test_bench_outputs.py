@@ -17,6 +17,7 @@ pytest.importorskip("onnx")
 
 from rtdetr_bench import commands
 from rtdetr_bench.cli import main
+from rtdetr_bench.studies.graph_counts import GraphCounts
 from rtdetr_bench.studies.precision import PrecisionRow
 from rtdetr_bench.tools import random_models
 from rtdetr_deploy import __version__
@@ -132,8 +133,11 @@ def test_the_json_of_precision_counts_expected_and_spurious_detections(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     none = np.zeros(0, np.float32)
-    row = PrecisionRow("FP32", 0.5, Agreement(TOLERANCES, 10, (5, 8, 10), 2, none, none), 1.0)
-    monkeypatch.setattr("rtdetr_bench.studies.precision.study_precision", lambda *_, **__: [row])
+    counts = GraphCounts(7, 0, 0, 0, 0.0, 0, 0)
+    row = PrecisionRow("FP32", counts, 1.0, 0.0, 0.5, Agreement(TOLERANCES, 10, (5, 8, 10), 2, none, none))
+    refused = PrecisionRow("other", counts, 1.0, refused="other.onnx can't be loaded")
+    rows = [row, refused]
+    monkeypatch.setattr("rtdetr_bench.studies.precision.study_precision", lambda *_, **__: rows)
     files = [tmp_path / "w.pth", tmp_path / "val.json"]
     for file in files:
         file.write_bytes(b"x")
@@ -141,7 +145,9 @@ def test_the_json_of_precision_counts_expected_and_spurious_detections(
     assert main([*line, "--json", str(tmp_path / "a.json")]) == 0
     content = json.loads((tmp_path / "a.json").read_text())
     assert content["expected"] == 10
-    assert [found["spurious"] for found in content["rows"]] == [2]
+    assert [found.get("spurious") for found in content["rows"]] == [2, None]
+    assert content["rows"][1]["refused"] == "other.onnx can't be loaded"
+    assert content["rows"][1]["nodes"]["fp32"] == 7
     assert list(content["rows"][0]["matched"].values()) == [0.5, 0.8, 1.0]
 
 

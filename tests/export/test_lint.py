@@ -16,7 +16,7 @@ from rtdetr_deploy import ArtifactError  # noqa: E402
 from rtdetr_export.cli import main  # noqa: E402
 from rtdetr_export.trt.lint import RULES, Finding, lint, lint_file  # noqa: E402
 
-MAP, PAIRS = "float[1,4,8,8]", "float[1,6,6,2]"
+MAP, PAIRS, ROWS = "float[1,4,8,8]", "float[1,6,6,2]", "float16[1,8,20,32]"
 BROKEN = {
     "opset": ("", f"({MAP} x) => ({MAP} y) {{ y = Relu(x) }}", 8),
     "operator": ("Unique", "(float[9] x) => (float[n] y) { y = Unique(x) }", 17),
@@ -84,6 +84,18 @@ BROKEN = {
         "{ y = QuantizeLinear<axis=0>(x, s, z) }",
         17,
     ),
+    "residual": (
+        "conv + add + ReLU won't fuse",
+        f"(int8[1,4,8,8] q, {MAP} x) => ({MAP} y) <float s = {{0.1}}, int8[4,4,1,1] w, float[4] t = {{1,1,1,1}}> "
+        "{ d = DequantizeLinear(q, s) e = DequantizeLinear<axis=0>(w, t) c = Conv(d, e) a = Add(c, x) y = Relu(a) }",
+        17,
+    ),
+    "attention": (
+        "Cast between its first product and Softmax, Cast between Softmax and its second product",
+        f"({ROWS} q, {ROWS} k, {ROWS} v) => ({ROWS} y) {{ t = Transpose<perm=[0,1,3,2]>(k) p = MatMul(q, t) "
+        "f = Cast<to=1>(p) s = Softmax<axis=-1>(f) h = Cast<to=10>(s) y = MatMul(h, v) }",
+        17,
+    ),
 }  # fmt: skip
 
 
@@ -130,7 +142,50 @@ def test_plain_graphs_break_no_rule() -> None:
     ],
 )
 def test_our_exports_break_no_rule(name: str, changes: dict[str, Any], small_export: Any) -> None:
-    assert lint_file(small_export(name, **changes)) == []
+    findings = lint_file(small_export(name, **changes))
+    assert [finding for finding in findings if finding.rule != "attention"] == []
+    # FP16 files keep Softmax in FP32, between two Casts: faithful, and more than one kernel.
+    assert all("/self_attn/Softmax" in finding.where and "Cast" in finding.message for finding in findings)
+    assert "precision" in changes or not findings
+
+
+ATTENTION = {
+    "as TensorRT fuses it": ("p = MatMul(q, t) s = Softmax<axis=-1>(p) y = MatMul(s, v)", None),
+    "with scale and mask": (
+        "p = MatMul(q, t) c = Mul(p, o) m = Add(c, o) s = Softmax<axis=-1>(m) y = MatMul(s, v)", None,
+    ),
+    "with a layout change": (
+        "p = MatMul(q, t) s = Softmax<axis=-1>(p) i = Identity(s) y = MatMul(i, v)",
+        "Identity between Softmax and its second product",
+    ),
+    "in FP32": (
+        "a = Cast<to=1>(q) b = Cast<to=1>(t) p = MatMul(a, b) s = Softmax<axis=-1>(p) f = Cast<to=1>(v) "
+        "g = MatMul(s, f) y = Cast<to=10>(g)",
+        "MatMul of p multiplies FLOAT, FP16 or BF16 is needed",
+    ),
+    "behind a linear layer, as the weights of deformable attention": (
+        "p = MatMul(q, o) f = Cast<to=1>(p) s = Softmax<axis=-1>(f) h = Cast<to=10>(s) y = MatMul(h, v)", None,
+    ),
+    "without a second product": ("p = MatMul(q, t) f = Cast<to=1>(p) s = Softmax<axis=-1>(f) y = Cast<to=10>(s)", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_is_told_from_other_softmaxes_and_what_splits_it_is_named(name: str) -> None:
+    body, message = ATTENTION[name]
+    inputs = "float16[1,8,20,20] q, float16[1,8,20,20] k, float16[1,8,20,20] v"
+    text = f"({inputs}) => (float16[1,8,20,20] y) {{ t = Transpose<perm=[0,1,3,2]>(k) {body} }}"
+    model = _model(text, 17)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((20, 20), np.float16), "o"))
+    findings = lint(model)
+    assert [finding.rule for finding in findings] == ["attention"] * (message is not None)
+    assert all(message in finding.message for finding in findings if message is not None)
+
+
+def test_graphs_in_fp32_are_not_asked_for_fused_attention() -> None:
+    rows = ROWS.replace("16", "")
+    body = "p = MatMul(q, k) i = Identity(p) s = Softmax<axis=-1>(i) y = MatMul(s, v)"
+    assert lint(_model(f"({rows} q, float[1,8,32,20] k, {rows} v) => ({rows} y) {{ {body} }}", 17)) == []
 
 
 def test_changes_of_a_real_export_are_found(small_onnx: Path) -> None:

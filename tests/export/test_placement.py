@@ -50,11 +50,15 @@ def small() -> tuple[Any, DeployedModel, Traced]:
 
 
 @pytest.mark.parametrize(
-    ("name", "sampler"), [("r18", "gather"), ("r18", "grid"), ("r18-dsp", "discrete"), ("hgnetv2-l", "gather")]
+    ("name", "sampler", "additions"),
+    [("r18", "gather", 8), ("r18", "grid", 8), ("r18-dsp", "discrete", 8), ("hgnetv2-l", "gather", 0)],
 )
-def test_every_scope_and_block_has_nodes_with_every_backbone_and_sampler(name: str, sampler: str) -> None:
+def test_every_scope_and_block_has_nodes_with_every_backbone_and_sampler(
+    name: str, sampler: str, additions: int
+) -> None:
     """`place` refuses a scope or block without nodes, `find_quantizable` a node without block.
 
+    `additions` are those right behind a convolution: one per block of ResNet, none in HGNetv2 (ReLU is between).
     Untrained weights have biases of zero, whose convolutions the simplification replaces by nodes with other names. All
     variants: see `test_every_variant`.
     """
@@ -64,6 +68,7 @@ def test_every_scope_and_block_has_nodes_with_every_backbone_and_sampler(name: s
     nodes = find_quantizable(graph, placement)
     assert len(nodes) > 60
     assert all(node.block in dict(deployed.model.named_modules()) for node in nodes)
+    assert sum(node.add is not None for node in nodes) == additions
     known = modules_of(graph, traced.modules)
     assert {node.op_type for node in graph.graph if str(node.name) not in known} <= MOVERS
 

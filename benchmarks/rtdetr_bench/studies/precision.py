@@ -1,24 +1,24 @@
 """What FP16 does to detections, by how it is placed, and INT8, by how much of the model is in it.
 
-FP16 is placed by rtdetr-export, everywhere, and by onnxconverter-common. With calibration images follows the curve of
-INT8 as rtdetr-export draws it, here with the AP at each of its points. Every file is run by ONNX Runtime on the CPU and
-compared with the FP32 torch model, detection by detection.
-onnxconverter-common is a peer, not a dependency: its row is there when it is installed.
+FP16 is placed by rtdetr-export and everywhere. Files that other converters made of our FP32 file are measured beside
+(`against`; see benchmarks/peers). With calibration images follows the curve of INT8 as rtdetr-export draws it, here
+with the AP at each of its points. Every file is run by ONNX Runtime on the CPU and compared with the FP32 torch model,
+detection by detection.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import onnx
 import onnx_ir
 
 from rtdetr_bench.accuracy import open_any
 from rtdetr_bench.options import EvaluationSet, PrecisionStudyOptions
-from rtdetr_deploy import Detections, __version__
+from rtdetr_bench.studies.graph_counts import GraphCounts, count_graph
+from rtdetr_deploy import ArtifactError, Detections, __version__
 from rtdetr_deploy.artifacts.metadata import METADATA_KEY, ArtifactInfo
 from rtdetr_deploy.evaluate.coco import average_precision, require_evaluator
 from rtdetr_export import ExportOptions, export_onnx
@@ -39,24 +39,41 @@ PIXELS = "first convolution"
 
 @dataclass(frozen=True)
 class PrecisionRow:
-    """A file: its AP, what became of the reference's detections, its size in MB, and the share of work in INT8."""
+    """A file: what it is made of, its size in MB, the share of work in INT8, its AP, and the reference's detections.
+
+    `refused` is what ONNX Runtime said of a file that it doesn't run; `ap` and `agreement` are None then.
+    """
 
     name: str
-    ap: float
-    agreement: Agreement
+    counts: GraphCounts
     megabytes: float
     int8: float = 0.0
+    ap: float | None = None
+    agreement: Agreement | None = None
+    refused: str | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return the row as plain numbers and text."""
-        return {
+        facts: dict[str, object] = {
             "file": self.name,
             "int8": round(self.int8, 4),
-            "AP": self.ap,
             "megabytes": round(self.megabytes, 1),
-            "matched": {str(t): self.agreement.match_rate(index) for index, t in enumerate(TOLERANCES)},
-            "spurious": self.agreement.spurious,
+            "nodes": self.counts.to_json(),
         }
+        if self.agreement is None:
+            return {**facts, "refused": self.refused}
+        matched = {str(t): self.agreement.match_rate(index) for index, t in enumerate(TOLERANCES)}
+        return {**facts, "AP": self.ap, "matched": matched, "spurious": self.agreement.spurious}
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file to measure, the name that its row gets, and the share of its work in INT8."""
+
+    name: str
+    path: Path
+    int8: float = 0.0
+    third_party: bool = False
 
 
 PLACEMENTS: dict[str, Callable[[Placement], Placement]] = {
@@ -77,30 +94,40 @@ def study_precision(
     rows: list[PrecisionRow] = []
     with TemporaryDirectory() as folder:
         expected, _ = _detect(options.weights, options.data)
-        for name, file, int8 in _files(options.weights, options.calibration, Path(folder)):
-            found, ap = _detect(file, options.data)
-            rows.append(PrecisionRow(name, ap, compare(expected, found), file.stat().st_size / 1e6, int8))
+        for file in _files(options, Path(folder)):
+            rows.append(_measure(file, expected, options.data))
             on_row(rows[-1])
     return rows
 
 
-def _files(weights: Path, calibration: Path | None, folder: Path) -> Iterator[tuple[str, Path, float]]:
-    """Yield the name of each file, the file, and the share of its work that is in INT8."""
-    single, trial = export_onnx(ExportOptions(weights, Path(folder, "single.onnx"))).path, Path(folder, "trial.onnx")
-    yield "FP32", single, 0.0
-    traced = trace_checkpoint(ExportOptions(weights))
+def _measure(file: _File, expected: list[Detections], data: EvaluationSet) -> PrecisionRow:
+    """Return a file's row; a third-party file that ONNX Runtime refuses has the reason in it."""
+    facts = PrecisionRow(file.name, count_graph(file.path), file.path.stat().st_size / 1e6, file.int8)
+    try:
+        found, ap = _detect(file.path, data)
+    except ArtifactError as error:
+        if not file.third_party:
+            raise
+        return replace(facts, refused=str(error))
+    return replace(facts, ap=ap, agreement=compare(expected, found))
+
+
+def _files(options: PrecisionStudyOptions, folder: Path) -> Iterator[_File]:
+    """Yield the files one after another; all but the first of ours are written to the same place."""
+    single, trial = export_onnx(ExportOptions(options.weights, folder / "single.onnx")).path, folder / "trial.onnx"
+    yield _File("FP32", single)
+    traced = trace_checkpoint(ExportOptions(options.weights))
     for name, change in PLACEMENTS.items():
         model = traced.graph.clone()
         to_fp16(model, keep=change(traced.placement).kept)
-        yield name, _save(model, traced.info, trial), 0.0
-    if _convert(single, trial):
-        yield "onnxconverter-common", trial, 0.0
-    if calibration is None:
-        return
-    yield from _quantized(traced, calibration, trial)
+        yield _File(name, _save(model, traced.info, trial))
+    for path in options.against:
+        yield _File(path.stem, path, third_party=True)
+    if options.calibration is not None:
+        yield from _quantized(traced, options.calibration, trial)
 
 
-def _quantized(traced: TracedCheckpoint, calibration: Path, trial: Path) -> Iterator[tuple[str, Path, float]]:
+def _quantized(traced: TracedCheckpoint, calibration: Path, trial: Path) -> Iterator[_File]:
     """Yield the points of INT8's curve."""
     graph, info = traced.graph, traced.info
     pictures = choose_images(calibration, info.height, info.width)
@@ -110,22 +137,12 @@ def _quantized(traced: TracedCheckpoint, calibration: Path, trial: Path) -> Iter
         changed = graph.clone()
         quantize(changed, [node for node in nodes if node.block in point.blocks], scales)
         mark = "* " * (count == plan.chosen)
-        yield f"{mark}INT8 to {point.blocks[-1]}", _save(changed, info, trial), point.macs
+        yield _File(f"{mark}INT8 to {point.blocks[-1]}", _save(changed, info, trial), point.macs)
 
 
 def _save(model: onnx_ir.Model, info: ArtifactInfo, path: Path) -> Path:
     path.write_bytes(serialize(model, {METADATA_KEY: info.to_json()}, __version__))
     return path
-
-
-def _convert(source: Path, target: Path) -> bool:
-    """Convert with onnxconverter-common as its documentation says; False where it is not installed."""
-    try:
-        from onnxconverter_common import float16
-    except ImportError:
-        return False
-    onnx.save(float16.convert_float_to_float16(onnx.load(str(source)), keep_io_types=True), str(target))
-    return True
 
 
 def _detect(file: Path, data: EvaluationSet) -> tuple[list[Detections], float]:
@@ -137,10 +154,20 @@ def _detect(file: Path, data: EvaluationSet) -> tuple[list[Detections], float]:
 
 def precision_heads() -> str:
     """Return the head of the table that `format_precision` makes lines of."""
-    return f"{'file':<50}{'INT8':>7}{'AP':>8}{'MB':>7}" + "".join(f"{t!s:>14}" for t in TOLERANCES) + f"{'extra':>9}"
+    nodes = f"{'casts':>7}{'FP32':>6}{'adds':>7}"
+    return (
+        f"{'file':<44}{'INT8':>7}{'MB':>7}{nodes}{'AP':>8}"
+        + "".join(f"{t!s:>14}" for t in TOLERANCES)
+        + f"{'extra':>7}"
+    )
 
 
 def format_precision(row: PrecisionRow) -> str:
     """Return a file's line of the table."""
+    counts = row.counts
+    additions = f"{counts.fused_additions}/{counts.additions}" if counts.additions else "-"
+    facts = f"{row.name:<44}{row.int8:>7.3f}{row.megabytes:>7.1f}{counts.casts:>7}{counts.fp32:>6}{additions:>7}"
+    if row.agreement is None:
+        return f"{facts}  refused: {row.refused}"
     shares = "".join(f"{row.agreement.match_rate(index):>14.4f}" for index in range(len(TOLERANCES)))
-    return f"{row.name:<50}{row.int8:>7.3f}{row.ap:>8.4f}{row.megabytes:>7.1f}{shares}{row.agreement.spurious:>9}"
+    return f"{facts}{row.ap:>8.4f}{shares}{row.agreement.spurious:>7}"

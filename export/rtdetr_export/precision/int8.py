@@ -8,7 +8,7 @@ error of the values that it rounds and clips (arXiv 1810.05723, section 3), rath
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rtdetr_deploy.errors import ExportError
 from rtdetr_export.precision.activations import collect_activations
 from rtdetr_export.precision.placement import Placement
+from rtdetr_export.precision.residual import ResidualAdd, find_residual_adds
 
 Floats = NDArray[np.float32]
 
@@ -37,7 +38,8 @@ class QuantizableNode:
     """A convolution or matrix product with constant weights that may go to INT8.
 
     `name` of the node, the values that it reads (`activation`) and multiplies with (`weight`), the `axis` of the
-    weights' output channels, and the `block` that goes to INT8 as a whole.
+    weights' output channels, and the `block` that goes to INT8 as a whole. `add` is the addition behind a convolution
+    whose residual goes to INT8 with it, None where there is none.
     """
 
     name: str
@@ -45,12 +47,19 @@ class QuantizableNode:
     weight: str
     axis: int
     block: str
+    add: ResidualAdd | None = None
+
+    @property
+    def quantized_values(self) -> tuple[str, ...]:
+        """Names of the activations that get a Q/DQ pair when this node goes to INT8."""
+        return (self.activation,) if self.add is None else (self.activation, self.add.residual)
 
 
 def find_quantizable(model: ir.Model, placement: Placement) -> list[QuantizableNode]:
     """Return the convolutions and matrix products with constant weights that `placement` doesn't keep in FP32.
 
-    Raises `ExportError` for one that belongs to no block.
+    Convolutions come with the additions that they can take in. Raises `ExportError` for a node that belongs to no
+    block.
     """
     found = []
     for node in model.graph:
@@ -64,7 +73,9 @@ def find_quantizable(model: ir.Model, placement: Placement) -> list[QuantizableN
             raise ExportError(f"{name} is in no quantization block of the model's family")
         axis = 0 if node.op_type == "Conv" else len(weight.const_value.shape) - 1
         found.append(QuantizableNode(name, str(activation.name), str(weight.name), axis, placement.blocks[name]))
-    return found
+    adds = find_residual_adds(model.graph, {node.name for node in found})
+    adds = {name: add for name, add in adds.items() if add.name not in placement.kept}
+    return [replace(node, add=adds.get(node.name)) for node in found]
 
 
 def measure_scales(content: bytes, names: Collection[str], batches: Iterable[NDArray[np.generic]]) -> dict[str, float]:
@@ -111,29 +122,41 @@ def quantize(
     scales: Mapping[str, float],
     stored: StoredWeights | None = None,
 ) -> None:
-    """Put Q/DQ pairs before the activations and weights of `chosen`, in place. One pair serves all readers.
+    """Put Q/DQ pairs before the activations, weights and residuals of `chosen`, in place.
 
-    `stored` keeps quantized weights for other calls with the same weights.
+    One pair serves all readers: a block's input is quantized once for its first convolution and its shortcut. `stored`
+    keeps quantized weights for other calls with the same weights.
     """
     stored = {} if stored is None else stored
     graph = model.graph
     nodes = {str(node.name): node for node in graph}
-    activations: dict[str, ir.Value] = {}
+    restored: dict[str, ir.Value] = {}
     weights: dict[str, ir.Value] = {}
     for target in chosen:
         node = nodes[target.name]
-        activation, weight = node.inputs[0], node.inputs[1]
-        assert activation is not None
+        _quantize_input(graph, node, 0, scales, restored)
+        if target.add is not None:
+            _quantize_input(graph, nodes[target.add.name], target.add.index, scales, restored)
+        weight = node.inputs[1]
         assert weight is not None
-        if target.activation not in activations:
-            activations[target.activation] = _add_pair(graph, activation, scales[target.activation])
-        node.replace_input_with(0, activations[target.activation])
         if target.weight not in weights:
             weights[target.weight] = _store_weight(graph, node, weight, target.axis, stored)
         node.replace_input_with(1, weights[target.weight])
     for name, value in list(graph.initializers.items()):
         if not value.uses():
             del graph.initializers[name]
+
+
+def _quantize_input(
+    graph: ir.Graph, node: ir.Node, index: int, scales: Mapping[str, float], restored: dict[str, ir.Value]
+) -> None:
+    """Let `node` read its input number `index` through a Q/DQ pair; `restored` has those that are there by name."""
+    value = node.inputs[index]
+    assert value is not None
+    name = str(value.name)
+    if name not in restored:
+        restored[name] = _add_pair(graph, value, scales[name])
+    node.replace_input_with(index, restored[name])
 
 
 def _add_pair(graph: ir.Graph, value: ir.Value, scale: float) -> ir.Value:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir
 
 from rtdetr_deploy import __version__
 from rtdetr_deploy.artifacts.metadata import METADATA_KEY, ArtifactInfo
+from rtdetr_deploy.errors import ImageError
 from rtdetr_deploy.images.find import find_images
 from rtdetr_deploy.images.frame import ImageLike, load_frame
 from rtdetr_deploy.images.preprocess import HostPreprocessor
 from rtdetr_deploy.runtimes import Array
+from rtdetr_deploy.words import plural
 from rtdetr_export.precision.activations import evenly_spaced, measure_magnitudes
 from rtdetr_export.precision.fp16 import Fp16Report, compile_pattern, to_fp16
 from rtdetr_export.precision.int8 import QuantizableNode, find_quantizable, measure_scales, quantize
@@ -28,11 +32,29 @@ MAX_IMAGES = 128
 def choose_images(folder: Path | None, height: int, width: int) -> list[ImageLike]:
     """Return the images of `folder`, evenly chosen where there are many, or synthetic ones of the given size.
 
-    Raises `OptionError` when the folder holds no image.
+    Files that can't be read are left out, with one warning that counts them. Raises `OptionError` when the folder holds
+    no image, `ImageError` when none of those chosen can be read.
     """
     if folder is None:
         return synthetic_images(height, width)
-    return list(evenly_spaced(find_images([str(folder)]), MAX_IMAGES))
+    chosen = evenly_spaced(find_images([str(folder)]), MAX_IMAGES)
+    problems = {path: problem for path in chosen if (problem := _problem(path)) is not None}
+    if not problems:
+        return list(chosen)
+    first, count = next(iter(problems.values())), f"{len(problems)} of {plural(len(chosen), 'calibration image')}"
+    if len(problems) == len(chosen):
+        raise ImageError(f"`calibration`: none of the images in {folder} can be read; the first: {first}")
+    warnings.warn(f"{count} can't be read and are left out; the first: {first}", stacklevel=1)
+    return [path for path in chosen if path not in problems]
+
+
+def _problem(path: Path) -> str | None:
+    """Say why an image can't be read; None where it can. Its pixels are not kept: there may be many."""
+    try:
+        load_frame(path)
+    except ImageError as error:
+        return str(error)
+    return None
 
 
 def reduce_to_fp16(
@@ -71,10 +93,15 @@ def measure_quantizable(
 ) -> tuple[list[QuantizableNode], dict[str, float]]:
     """Return the nodes of the FP32 `graph` that may go to INT8, and the scales of what they read on `images`."""
     patterns = [compile_pattern(pattern, list(graph.graph)) for pattern in keep_fp32]
-    found = find_quantizable(graph, placement)
-    nodes = [node for node in found if not any(pattern.search(node.name) for pattern in patterns)]
+
+    def stays(name: str) -> bool:
+        return any(pattern.search(name) for pattern in patterns)
+
+    found = [node for node in find_quantizable(graph, placement) if not stays(node.name)]
+    nodes = [replace(node, add=None) if node.add is not None and stays(node.add.name) else node for node in found]
     content = serialize(graph, {METADATA_KEY: info.to_json()}, __version__)
-    return nodes, measure_scales(content, {node.activation for node in nodes}, _prepare(info, images))
+    names = {name for node in nodes for name in node.quantized_values}
+    return nodes, measure_scales(content, names, _prepare(info, images))
 
 
 def _prepare(info: ArtifactInfo, images: Sequence[ImageLike]) -> Iterator[Array]:

@@ -1,8 +1,9 @@
 """Checks of an ONNX graph against what TensorRT's parser documents, before anybody waits for a build.
 
 Limits are those of the parser of TensorRT 10.15 to 11.1 (onnx-tensorrt, docs/operators.md) and of strongly typed
-networks, plus known miscompilations. Bodies of If and Loop are not looked into. A finding is an "error" when TensorRT
-refuses the graph or computes something else, a "warning" when it is known to go wrong on some versions.
+networks, plus known miscompilations and fusions that a graph misses. Bodies of If and Loop are not looked into. A
+finding is an "error" when TensorRT refuses the graph or computes something else, a "warning" when it is known to go
+wrong on some versions, or is slower than it could be.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from onnx import TensorProto, numpy_helper
 
 from rtdetr_deploy.errors import ArtifactError
 from rtdetr_deploy.files import require_file
+from rtdetr_export.trt.fusions import MHA, RESIDUAL, split_attention, unfused_additions
+from rtdetr_export.trt.linted_graph import LintedGraph, attribute, name_of
 
 Severity = Literal["error", "warning"]
 
@@ -76,53 +79,6 @@ class Rule:
     severity: Severity
     source: str
     check: Callable[[LintedGraph], Iterator[tuple[str, str]]]
-
-
-class LintedGraph:
-    """A graph with what the rules ask for: types and ranks by value name, constants, attributes."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        inferred = onnx.shape_inference.infer_shapes(model)
-        graph = inferred.graph
-        self.nodes = list(graph.node)
-        self.constants = {item.name: item for item in graph.initializer}
-        self.inputs = [value for value in graph.input if value.name not in self.constants]
-        self.ends = {value.name for value in (*graph.input, *graph.output)}
-        self.types: dict[str, int] = {name: item.data_type for name, item in self.constants.items()}
-        self.ranks: dict[str, int] = {}
-        for value in (*graph.value_info, *graph.input, *graph.output):
-            self.types[value.name] = value.type.tensor_type.elem_type
-            if value.type.tensor_type.HasField("shape"):
-                self.ranks[value.name] = len(value.type.tensor_type.shape.dim)
-        for node in self.nodes:
-            if node.op_type == "Constant":
-                value = onnx.helper.get_attribute_value(node.attribute[0])
-                tensor = value if node.attribute[0].name == "value" else numpy_helper.from_array(np.asarray(value))
-                self.constants[node.output[0]] = tensor
-                self.types[node.output[0]] = tensor.data_type
-        self.opset = next((int(item.version) for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
-
-    def of(self, *operators: str) -> Iterator[onnx.NodeProto]:
-        """Yield the nodes of these operators."""
-        return (node for node in self.nodes if node.op_type in operators)
-
-    def number(self, name: str) -> np.ndarray | None:
-        """Return the constant called `name`, or None when it is computed."""
-        return numpy_helper.to_array(self.constants[name]) if name in self.constants else None
-
-
-def attribute(node: onnx.NodeProto, name: str, default: object) -> object:
-    """Return the attribute `name` of `node`, text as str."""
-    for item in node.attribute:
-        if item.name == name:
-            value = onnx.helper.get_attribute_value(item)
-            return value.decode() if isinstance(value, bytes) else value
-    return default
-
-
-def name_of(node: onnx.NodeProto) -> str:
-    """Return the node's name, or its operator and first output."""
-    return node.name or f"{node.op_type} of {node.output[0]}"
 
 
 def lint_file(path: str | Path) -> list[Finding]:
@@ -212,8 +168,8 @@ def _grid_mode(graph: LintedGraph) -> Iterator[tuple[str, str]]:
 
 def _grid_shape(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for node in graph.of("GridSample"):
-        if graph.ranks.get(node.input[0], 4) != 4:
-            yield name_of(node), f"GridSample of {graph.ranks[node.input[0]]} axes; 4 are supported"
+        if len(graph.shapes.get(node.input[0], (None,) * 4)) != 4:
+            yield name_of(node), f"GridSample of {len(graph.shapes[node.input[0]])} axes; 4 are supported"
 
 
 def _half_or_single(graph: LintedGraph) -> Iterator[tuple[str, str]]:
@@ -284,15 +240,15 @@ def _zero_points(graph: LintedGraph) -> Iterator[tuple[str, str]]:
 
 
 def _per_channel(graph: LintedGraph) -> Iterator[tuple[str, str]]:
-    made = {name: node for node in graph.nodes for name in node.output}
     for node in graph.of("QuantizeLinear", "DequantizeLinear"):
         scale = graph.number(node.input[1])
         if scale is None:
             yield name_of(node), "the scale must be a constant"
         elif scale.size > 1:
             source = node.input[0]
-            if source in made and made[source].op_type == "QuantizeLinear":
-                source = made[source].input[0]
+            quantized = graph.made_by(source, "QuantizeLinear")
+            if quantized is not None:
+                source = quantized.input[0]
             if source not in graph.constants:
                 yield name_of(node), "one scale per channel is for weights only"
 
@@ -318,4 +274,6 @@ RULES = (
     Rule("resize", "error", OPERATORS, _resize),
     Rule("zero-point", "error", OPERATORS, _zero_points),
     Rule("per-channel", "error", OPERATORS, _per_channel),
+    Rule("residual", "warning", RESIDUAL, unfused_additions),
+    Rule("attention", "warning", MHA, split_attention),
 )

@@ -1,0 +1,94 @@
+"""Rows of the precision study: what a file is made of, files of other converters, and those that can't be run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("torch")
+
+from onnx import numpy_helper, parser  # noqa: E402
+
+from rtdetr_bench.options import EvaluationSet  # noqa: E402
+from rtdetr_bench.studies import precision as study  # noqa: E402
+from rtdetr_bench.studies.graph_counts import GraphCounts, count_graph  # noqa: E402
+from rtdetr_deploy import ArtifactError  # noqa: E402
+from rtdetr_export import export_onnx  # noqa: E402
+
+MIXED = """
+    <ir_version: 9, opset_import: ["" : 17]>
+    g (float[1,4,8,8] x) => (float[1,4,8,8] y) <float s = {0.1}, int8 z = {0}> {
+        q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)
+        v = DequantizeLinear<axis=0>(w, t, u)
+        c = Conv(d, v)  a = Add(c, d)  b = Add(c, x)
+        m = Add(a, b)  h = Cast<to=10>(m)  r = Relu(h)  f = Cast<to=1>(r)  n = Cast<to=7>(f)
+        k = Cast<to=1>(n)  y = Add(k, f)
+    }
+"""
+
+
+def test_nodes_casts_and_additions_are_counted(tmp_path: Path) -> None:
+    model = parser.parse_model(MIXED)
+    stored: dict[str, NDArray[Any]] = {
+        "w": np.ones((4, 4, 1, 1), np.int8), "t": np.ones(4, np.float32), "u": np.zeros(4, np.int8),
+    }  # fmt: skip
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in stored.items())
+    onnx.save(model, tmp_path / "mixed.onnx")
+    moved = 2 * 256 * (4 + 2) / 1e6  # two Casts between float types, each of 256 values
+    assert count_graph(tmp_path / "mixed.onnx") == GraphCounts(
+        fp32=5, fp16=1, int8=1, casts=2, cast_megabytes=moved, fused_additions=1, additions=2
+    )
+
+
+def test_casts_are_those_that_the_export_reports(small_options: Any) -> None:
+    result = export_onnx(small_options("counted.onnx", layers=1, precision="fp16", verify=False))
+    counts = count_graph(result.path)
+    assert result.fp16 is not None
+    assert counts.casts == result.fp16.casts
+    assert counts.cast_megabytes > 0.1
+    assert counts.int8 == counts.additions == 0
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> EvaluationSet:
+    """One black image, and a json that says that a red cell is on it."""
+    Image.new("RGB", (160, 128)).save(tmp_path / "a.png")
+    names = ["red", "white", "platelet"]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 160, "height": 128}],
+        "categories": [{"id": index, "name": name} for index, name in enumerate(names)],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 0, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0}],
+    }
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    return EvaluationSet(tmp_path / "val.json", tmp_path)
+
+
+def test_a_third_party_file_that_is_refused_has_the_reason_in_its_row(
+    data: EvaluationSet, small_onnx: Path, tmp_path: Path
+) -> None:
+    expected, ap = study._detect(small_onnx, data)
+    row = study._measure(study._File("theirs", small_onnx, third_party=True), expected, data)
+    assert row.ap == ap
+    assert row.agreement is not None
+    assert row.agreement.match_rate() == 1.0
+    assert row.counts.fp32 > 100
+    model = onnx.load(str(small_onnx))
+    wrong = onnx.helper.make_node("Cast", ["scores"], ["nowhere"], to=onnx.TensorProto.FLOAT16, name="wrong")
+    model.graph.node.extend([wrong, onnx.helper.make_node("Add", ["scores", "nowhere"], ["sum"], name="mixed_types")])
+    broken = tmp_path / "theirs.onnx"
+    onnx.save(model, broken)
+    row = study._measure(study._File("theirs", broken, third_party=True), expected, data)
+    assert (row.ap, row.agreement) == (None, None)
+    assert row.refused is not None
+    assert "theirs.onnx" in row.refused
+    assert f"refused: {row.refused}" in study.format_precision(row)
+    assert row.to_json()["refused"] == row.refused
+    with pytest.raises(ArtifactError, match="theirs.onnx"):
+        study._measure(study._File("ours", broken), expected, data)
