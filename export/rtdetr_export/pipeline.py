@@ -68,7 +68,7 @@ def export_onnx(options: ExportOptions, progress: Progress | None = None) -> Exp
     if options.precision == "int8":
         with step(f"choose INT8 blocks on {plural(len(images), 'image')}"), _enough_memory(options):
             quantization = reduce_to_int8(graph, traced.placement, info, images, options.keep_fp32, step.say)
-    if "fp16" in (options.precision, options.non_int8_precision):
+    if options.places_fp16:
         with step(f"measure values on {plural(len(images), 'image')}, place FP16"), _enough_memory(options):
             fp16 = reduce_to_fp16(graph, traced.placement, info, images, options.keep_fp32)
     content = serialize(graph, {METADATA_KEY: info.to_json()}, __version__)
@@ -153,6 +153,8 @@ def build_deployed(model: nn.Module, sampler: str, options: ExportOptions) -> De
     family = family_of(model)
     folded = family.fold(model)
     family.use_sampler(folded, sampler)
+    if options.places_fp16:
+        family.fuse_for_gpu(folded)
     preprocess = NormalizeUint8() if options.raw_input else None
     if not options.raw_output and family.decoding.kind != "sigmoid":
         raise OptionError(
