@@ -34,7 +34,7 @@ def unify_batch_axis(model: ir.Model) -> None:
     common.CommonSubexpressionEliminationPass()(model)
 
 
-def _infer_again(model: ir.Model, batch: object) -> None:
+def _infer_again(model: ir.Model, batch: ir.SymbolicDim) -> None:
     """Infer shapes anew, now that Reshapes tell where the batch goes.
 
     Inference doesn't see through arithmetic on sizes: that a Range counts the rows of a batch, and that a Resize by 1
@@ -56,7 +56,7 @@ def _copy_first_axis(graph: ir.Graph, node: ir.Node) -> None:
         return
     sizes = target.const_value.numpy().tolist()
     rest = data.shape[1:]
-    if sizes[0] != -1 or not all(isinstance(size, int) for size in rest) or prod(sizes[1:]) != prod(rest):  # type: ignore[arg-type]
+    if sizes[0] != -1 or not all(isinstance(size, int) for size in rest) or prod(sizes[1:]) != prod(rest):
         return
     name = f"{target.name}_copied"
     if name not in graph.initializers:
@@ -67,7 +67,7 @@ def _copy_first_axis(graph: ir.Graph, node: ir.Node) -> None:
     node.replace_input_with(1, graph.initializers[name])
 
 
-def _is_batch(value: ir.Value | None, batch: object) -> bool:
+def _is_batch(value: ir.Value | None, batch: ir.SymbolicDim) -> bool:
     return value is not None and value.shape is not None and len(value.shape) > 0 and value.shape[0] == batch
 
 

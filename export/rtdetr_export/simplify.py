@@ -50,9 +50,9 @@ def _same_integer(node: onnx_ir.Node) -> onnx_ir.Value | None:
     """Return the int32 that `node` gives back as it is, or None."""
     if not node.inputs or node.inputs[0] is None or node.outputs[0].dtype != onnx_ir.DataType.INT32:
         return None
-    source = node.inputs[0]
+    source: onnx_ir.Value | None = node.inputs[0]
     if node.op_type == "Cast":
-        first = source.producer()
+        first = node.inputs[0].producer()
         source = first.inputs[0] if first is not None and first.op_type == "Cast" else None
     elif node.op_type != "Add" or not _is_zero(node.inputs[1]):
         return None
