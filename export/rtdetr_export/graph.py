@@ -49,8 +49,9 @@ class PostProcessor(nn.Module):
         queries, classes = int(logits.shape[1]), int(logits.shape[2])
         count = min(self.max_detections, queries * classes)
         best, pairs = logits.reshape(-1, queries * classes).topk(count, dim=1)
+        pairs = pairs.to(torch.int32)
         rows = torch.div(pairs, classes, rounding_mode="trunc")
-        labels = (pairs - rows * classes).to(torch.int32)
+        labels = pairs - rows * classes
         corners = cxcywh_to_xyxy(gather_rows(boxes, rows))
         return labels, corners.clamp(0.0, 1.0), best.sigmoid()
 
@@ -83,3 +84,8 @@ class DeployedModel(nn.Module):
     def quantization_blocks(self) -> tuple[str, ...]:
         """Globs of the blocks that go to INT8 as a whole."""
         return tuple(f"{MODEL}.{glob}" for glob in family_of(self.model).quantization_blocks(self.model))
+
+    @property
+    def unquantized(self) -> tuple[str, ...]:
+        """Globs of what stays out of INT8."""
+        return tuple(f"{MODEL}.{glob}" for glob in family_of(self.model).unquantized(self.model))

@@ -235,6 +235,11 @@ class ExportOptions:
         return bool(self.raw_input)
 
     @property
+    def places_fp16(self) -> bool:
+        """Whether a part of the graph is in FP16."""
+        return "fp16" in (self.precision, self.non_int8_precision)
+
+    @property
     def graph_opset(self) -> int:
         """The ONNX opset of the graph."""
         return self.opset if self.opset is not None else OPSETS[-1 if self.non_int8_precision == "fp16" else 0]

@@ -74,7 +74,7 @@ def export_onnx(
     if options.precision == "int8":
         with step(f"choose INT8 blocks on {plural(len(images), 'image')}"), _enough_memory(options):
             quantization = reduce_to_int8(graph, traced.placement, info, images, options.keep_fp32, step.say)
-    if "fp16" in (options.precision, options.non_int8_precision):
+    if options.places_fp16:
         with step(f"measure values on {plural(len(images), 'image')}, place FP16"), _enough_memory(options):
             fp16 = reduce_to_fp16(graph, traced.placement, info, images, options.keep_fp32)
     content = _to_file(graph, info)
@@ -167,6 +167,8 @@ def build_deployed(model: nn.Module, sampler: str, options: ExportOptions) -> De
     family = family_of(model)
     folded = family.fold(model)
     family.use_sampler(folded, sampler)
+    if options.places_fp16:
+        family.fuse_for_gpu(folded)
     preprocess = NormalizeUint8() if options.takes_uint8 else None
     if not options.raw_output and family.decoding.kind != "sigmoid":
         raise OptionError(

@@ -15,6 +15,7 @@ from onnx_ir.passes import common
 from onnxscript import optimizer
 
 from rtdetr_deploy.errors import ExportError
+from rtdetr_export.batch_axis import unify_batch_axis
 
 ITERATIONS = 2
 
@@ -30,8 +31,37 @@ def simplify(content: bytes) -> onnx_ir.Model:
         common.RemoveUnusedNodesPass(),
     ):
         graph_pass(model)
+    unify_batch_axis(model)
+    _drop_detours(model)
+    common.RemoveUnusedNodesPass()(model)
     _check_constants(model)
     return model
+
+
+def _drop_detours(model: onnx_ir.Model) -> None:
+    """Read integers directly that are sent through int64 and back, or have 0 added (the first row of one image)."""
+    for node in model.graph:
+        source = _same_integer(node)
+        if source is not None:
+            node.outputs[0].replace_all_uses_with(source)
+
+
+def _same_integer(node: onnx_ir.Node) -> onnx_ir.Value | None:
+    """Return the int32 that `node` gives back as it is, or None."""
+    if not node.inputs or node.inputs[0] is None or node.outputs[0].dtype != onnx_ir.DataType.INT32:
+        return None
+    source: onnx_ir.Value | None = node.inputs[0]
+    if node.op_type == "Cast":
+        first = node.inputs[0].producer()
+        source = first.inputs[0] if first is not None and first.op_type == "Cast" else None
+    elif node.op_type != "Add" or not _is_zero(node.inputs[1]):
+        return None
+    return source if source is not None and source.dtype == onnx_ir.DataType.INT32 else None
+
+
+def _is_zero(value: onnx_ir.Value | None) -> bool:
+    constant = None if value is None else value.const_value
+    return constant is not None and constant.size == 1 and not constant.numpy().any()
 
 
 def serialize(model: onnx_ir.Model, metadata: Mapping[str, str], producer_version: str) -> bytes:

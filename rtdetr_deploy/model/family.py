@@ -17,6 +17,7 @@ from rtdetr_deploy.artifacts.input_size import count_tokens
 from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 from rtdetr_deploy.model.checkpoints.infer_variant import infer_variant
 from rtdetr_deploy.model.fp32_scope import Fp32Scope
+from rtdetr_deploy.model.layers.deformable_attention import CellSampler
 from rtdetr_deploy.model.reparameterize import reparameterize
 from rtdetr_deploy.model.rtdetr import RTDETR, RawOutput
 from rtdetr_deploy.model.variants import HgNetV2Config, Variant
@@ -52,7 +53,9 @@ class Family(Generic[Model]):
         use; `use_sampler(model, name)`. A family without a choice has one name.
     Precision
         `fp32_scopes(model)`: see `Fp32Scope`. `quantization_blocks(model)`: globs of the parts that go to INT8 as a
-        whole; the first that matches a module names its block. Of either, each must match something in the model.
+        whole; the first that matches a module names its block. `unquantized(model)`: globs of what stays out of INT8,
+        besides the scopes. Of all three, each must match something in the model. `fuse_for_gpu(model)` changes a folded
+        model in place into the same computation as GPUs fuse it; files with FP16 in them are for GPUs.
     Verification
         `encode(model, images)` gives feature maps and `decode(model, maps)` the raw output: the model in two parts, of
         which the second is run on slightly disturbed maps too. `selection_margin(model, maps)`: by how much (logits)
@@ -71,6 +74,8 @@ class Family(Generic[Model]):
     use_sampler: Callable[[Model, str], None]
     fp32_scopes: Callable[[Model], tuple[Fp32Scope, ...]]
     quantization_blocks: Callable[[Model], tuple[str, ...]]
+    unquantized: Callable[[Model], tuple[str, ...]]
+    fuse_for_gpu: Callable[[Model], None]
     encode: Callable[[Model, Tensor], list[Tensor]]
     decode: Callable[[Model, list[Tensor]], RawOutput]
     selection_margin: Callable[[Model, list[Tensor]], float]
@@ -107,49 +112,58 @@ def _has_hgnet(model: RTDETR) -> bool:
     return isinstance(model.variant.backbone, HgNetV2Config)
 
 
+_WEIGHTS = "it looks for small differences between pixels: large weights cancel, and what FP16 rounds off them remains"
+_ATTENTION = "decoder.decoder.layers.*.cross_attn"
 _SCOPES = (
     Fp32Scope(
         "normalization", "*", "sums of squares lose the small differences that they are about", ("LayerNormalization",)
     ),
-    Fp32Scope("softmax", "*", "sums of exponentials of scores reach beyond what FP16 tells apart", ("Softmax",)),
-    Fp32Scope("selection's maps", "decoder.input_proj", "the class scores of all tokens are computed from these maps"),
-    Fp32Scope("selection's projection", "decoder.enc_output", "the class scores of all tokens are computed from it"),
     Fp32Scope("selection's scores", "decoder.enc_score_head", "rounded scores select other queries"),
     Fp32Scope("query selection", "decoder.query_selection", "rounded scores tie, and ties select other queries"),
-    Fp32Scope("selection's boxes", "decoder.enc_bbox_head", "corrections are added to the logit of an anchor"),
-    Fp32Scope("box heads", "decoder.dec_bbox_head", "corrections are added to the logit of the reference box"),
+    Fp32Scope("selection's boxes", "decoder.enc_bbox_head.layers.2", "corrections are added to the logit of an anchor"),
+    Fp32Scope(
+        "box heads", "decoder.dec_bbox_head.*.layers.2", "corrections are added to the logit of the reference box"
+    ),
     Fp32Scope("box refinement", "decoder.refinement", "logits of boxes: 1 - 1e-5 is 1 in FP16, and its logit infinite"),
     Fp32Scope(
         "reference boxes", "decoder.reference_box", "boxes in shares of the image: FP16 has steps of 0.3 in 640 pixels"
     ),
     Fp32Scope(
-        "sampling offsets",
-        "decoder.decoder.layers.*.cross_attn.sampling_offsets",
-        "distances in pixels: FP16 moves them by up to 0.05 cells of 80",
-    ),
-    Fp32Scope(
         "sampling locations",
-        "decoder.decoder.layers.*.cross_attn.coordinates",
+        f"{_ATTENTION}.coordinates",
         "pixel coordinates: FP16 moves them by up to 0.05 cells of 80",
     ),
     Fp32Scope("class heads", "decoder.dec_score_head", "confidence that users compare with a threshold"),
 )
-_PIXELS = "8-bit steps are rounded in FP16, and the first convolution looks at small differences between them"
 
 
 def _fp32_scopes(model: RTDETR) -> tuple[Fp32Scope, ...]:
     first = "backbone.stem.stem1" if _has_hgnet(model) else "backbone.conv1.conv1_1"
-    attention = "decoder.decoder.layers.*.cross_attn"
     sampler = (
-        Fp32Scope("grid sampling", f"{attention}.sampler", "GridSample reads values and pixel coordinates in one type")
+        Fp32Scope("grid sampling", f"{_ATTENTION}.sampler", "GridSample reads values and pixel coordinates in one type")
         if model.sampler == "grid"
         else Fp32Scope(
             "sampled cells",
-            f"{attention}.sampler.cells",
+            f"{_ATTENTION}.sampler.cells",
             "indices of cells and shares of a cell: what is left of a coordinate after its whole part is taken off",
         )
     )
-    return (Fp32Scope("first convolution", first, _PIXELS), *_SCOPES, sampler)
+    return (Fp32Scope("first convolution", first, _WEIGHTS), *_SCOPES, sampler)
+
+
+_UNQUANTIZED = (
+    "decoder.input_proj",
+    "decoder.enc_output",
+    "decoder.enc_bbox_head",
+    "decoder.dec_bbox_head",
+    f"{_ATTENTION}.sampling_offsets",
+)
+
+
+def _fuse_for_gpu(model: RTDETR) -> None:
+    for module in model.modules():
+        if isinstance(module, CellSampler):
+            module.fuses = True
 
 
 def _quantization_blocks(model: RTDETR) -> tuple[str, ...]:
@@ -173,6 +187,8 @@ RTDETR_FAMILY: Family[RTDETR] = Family(
     use_sampler=RTDETR.use_sampler,
     fp32_scopes=_fp32_scopes,
     quantization_blocks=_quantization_blocks,
+    unquantized=lambda _: _UNQUANTIZED,
+    fuse_for_gpu=_fuse_for_gpu,
     encode=RTDETR.encode,
     decode=_decode,
     selection_margin=lambda model, maps: model.decoder.selection_margin(maps),

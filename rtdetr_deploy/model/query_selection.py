@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rtdetr_deploy.model.layers.tokens import LevelSizes, gather_rows
 
@@ -78,9 +79,9 @@ class QuerySelection(nn.Module):
         anchors = torch.from_numpy(make_anchors(tuple(sizes))[0]).to(memory.device)
         output_memory, scores = score_tokens(memory, sizes, project=project, score=score)
         count = min(self.queries, len(anchors))
-        tokens = scores.amax(dim=-1).topk(count, dim=1).indices  # (B, Q)
+        tokens = scores.amax(dim=-1).topk(count, dim=1).indices.to(torch.int32)  # (B, Q)
         content = gather_rows(output_memory, tokens)
-        reference = box(content) + anchors.index_select(0, tokens.reshape(-1)).reshape(-1, count, 4)
+        reference = box(content) + functional.embedding(tokens, anchors)
         return Selection(tokens, content, reference, gather_rows(scores, tokens))
 
 

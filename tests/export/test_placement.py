@@ -143,6 +143,7 @@ def _changed(**changes: Callable[[Any], Any]) -> Family[Any]:
             "no node is in the FP32 scope 'operators'",
         ),
         ({"quantization_blocks": lambda _: ("neck.*",)}, r"no node is in a quantization block model\.neck\.\*"),
+        ({"unquantized": lambda _: ("neck",)}, r"no node is in model\.neck, which stays out of INT8"),
     ],
 )
 def test_what_matches_nothing_is_refused(
@@ -171,7 +172,7 @@ def test_scopes_can_be_left_out_by_name(small: tuple[Any, DeployedModel, Traced]
     placement = place(graph, deployed, traced.modules)
     names = {scope.name for scope in placement.kept.values()}
     assert {scope.name for scope in placement.only("postprocess").kept.values()} == {"postprocess"}
-    assert {scope.name for scope in placement.without("softmax").kept.values()} == names - {"softmax"}
+    assert {scope.name for scope in placement.without("class heads").kept.values()} == names - {"class heads"}
     assert placement.only("postprocess").blocks == placement.blocks
 
 
@@ -202,6 +203,8 @@ CENTRES: Family[_Centres] = Family(
     use_sampler=lambda *_: None,
     fp32_scopes=lambda _: (Fp32Scope("boxes", "boxes", "coordinates"),),
     quantization_blocks=lambda _: ("body", "scores"),
+    unquantized=lambda _: (),
+    fuse_for_gpu=lambda _: None,
     encode=lambda model, images: [model.body(images)],
     decode=_Centres.decode,
     selection_margin=lambda *_: float("inf"),

@@ -63,15 +63,18 @@ def test_what_must_stay_fp32_does_and_the_rest_does_not(half: Path) -> None:
     nodes = [node for node in model.graph.node if node.op_type != "Cast"]
     made = {node.name: {types[name] for name in node.output} for node in nodes}
     single = [name for name, kinds in made.items() if kinds == {TensorProto.FLOAT}]
-    for part in ("LayerNormalization", "Softmax", "sampling_offsets", "bbox_head", "enc_score_head", "conv1_1"):
+    last = ("bbox_head/layers.2", "bbox_head.0/layers.2", "bbox_head.1/layers.2")
+    for part in ("LayerNormalization", "coordinates", "sampler/cells", "enc_score_head", "conv1_1", *last):
         names = [name for name in made if part in name and made[name] & {TensorProto.FLOAT, TensorProto.FLOAT16}]
         assert names, part
         assert set(names) <= set(single), part
     convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
     in_half = [name for name in convolutions if made[name] == {TensorProto.FLOAT16}]
-    assert len(in_half) == len(convolutions) - 4  # the first one, and three projections before the selection
+    assert len(in_half) == len(convolutions) - 1
+    assert made["/model/decoder/query_selection/enc_output/proj/MatMul"] == {TensorProto.FLOAT16}
+    parts = ("self_attn/Softmax", "self_attn/out_proj/MatMul", "cross_attn/value_proj/MatMul", "linear1/MatMul")
     for layer in range(2):
-        for part in ("self_attn/out_proj/MatMul", "cross_attn/value_proj/MatMul", "linear1/MatMul"):
+        for part in (*parts, "cross_attn/sampling_offsets/MatMul"):
             assert made[f"/model/decoder/layers.{layer}/{part}"] == {TensorProto.FLOAT16}
 
 

@@ -108,7 +108,7 @@ def _aligned_corners(model: Any, patch: pytest.MonkeyPatch) -> None:
 
         def shifted(cells: Any, inputs: Any, points: Any = points) -> Any:
             locations, weights, sizes = inputs
-            axes, _ = attention_module._point_constants(sizes, points, locations)
+            axes = attention_module._per_point(sizes, points, locations).sizes.T
             return locations + (0.5 - locations) / axes, weights, sizes
 
         layer.cross_attn.sampler.cells.register_forward_pre_hook(shifted)

@@ -30,7 +30,8 @@ def test_every_scope_and_block_names_modules_of_every_variant(name: str) -> None
         RTDETR_FAMILY.use_sampler(model, sampler)
         modules = [path for path, _ in model.named_modules() if path]
         scopes = RTDETR_FAMILY.fp32_scopes(model)
-        globs = (*(scope.module for scope in scopes), *RTDETR_FAMILY.quantization_blocks(model))
+        blocks, unquantized = RTDETR_FAMILY.quantization_blocks(model), RTDETR_FAMILY.unquantized(model)
+        globs = (*(scope.module for scope in scopes), *blocks, *unquantized)
         assert [glob for glob in globs if not any(match_module(glob, path) for path in modules)] == []
         assert len({scope.name for scope in scopes}) == len(scopes)
         assert all(scope.reason for scope in scopes)
@@ -39,7 +40,8 @@ def test_every_scope_and_block_names_modules_of_every_variant(name: str) -> None
 @pytest.mark.parametrize("name", ["r18", "hgnetv2-l"])
 def test_blocks_hold_all_weights_that_may_go_to_int8(name: str) -> None:
     model = _on_meta(name)
-    scopes, globs = RTDETR_FAMILY.fp32_scopes(model), RTDETR_FAMILY.quantization_blocks(model)
+    scopes = RTDETR_FAMILY.fp32_scopes(model)
+    globs = (*RTDETR_FAMILY.quantization_blocks(model), *RTDETR_FAMILY.unquantized(model))
     for path, module in model.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)) and not any(scope.covers(path, "Conv") for scope in scopes):
             assert any(match_module(glob, path) for glob in globs), path

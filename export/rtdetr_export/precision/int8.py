@@ -56,7 +56,7 @@ class QuantizableNode:
 
 
 def find_quantizable(model: ir.Model, placement: Placement) -> list[QuantizableNode]:
-    """Return the convolutions and matrix products with constant weights that `placement` doesn't keep in FP32.
+    """Return the convolutions and matrix products with constant weights that `placement` doesn't keep from INT8.
 
     Convolutions come with the additions that they can take in. Raises `ExportError` for a node that belongs to no
     block.
@@ -64,7 +64,7 @@ def find_quantizable(model: ir.Model, placement: Placement) -> list[QuantizableN
     found = []
     for node in model.graph:
         name = str(node.name)
-        if node.op_type not in ("Conv", "MatMul") or name in placement.kept:
+        if node.op_type not in ("Conv", "MatMul") or name in placement.kept or name in placement.unquantized:
             continue
         activation, weight = node.inputs[:2]
         if activation is None or weight is None or weight.const_value is None:

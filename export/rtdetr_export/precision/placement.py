@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -18,24 +18,26 @@ class Placement:
     """By name of a node: the scope that `kept` it in FP32, and its block, a path in the model (`encoder.pan_blocks.0`).
 
     Nodes that are in neither dictionary stay in FP32 for no reason of the family's, and belong to no block.
+    `unquantized` are the names of those that stay out of INT8.
     """
 
     kept: Mapping[str, Fp32Scope] = field(default_factory=dict)
     blocks: Mapping[str, str] = field(default_factory=dict)
+    unquantized: frozenset[str] = frozenset()
 
     def only(self, *scopes: str) -> Placement:
         """Return the placement with no other scopes than those called so."""
-        return Placement({node: scope for node, scope in self.kept.items() if scope.name in scopes}, self.blocks)
+        return replace(self, kept={node: scope for node, scope in self.kept.items() if scope.name in scopes})
 
     def without(self, *scopes: str) -> Placement:
         """Return the placement without the scopes called so."""
-        return Placement({node: scope for node, scope in self.kept.items() if scope.name not in scopes}, self.blocks)
+        return replace(self, kept={node: scope for node, scope in self.kept.items() if scope.name not in scopes})
 
 
 def place(graph: ir.Model, deployed: DeployedModel, modules: ModuleMap) -> Placement:
     """Return what the family of `deployed` says about the nodes of `graph`, which was traced from it.
 
-    Raises `ExportError` for a scope or block that matches nothing, and for a node whose module is not known.
+    Raises `ExportError` for a scope, block or part that matches nothing, and for a node whose module is not known.
     """
     modules.require(str(node.name) for node in graph.graph)
     module_of = modules_of(graph, modules)
@@ -51,7 +53,17 @@ def place(graph: ir.Model, deployed: DeployedModel, modules: ModuleMap) -> Place
     for glob in globs:
         if not any(match_module(glob, f"{MODEL}.{block}") for block in blocks.values()):
             raise ExportError(f"no node is in a quantization block {glob}")
-    return Placement(kept, blocks)
+    return Placement(kept, blocks, _unquantized(module_of, deployed.unquantized))
+
+
+def _unquantized(module_of: Mapping[str, str], globs: Sequence[str]) -> frozenset[str]:
+    names: set[str] = set()
+    for glob in globs:
+        found = {name for name, module in module_of.items() if match_module(glob, module) is not None}
+        if not found:
+            raise ExportError(f"no node is in {glob}, which stays out of INT8")
+        names |= found
+    return frozenset(names)
 
 
 def modules_of(graph: ir.Model, modules: ModuleMap) -> dict[str, str]:

@@ -17,13 +17,14 @@ moves a coordinate by up to 0.05 cells of 80, while values lose nothing that mat
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from rtdetr_deploy.errors import OptionError
-from rtdetr_deploy.model.layers.tokens import LevelSizes
+from rtdetr_deploy.model.layers.tokens import LevelSizes, batch_starts
 from rtdetr_deploy.model.variants import DECODER_WIDTH, HEADS, Sampling
 
 
@@ -44,7 +45,7 @@ class SamplingLocations(nn.Module):
 class BilinearCells(nn.Module):
     """The four cells around each location, clamped to the map; one outside of it has weight zero.
 
-    Bilinear and attention weights are multiplied here, so that `(1, 4 S) @ (4 S, d)` finishes the sum.
+    Bilinear and attention weights are multiplied here, so that a weighted sum over 4 S rows is all that is left.
     """
 
     def __init__(self, points: Sequence[int]) -> None:
@@ -52,25 +53,32 @@ class BilinearCells(nn.Module):
         self.points = tuple(points)
 
     def forward(self, locations: Tensor, weights: Tensor, sizes: LevelSizes) -> tuple[Tensor, Tensor]:
-        """Locations (B, Q, heads, S, 2), weights (B, Q, heads, S) -> tokens int32 and weights (B, Q, heads, 4 S)."""
-        axes, starts = _point_constants(sizes, self.points, locations)
-        size, count = axes.to(locations.dtype), sum(self.points)
+        """Locations (B, Q, heads, S, 2), weights (B, Q, heads, S) -> rows int32 and weights (B, Q, heads, 4 S).
+
+        A row is token * heads + head, the same in every image. The two sides of a location are a constant that
+        broadcasts: a Concat of them would end the chain of element-wise operations that engines fuse. Points come
+        last, because CPUs broadcast along long rows faster.
+        """
+        constants = _per_point(sizes, self.points, locations)
+        size = constants.sizes.to(locations.dtype)
         # Beyond one pixel outside the map all four neighbours weigh zero, so clamping changes nothing and keeps
         # far locations within the integer range.
-        position = torch.minimum((locations * size - 0.5).clamp(min=-1.0), size)
-        low = position.floor()
-        fraction = position - low
-        corner = torch.stack((low, low + 1.0), dim=-1)  # (B, Q, heads, S, 2 axes, 2 sides)
-        share = torch.stack((1.0 - fraction, fraction), dim=-1)
-        limit = size.unsqueeze(-1) - 1.0
-        inside = torch.minimum(corner.clamp(min=0.0), limit)
+        position = torch.minimum((locations.transpose(-1, -2) * size - 0.5).clamp(min=-1.0), size).unsqueeze(-2)
+        side = torch.tensor([[0.0], [1.0]], dtype=locations.dtype, device=locations.device)
+        corner = position.floor() + side  # (B, Q, heads, 2 axes, 2 sides, S)
+        share = 1.0 - (position - corner).abs()
+        inside = torch.minimum(corner.clamp(min=0.0), size.unsqueeze(-2) - 1.0)
         share = torch.where(inside == corner, share, 0.0)
-        index = inside.to(torch.int32)
-        x, y = index[..., 0, :], index[..., 1, :]
-        tokens = y.unsqueeze(-1) * axes[:, :1, None] + x.unsqueeze(-2) + starts[:, None, None]
-        mix = share[..., 1, :].unsqueeze(-1) * share[..., 0, :].unsqueeze(-2) * weights[..., None, None]
-        shape = (-1, int(tokens.shape[1]), int(tokens.shape[2]), count * 4)
-        return tokens.reshape(shape), mix.reshape(shape)
+        rows = _cross(inside.to(torch.int32) * constants.steps.unsqueeze(-2), torch.add) + constants.starts
+        mix = _cross(share, torch.mul) * weights.unsqueeze(-2).unsqueeze(-2)
+        queries, heads, total = (int(n) for n in weights.shape[1:])
+        return rows.reshape(-1, queries, heads, 4 * total), mix.reshape(-1, queries, heads, 4 * total)
+
+
+def _cross(sides: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Join either side of y with either side of x: (B, Q, heads, 2, 2, S) by axis and side -> (.., y, x, S)."""
+    queries, heads, total = int(sides.shape[1]), int(sides.shape[2]), int(sides.shape[5])
+    return join(sides[..., 1:, :, :].reshape(-1, queries, heads, 2, 1, total), sides[..., :1, :, :])
 
 
 class NearestCells(nn.Module):
@@ -81,23 +89,41 @@ class NearestCells(nn.Module):
         self.points = tuple(points)
 
     def forward(self, locations: Tensor, weights: Tensor, sizes: LevelSizes) -> tuple[Tensor, Tensor]:
-        """Locations (B, Q, heads, S, 2), weights (B, Q, heads, S) -> tokens int32 (B, Q, heads, S) and the weights."""
-        axes, starts = _point_constants(sizes, self.points, locations)
-        size = axes.to(locations.dtype)
-        cell = torch.minimum((locations * size + 0.5).floor().clamp(min=0.0), size - 1.0).to(torch.int32)
-        return cell[..., 1] * axes[:, 0] + cell[..., 0] + starts, weights
+        """Locations (B, Q, heads, S, 2), weights (B, Q, heads, S) -> rows int32 (B, Q, heads, S) and the weights.
+
+        A row is token * heads + head, the same in every image.
+        """
+        constants = _per_point(sizes, self.points, locations)
+        size = constants.sizes.to(locations.dtype)
+        cell = torch.minimum((locations.transpose(-1, -2) * size + 0.5).floor().clamp(min=0.0), size - 1.0)
+        steps = cell.to(torch.int32) * constants.steps  # (B, Q, heads, 2 axes, S)
+        rows = (steps[..., :1, :] + steps[..., 1:, :]) + constants.starts.squeeze(-2)
+        return rows.reshape(-1, *(int(n) for n in weights.shape[1:])), weights
 
 
 class CellSampler(nn.Module):
-    """Sampling as one gather of rows and one matrix product, without GridSample; `cells` says which rows."""
+    """Sampling as one gather of rows and their weighted sum, without GridSample; `cells` says which rows.
+
+    `fuses` is how the sum is written: products and a sum, which GPUs compute while they gather, or one row times a
+    matrix, which is faster on CPUs.
+    """
 
     def __init__(self, cells: nn.Module) -> None:
         super().__init__()
         self.cells = cells
+        self.fuses = False
 
     def forward(self, value: Tensor, locations: Tensor, weights: Tensor, sizes: LevelSizes) -> Tensor:
-        """Value (B, T, heads, d), locations (B, Q, heads, S, 2), weights (B, Q, heads, S) -> (B, Q, heads * d)."""
-        return _weighted_rows(value, *self.cells(locations, weights, sizes))
+        """Value (B, T, heads, d), locations (B, Q, heads, S, 2), weights (B, Q, heads, S) -> (B, Q, heads * d).
+
+        All rows come from one flat table with int32 indices: a single Gather of contiguous rows of d numbers.
+        """
+        tokens, heads, dim = int(value.shape[1]), int(value.shape[2]), int(value.shape[3])
+        rows, mix = self.cells(locations, weights, sizes)
+        rows = rows + batch_starts(value, tokens * heads)[:, None, None, None]
+        fetched = functional.embedding(rows, value.reshape(-1, dim))  # (B, Q, heads, N, d)
+        mixed = (mix.unsqueeze(-1) * fetched).sum(-2) if self.fuses else mix.unsqueeze(-2) @ fetched
+        return mixed.reshape(-1, int(rows.shape[1]), heads * dim)
 
 
 class GridSampler(nn.Module):
@@ -130,31 +156,26 @@ class GridSampler(nn.Module):
         return mixed.reshape(-1, heads * dim, queries).transpose(1, 2)
 
 
-def _point_constants(sizes: LevelSizes, points: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
-    """Per sampling point: (width, height) of its level `(S, 2)` and the level's first token `(S,)`, int32."""
-    axes, starts, start = [], [], 0
-    for (height, width), count in zip(sizes, points, strict=True):
-        axes += [[width, height]] * count
-        starts += [start] * count
-        start += height * width
-    kind = {"dtype": torch.int32, "device": like.device}
-    return torch.tensor(axes, **kind), torch.tensor(starts, **kind)  # type: ignore[arg-type]
+class _PerPoint(NamedTuple):
+    """Constants of the sampling points, int32.
 
-
-def _weighted_rows(value: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """Sum of `weights * value[token]` over the last axis of `rows` (B, Q, heads, N): `(B, Q, heads * d)`.
-
-    All rows are fetched from one flat table with int32 indices: a single Gather of contiguous rows of d numbers.
+    `sizes` (2, S): width and height of the level. `steps` (2, S): by how much a row of the table grows from one cell to
+    the next on either axis. `starts` (heads, 1, 1, S): the row of the level's first cell.
     """
-    tokens, heads, dim = int(value.shape[1]), int(value.shape[2]), int(value.shape[3])
-    queries, count = int(rows.shape[1]), int(rows.shape[3])
-    head = torch.arange(heads, dtype=torch.int32, device=value.device)[None, None, :, None]
-    batch = torch.arange(value.shape[0], dtype=torch.int32, device=value.device)[:, None, None, None]
-    flat = (batch * tokens + rows) * heads + head
-    table = value.reshape(-1, dim)
-    fetched = table.index_select(0, flat.reshape(-1)).reshape(-1, count, dim)
-    mixed = weights.reshape(-1, 1, count) @ fetched
-    return mixed.reshape(-1, queries, heads * dim)
+
+    sizes: Tensor
+    steps: Tensor
+    starts: Tensor
+
+
+def _per_point(sizes: LevelSizes, points: Sequence[int], like: Tensor) -> _PerPoint:
+    levels = torch.tensor([i for i, count in enumerate(points) for _ in range(count)], device=like.device)
+    heads = torch.arange(int(like.shape[2]), dtype=torch.int32)[:, None, None, None].to(like.device)
+    height, width = torch.tensor(list(sizes), dtype=torch.int32, device=like.device).unbind(1)
+    cells = height * width
+    first = cells.cumsum(0, dtype=torch.int32) - cells
+    steps = torch.stack((torch.ones_like(width), width)) * len(heads)
+    return _PerPoint(torch.stack((width, height))[:, levels], steps[:, levels], (first * len(heads))[levels] + heads)
 
 
 SAMPLERS: dict[str, Callable[[Sequence[int]], nn.Module]] = {

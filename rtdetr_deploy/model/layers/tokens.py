@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 LevelSizes = Sequence[tuple[int, int]]
 """Height and width of each level."""
@@ -23,6 +24,11 @@ def flatten_map(x: Tensor) -> Tensor:
 def gather_rows(table: Tensor, rows: Tensor) -> Tensor:
     """Return `table[b, rows[b, q]]`: `(B, T, D)` and `(B, Q)` -> `(B, Q, D)`, as one flat row gather."""
     length, width = int(table.shape[1]), int(table.shape[2])
-    batch = torch.arange(table.shape[0], dtype=rows.dtype, device=rows.device)[:, None]
-    flat = (batch * length + rows).reshape(-1)
-    return table.reshape(-1, width).index_select(0, flat).reshape(-1, int(rows.shape[1]), width)
+    flat = rows.to(torch.int32) + batch_starts(table, length)[:, None]
+    return functional.embedding(flat, table.reshape(-1, width))
+
+
+def batch_starts(like: Tensor, rows: int) -> Tensor:
+    """Return the first row of each image `(B,)`, int32, in a table of `rows` rows per image; `like` is (B, ...)."""
+    # The exporter drops arange's own dtype.
+    return torch.arange(like.shape[0], device=like.device).to(torch.int32) * rows
