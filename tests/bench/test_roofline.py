@@ -187,7 +187,8 @@ def test_the_command_prints_parts_and_islands_and_writes_them(
     assert found["gpu"]["name"] == "Tesla T4"
     fast, slow = found["models"]
     assert fast["bound"] < fast["milliseconds"] < slow["milliseconds"]
-    assert fast["fp16_everywhere"] == pytest.approx(slow["fp16_everywhere"], rel=0.1)
+    # Their samplers are written differently: with FP16 in the file the weighted sum fuses with the gather.
+    assert fast["fp16_everywhere"] < slow["fp16_everywhere"] < 1.25 * fast["fp16_everywhere"]
     html = page.read_text()
     assert "Estimated cost on Tesla T4" in html
     assert "nothing was run" in html

@@ -116,15 +116,15 @@ def _files(options: PrecisionStudyOptions, folder: Path) -> Iterator[_File]:
     """Yield the files one after another; all but the first of ours are written to the same place."""
     single, trial = export_onnx(ExportOptions(options.weights, folder / "single.onnx")).path, folder / "trial.onnx"
     yield _File("FP32", single)
-    traced = trace_checkpoint(ExportOptions(options.weights))
+    half = trace_checkpoint(ExportOptions(options.weights, precision="fp16"))
     for name, change in PLACEMENTS.items():
-        model = traced.graph.clone()
-        to_fp16(model, keep=change(traced.placement).kept)
-        yield _File(name, _save(model, traced.info, trial))
+        model = half.graph.clone()
+        to_fp16(model, keep=change(half.placement).kept)
+        yield _File(name, _save(model, half.info, trial))
     for path in options.against:
         yield _File(path.stem, path, third_party=True)
     if options.calibration is not None:
-        yield from _quantized(traced, options.calibration, trial)
+        yield from _quantized(trace_checkpoint(ExportOptions(options.weights)), options.calibration, trial)
 
 
 def _quantized(traced: TracedCheckpoint, calibration: Path, trial: Path) -> Iterator[_File]:
