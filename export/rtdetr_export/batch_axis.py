@@ -35,18 +35,54 @@ def unify_batch_axis(model: ir.Model) -> None:
 
 
 def _infer_again(model: ir.Model, batch: ir.SymbolicDim) -> None:
-    """Infer shapes anew, now that Reshapes tell where the batch goes.
+    """Infer shapes anew, now that Reshapes tell where the batch goes."""
+    told = True
+    while told:
+        for value in _with_other_axis(model, batch):
+            value.shape = None
+        common.ShapeInferencePass()(model)
+        told = _tell(model, batch)
 
-    Inference doesn't see through arithmetic on sizes: that a Range counts the rows of a batch, and that a Resize by 1
-    leaves them alone.
+
+def _with_other_axis(model: ir.Model, batch: ir.SymbolicDim) -> list[ir.Value]:
+    """Return the values whose first axis is neither a number nor known to be the batch."""
+    values = [value for node in model.graph for value in node.outputs if value.shape]
+    return [value for value in values if not isinstance(value.shape[0], int) and not _is_batch(value, batch)]  # type: ignore[index]
+
+
+def _tell(model: ir.Model, batch: ir.SymbolicDim) -> bool:
+    """Say what inference doesn't see, since it takes arithmetic on sizes; return whether there was anything to say.
+
+    A Resize that scales the batch by 1 leaves it alone, and a Range up to the batch has as many numbers.
     """
-    for node in model.graph:
-        for value in node.outputs:
-            if value.shape is None or not value.shape or isinstance(value.shape[0], int) or value.shape[0] == batch:
-                continue
-            counted = node.op_type in ("Range", "Resize")
-            value.shape = ir.Shape([batch, *value.shape[1:]]) if counted else None
-    common.ShapeInferencePass()(model)
+    found = False
+    for value in _with_other_axis(model, batch):
+        node = value.producer()
+        if node is not None and value.shape is not None and (_keeps_batch(node, batch) or _counts_batch(node, batch)):
+            value.shape = ir.Shape([batch, *value.shape[1:]])
+            found = True
+    return found
+
+
+def _keeps_batch(node: ir.Node, batch: ir.SymbolicDim) -> bool:
+    scales = _constant(node, 2) if node.op_type == "Resize" else None
+    return scales is not None and scales.size > 0 and scales[0] == 1 and _is_batch(node.inputs[0], batch)
+
+
+def _counts_batch(node: ir.Node, batch: ir.SymbolicDim) -> bool:
+    if node.op_type != "Range" or _constant(node, 0) != 0 or _constant(node, 2) != 1:
+        return False
+    read = None if node.inputs[1] is None else node.inputs[1].producer()
+    if read is None or read.op_type != "Gather" or _constant(read, 1) != 0 or read.inputs[0] is None:
+        return False
+    shape = read.inputs[0].producer()
+    return shape is not None and shape.op_type == "Shape" and _is_batch(shape.inputs[0], batch)
+
+
+def _constant(node: ir.Node, index: int) -> np.ndarray | None:
+    """Return a constant input, or None."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
 def _copy_first_axis(graph: ir.Graph, node: ir.Node) -> None:
@@ -74,10 +110,4 @@ def _is_batch(value: ir.Value | None, batch: ir.SymbolicDim) -> bool:
 def _reads_first_axis(node: ir.Node) -> bool:
     """Whether nothing but the first number of a shape is read."""
     readers = [use.node for use in node.outputs[0].uses()]
-    return all(
-        reader.op_type == "Gather"
-        and reader.inputs[1] is not None
-        and reader.inputs[1].const_value is not None
-        and not reader.inputs[1].const_value.numpy().any()
-        for reader in readers
-    )
+    return all(reader.op_type == "Gather" and _constant(reader, 1) == 0 for reader in readers)

@@ -39,29 +39,33 @@ def simplify(content: bytes) -> onnx_ir.Model:
 
 
 def _drop_detours(model: onnx_ir.Model) -> None:
-    """Read integers directly that are sent through int64 and back, or have 0 added (the first row of one image)."""
+    """Read int32 directly that is sent through int64 and back, or has 0 added (the first row of one image)."""
+    outputs = set(model.graph.outputs)
     for node in model.graph:
-        source = _same_integer(node)
-        if source is not None:
+        source = _through_int64(node) or _plus_zero(node)
+        if source is not None and source.shape == node.outputs[0].shape and not outputs & set(node.outputs):
             node.outputs[0].replace_all_uses_with(source)
 
 
-def _same_integer(node: onnx_ir.Node) -> onnx_ir.Value | None:
-    """Return the int32 that `node` gives back as it is, or None."""
-    if not node.inputs or node.inputs[0] is None or node.outputs[0].dtype != onnx_ir.DataType.INT32:
-        return None
-    source: onnx_ir.Value | None = node.inputs[0]
-    if node.op_type == "Cast":
-        first = node.inputs[0].producer()
-        source = first.inputs[0] if first is not None and first.op_type == "Cast" else None
-    elif node.op_type != "Add" or not _is_zero(node.inputs[1]):
-        return None
-    return source if source is not None and source.dtype == onnx_ir.DataType.INT32 else None
+def _through_int64(node: onnx_ir.Node) -> onnx_ir.Value | None:
+    """Return the int32 that a Cast gives back after another Cast made it int64."""
+    wide = node.inputs[0] if node.op_type == "Cast" else None
+    first = None if wide is None or wide.dtype != onnx_ir.DataType.INT64 else wide.producer()
+    source = first.inputs[0] if first is not None and first.op_type == "Cast" else None
+    return source if source is not None and _are_int32(source, node.outputs[0]) else None
 
 
-def _is_zero(value: onnx_ir.Value | None) -> bool:
-    constant = None if value is None else value.const_value
-    return constant is not None and constant.size == 1 and not constant.numpy().any()
+def _plus_zero(node: onnx_ir.Node) -> onnx_ir.Value | None:
+    """Return the int32 that an Add of the constant 0 gives back."""
+    if node.op_type != "Add" or node.inputs[0] is None or node.inputs[1] is None:
+        return None
+    constant = node.inputs[1].const_value
+    zero = constant is not None and constant.size == 1 and not constant.numpy().any()
+    return node.inputs[0] if zero and _are_int32(node.inputs[0]) else None
+
+
+def _are_int32(*values: onnx_ir.Value) -> bool:
+    return all(value.dtype == onnx_ir.DataType.INT32 for value in values)
 
 
 def serialize(model: onnx_ir.Model, metadata: Mapping[str, str], producer_version: str) -> bytes:

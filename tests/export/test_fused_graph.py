@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+reference = pytest.importorskip("onnx.reference")
 torch = pytest.importorskip("torch")
 
 import onnx_ir as ir  # noqa: E402
 from torch import nn  # noqa: E402
 
 from rtdetr_deploy.model.layers.deformable_attention import CellSampler  # noqa: E402
-from rtdetr_deploy.runtimes import open_runtime  # noqa: E402
 from rtdetr_export.batch_axis import unify_batch_axis  # noqa: E402
 from rtdetr_export.graph import DeployedModel  # noqa: E402
 from rtdetr_export.simplify import simplify  # noqa: E402
@@ -127,40 +128,91 @@ def test_sums_of_either_form_are_equal() -> None:
 
 
 class _Flat(nn.Module):
-    """Rows that are regrouped across images: their number is not the batch."""
+    """Rows that are regrouped across images, and counted: their number is not the batch."""
 
     def forward(self, images: Any) -> tuple[Any, Any]:
         grouped = images.reshape(-1, 3, 4)  # two rows of each image
-        return grouped * torch.arange(grouped.shape[0]).reshape(-1, 1, 1), images.reshape(-1, 4, 6) + 1.0
+        numbers = torch.arange(grouped.shape[0])
+        return grouped * numbers.reshape(-1, 1, 1) + numbers.shape[0], images.reshape(-1, 4, 6) + 1.0
 
 
-def test_an_axis_that_is_not_the_batch_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "flat.onnx"
+class _Doubled(nn.Module):
+    """As many numbers as two batches have rows, and how many that is."""
+
+    def forward(self, images: Any) -> tuple[Any, Any]:
+        numbers = torch.arange(2 * images.shape[0])
+        return numbers * torch.arange(numbers.shape[0]), images + 1.0
+
+
+def _dynamic(model: nn.Module, path: Path) -> ir.Model:
+    """Trace a model of images (B, 2, 12) with two outputs, simplify it, and save it."""
     torch.onnx.export(
-        DeployedModel(_Flat()),
+        DeployedModel(model),
         (torch.zeros(1, 2, 12),),
         path,
         dynamo=False,
         opset_version=17,
         input_names=["images"],
-        output_names=["grouped", "rows"],
-        dynamic_axes={name: {0: "batch"} for name in ("images", "grouped", "rows")},
+        output_names=["first", "second"],
+        dynamic_axes={name: {0: "batch"} for name in ("images", "first", "second")},
     )
-    model = simplify(path.read_bytes())
+    simplified = simplify(path.read_bytes())
+    ir.save(simplified, path)
+    return simplified
+
+
+def _run(path: Path, images: Any) -> list[Any]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return list(session.run(None, {"images": images}))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_axis_that_is_not_the_batch_is_left_alone(tmp_path: Path) -> None:
+    model = _dynamic(_Flat(), tmp_path / "flat.onnx")
     targets = [
         node.inputs[1].const_value.numpy()[0]
         for node in model.graph
         if node.op_type == "Reshape" and node.inputs[1] is not None and node.inputs[1].const_value is not None
     ]
     assert {-1, 0} == {min(size, 0) for size in targets}, "the second one keeps the batch, the first does not"
-    ir.save(model, path)
     images = np.random.default_rng(0).random((3, 2, 12), np.float32)
-    runtime = open_runtime(path)
-    found = runtime.run({"images": images})
-    runtime.close()
-    expected = images.reshape(-1, 3, 4) * np.arange(6, dtype=np.float32)[:, None, None]
-    assert np.allclose(found["grouped"], expected)
-    assert np.allclose(found["rows"], images.reshape(-1, 4, 6) + 1.0)
+    first, second = _run(tmp_path / "flat.onnx", images)
+    assert np.allclose(first, images.reshape(-1, 3, 4) * np.arange(6, dtype=np.float32)[:, None, None] + 6)
+    assert np.allclose(second, images.reshape(-1, 4, 6) + 1.0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_range_beyond_the_batch_is_not_taken_for_it(tmp_path: Path) -> None:
+    _dynamic(_Doubled(), tmp_path / "doubled.onnx")
+    first, _ = _run(tmp_path / "doubled.onnx", np.zeros((3, 2, 12), np.float32))
+    assert first.tolist() == [n * n for n in range(6)]
+
+
+@pytest.mark.parametrize("middle", ["INT64", "BOOL", "FLOAT16", "INT8"])
+def test_casts_that_change_values_stay(middle: str) -> None:
+    nodes = [
+        onnx.helper.make_node("Cast", ["images"], ["there"], to=getattr(onnx.TensorProto, middle)),
+        onnx.helper.make_node("Cast", ["there"], ["back"], to=onnx.TensorProto.INT32),
+        onnx.helper.make_node("Mul", ["back", "two"], ["result"]),
+        onnx.helper.make_node("Add", ["images", "zeros"], ["longer"]),
+        onnx.helper.make_node("Mul", ["longer", "two"], ["shaped"]),
+    ]
+    constants = [
+        onnx.numpy_helper.from_array(np.array(2, np.int32), "two"),
+        onnx.numpy_helper.from_array(np.zeros((1, 1), np.int32), "zeros"),
+    ]
+    kind = onnx.TensorProto.INT32
+    info = onnx.helper.make_tensor_value_info
+    outputs = [info("result", kind, [3]), info("shaped", kind, [1, 3])]
+    graph = onnx.helper.make_graph(nodes, "casts", [info("images", kind, [3])], outputs, constants)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    expected = reference.ReferenceEvaluator(model).run(None, {"images": np.array([0, 5, 2049], np.int32)})
+    changed = simplify(model.SerializeToString())
+    found = reference.ReferenceEvaluator(ir.serde.serialize_model(changed)).run(
+        None, {"images": np.array([0, 5, 2049], np.int32)}
+    )
+    assert [array.tolist() for array in found] == [array.tolist() for array in expected]
+    assert sum(node.op_type == "Cast" for node in changed.graph) == (0 if middle == "INT64" else 2)
 
 
 def test_a_fixed_batch_is_left_as_it_is(small_onnx: Path) -> None:
