@@ -169,6 +169,7 @@ def build_deployed(model: nn.Module, sampler: str, options: ExportOptions) -> De
     family.use_sampler(folded, sampler)
     if options.places_fp16:
         family.fuse_for_gpu(folded)
+        family.to_fp16_form(folded)
     preprocess = NormalizeUint8() if options.takes_uint8 else None
     if not options.raw_output and family.decoding.kind != "sigmoid":
         raise OptionError(

@@ -21,7 +21,7 @@ from rtdetr_deploy.model.layers.attention import SelfAttention
 from rtdetr_deploy.model.layers.conv_norm import ConvNorm
 from rtdetr_deploy.model.layers.deformable_attention import DeformableAttention
 from rtdetr_deploy.model.layers.tokens import LevelSizes, flatten_map
-from rtdetr_deploy.model.query_selection import QuerySelection, Selection, score_tokens
+from rtdetr_deploy.model.query_selection import Preselection, QuerySelection, Selection, score_tokens
 from rtdetr_deploy.model.variants import DECODER_WIDTH, HEADS, Variant
 
 FEEDFORWARD = 1024
@@ -147,6 +147,7 @@ class Decoder(nn.Module):
         self.denoising_class_embed = nn.Embedding(classes + 1, width, padding_idx=classes)
         self.query_pos_head = Mlp(4, 2 * width, width, 2)
         self.query_selection = QuerySelection(variant.queries)
+        self.preselection: Preselection | None = None
         self.enc_output = SelectionProjection(width)
         self.enc_score_head = nn.Linear(width, classes)
         self.enc_bbox_head = Mlp(width, width, 4, 3)
@@ -161,9 +162,9 @@ class Decoder(nn.Module):
         With `extra` queries, E of them, each output has E + Q rows, theirs first.
         """
         memory, sizes = self.flatten(maps)
-        selection = self.query_selection(
-            memory, sizes, project=self.enc_output, score=self.enc_score_head, box=self.enc_bbox_head
-        )
+        among, candidates = (None, memory) if self.preselection is None else self.preselection(memory, sizes)
+        heads = {"project": self.enc_output, "score": self.enc_score_head, "box": self.enc_bbox_head}
+        selection = self.query_selection(candidates, sizes, **heads, among=among)
         # Training: the decoder's losses don't reach the encoder's heads, which have losses of their own.
         content, reference, mask = selection.content.detach(), selection.reference.detach(), None
         if extra is not None:
@@ -172,6 +173,10 @@ class Decoder(nn.Module):
             mask = extra.mask
         logits, boxes = self.refine(content, reference, memory, sizes, mask)
         return DecoderOutput(logits, boxes, selection)
+
+    def preselect(self) -> None:
+        """Choose twice as many tokens as queries first, for files that score all of them in half precision."""
+        self.preselection = Preselection(self.enc_output, self.enc_score_head, 2 * self.queries)
 
     @property
     def queries(self) -> int:

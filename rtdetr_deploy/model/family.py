@@ -54,8 +54,9 @@ class Family(Generic[Model]):
     Precision
         `fp32_scopes(model)`: see `Fp32Scope`. `quantization_blocks(model)`: globs of the parts that go to INT8 as a
         whole; the first that matches a module names its block. `unquantized(model)`: globs of what stays out of INT8,
-        besides the scopes. Of all three, each must match something in the model. `fuse_for_gpu(model)` changes a folded
-        model in place into the same computation as GPUs fuse it; files with FP16 in them are for GPUs.
+        besides the scopes. Of all three, each must match something in the model. Two functions change a folded model
+        in place into another form of the same computation: `fuse_for_gpu(model)` as GPUs fuse it, for engines and for
+        files with FP16 in them, and `to_fp16_form(model)` as FP16 needs it.
     Verification
         `encode(model, images)` gives feature maps and `decode(model, maps)` the raw output: the model in two parts, of
         which the second is run on slightly disturbed maps too. `selection_margin(model, maps)`: by how much (logits)
@@ -76,6 +77,7 @@ class Family(Generic[Model]):
     quantization_blocks: Callable[[Model], tuple[str, ...]]
     unquantized: Callable[[Model], tuple[str, ...]]
     fuse_for_gpu: Callable[[Model], None]
+    to_fp16_form: Callable[[Model], None]
     encode: Callable[[Model, Tensor], list[Tensor]]
     decode: Callable[[Model, list[Tensor]], RawOutput]
     selection_margin: Callable[[Model, list[Tensor]], float]
@@ -118,6 +120,7 @@ _SCOPES = (
     Fp32Scope(
         "normalization", "*", "sums of squares lose the small differences that they are about", ("LayerNormalization",)
     ),
+    Fp32Scope("selection's projection", "decoder.enc_output", "queries begin as what it computes"),
     Fp32Scope("selection's scores", "decoder.enc_score_head", "rounded scores select other queries"),
     Fp32Scope("query selection", "decoder.query_selection", "rounded scores tie, and ties select other queries"),
     Fp32Scope("selection's boxes", "decoder.enc_bbox_head.layers.2", "corrections are added to the logit of an anchor"),
@@ -127,6 +130,11 @@ _SCOPES = (
     Fp32Scope("box refinement", "decoder.refinement", "logits of boxes: 1 - 1e-5 is 1 in FP16, and its logit infinite"),
     Fp32Scope(
         "reference boxes", "decoder.reference_box", "boxes in shares of the image: FP16 has steps of 0.3 in 640 pixels"
+    ),
+    Fp32Scope(
+        "sampling offsets",
+        f"{_ATTENTION}.sampling_offsets",
+        "distances in pixels: FP16 moves them by up to 0.05 cells of 80",
     ),
     Fp32Scope(
         "sampling locations",
@@ -151,13 +159,12 @@ def _fp32_scopes(model: RTDETR) -> tuple[Fp32Scope, ...]:
     return (Fp32Scope("first convolution", first, _WEIGHTS), *_SCOPES, sampler)
 
 
-_UNQUANTIZED = (
-    "decoder.input_proj",
-    "decoder.enc_output",
-    "decoder.enc_bbox_head",
-    "decoder.dec_bbox_head",
-    f"{_ATTENTION}.sampling_offsets",
-)
+def _unquantized(model: RTDETR) -> tuple[str, ...]:
+    return (
+        ("decoder.input_proj",)
+        if model.decoder.preselection is None
+        else ("decoder.input_proj", "decoder.preselection")
+    )
 
 
 def _fuse_for_gpu(model: RTDETR) -> None:
@@ -187,8 +194,9 @@ RTDETR_FAMILY: Family[RTDETR] = Family(
     use_sampler=RTDETR.use_sampler,
     fp32_scopes=_fp32_scopes,
     quantization_blocks=_quantization_blocks,
-    unquantized=lambda _: _UNQUANTIZED,
+    unquantized=_unquantized,
     fuse_for_gpu=_fuse_for_gpu,
+    to_fp16_form=lambda model: model.decoder.preselect(),
     encode=RTDETR.encode,
     decode=_decode,
     selection_margin=lambda model, maps: model.decoder.selection_margin(maps),

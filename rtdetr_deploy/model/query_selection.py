@@ -11,6 +11,7 @@ function as the released code's and cheaper.
 
 from __future__ import annotations
 
+import copy
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -68,21 +69,53 @@ class QuerySelection(nn.Module):
         self.queries = queries
 
     def forward(
-        self, memory: Tensor, sizes: LevelSizes, *, project: nn.Module, score: nn.Module, box: nn.Module
+        self,
+        memory: Tensor,
+        sizes: LevelSizes,
+        *,
+        project: nn.Module,
+        score: nn.Module,
+        box: nn.Module,
+        among: Tensor | None = None,
     ) -> Selection:
         """Memory (B, T, D) of levels with `sizes` -> the selection.
 
         `project` (B, T, D) -> (B, T, D), `score` (B, T, D) -> class logits (B, T, K), `box` (B, Q, D) -> corrections
-        of the anchors' logits (B, Q, 4).
+        of the anchors' logits (B, Q, 4). `among` (B, P) int32 are the only tokens to choose from (see `Preselection`);
+        `memory` is theirs then, (B, P, D).
         """
         # float32 whatever the tokens are: under autocast the boxes must not be rounded to bfloat16.
-        anchors = torch.from_numpy(make_anchors(tuple(sizes))[0]).to(memory.device)
-        output_memory, scores = score_tokens(memory, sizes, project=project, score=score)
-        count = min(self.queries, len(anchors))
-        tokens = scores.amax(dim=-1).topk(count, dim=1).indices.to(torch.int32)  # (B, Q)
-        content = gather_rows(output_memory, tokens)
-        reference = box(content) + functional.embedding(tokens, anchors)
-        return Selection(tokens, content, reference, gather_rows(scores, tokens))
+        anchors, valid = (torch.from_numpy(array).to(memory.device) for array in make_anchors(tuple(sizes)))
+        if among is not None:
+            anchors, valid = functional.embedding(among, anchors), functional.embedding(among, valid)
+        output_memory = project(memory * valid.to(memory))
+        scores = score(output_memory)
+        count = min(self.queries, int(memory.shape[1]))
+        best = scores.amax(dim=-1).topk(count, dim=1).indices.to(torch.int32)  # (B, Q)
+        content = gather_rows(output_memory, best)
+        chosen = functional.embedding(best, anchors) if among is None else gather_rows(anchors, best)
+        tokens = best if among is None else torch.gather(among, 1, best.to(torch.int64))
+        return Selection(tokens, content, box(content) + chosen, gather_rows(scores, best))
+
+
+class Preselection(nn.Module):
+    """Chooses `count` tokens by scores that may be rounded, for a selection that is exact among them.
+
+    So the many can be scored in half precision, and only the few in float32. The selection is that of exact scores
+    where none of its tokens has a rounded score below the `count` best; it has copies of the selection's own heads.
+    """
+
+    def __init__(self, project: nn.Module, score: nn.Module, count: int) -> None:
+        super().__init__()
+        self.project, self.score = copy.deepcopy(project), copy.deepcopy(score)
+        self.count = count
+
+    def forward(self, memory: Tensor, sizes: LevelSizes) -> tuple[Tensor, Tensor]:
+        """Memory (B, T, D) of levels with `sizes` -> tokens (B, P) int32 and their memory (B, P, D); P <= `count`."""
+        _, scores = score_tokens(memory, sizes, project=self.project, score=self.score)
+        count = min(self.count, int(memory.shape[1]))
+        tokens = scores.amax(dim=-1).topk(count, dim=1).indices.to(torch.int32)
+        return tokens, gather_rows(memory, tokens)
 
 
 def score_tokens(memory: Tensor, sizes: LevelSizes, *, project: nn.Module, score: nn.Module) -> tuple[Tensor, Tensor]:

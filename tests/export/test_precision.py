@@ -63,18 +63,19 @@ def test_what_must_stay_fp32_does_and_the_rest_does_not(half: Path) -> None:
     nodes = [node for node in model.graph.node if node.op_type != "Cast"]
     made = {node.name: {types[name] for name in node.output} for node in nodes}
     single = [name for name, kinds in made.items() if kinds == {TensorProto.FLOAT}]
-    last = ("bbox_head/layers.2", "bbox_head.0/layers.2", "bbox_head.1/layers.2")
-    for part in ("LayerNormalization", "coordinates", "sampler/cells", "enc_score_head", "conv1_1", *last):
+    parts = ("LayerNormalization", "sampling_offsets", "coordinates", "sampler/cells", "bbox_head", "enc_score_head")
+    for part in (*parts, "conv1_1"):
         names = [name for name in made if part in name and made[name] & {TensorProto.FLOAT, TensorProto.FLOAT16}]
         assert names, part
         assert set(names) <= set(single), part
     convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
     in_half = [name for name in convolutions if made[name] == {TensorProto.FLOAT16}]
     assert len(in_half) == len(convolutions) - 1
-    assert made["/model/decoder/query_selection/enc_output/proj/MatMul"] == {TensorProto.FLOAT16}
+    assert made["/model/decoder/preselection/project/proj/MatMul"] == {TensorProto.FLOAT16}
+    assert made["/model/decoder/query_selection/enc_output/proj/MatMul"] == {TensorProto.FLOAT}
     parts = ("self_attn/Softmax", "self_attn/out_proj/MatMul", "cross_attn/value_proj/MatMul", "linear1/MatMul")
     for layer in range(2):
-        for part in (*parts, "cross_attn/sampling_offsets/MatMul"):
+        for part in parts:
             assert made[f"/model/decoder/layers.{layer}/{part}"] == {TensorProto.FLOAT16}
 
 
@@ -247,6 +248,7 @@ def test_the_decoder_alone_in_half_keeps_every_query(name: str, tmp_path: Path) 
         "size": (spec["height"], spec["width"]),
         "variant": VARIANTS[name],
         "raw_output": True,
+        "precision": "fp16",
     }
     traced = trace_checkpoint(ExportOptions(**options))
     models = [traced.graph, traced.graph.clone(), traced.graph.clone()]

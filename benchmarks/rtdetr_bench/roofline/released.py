@@ -27,9 +27,16 @@ class BoxesOfAllTokens(QuerySelection):
     """The selection of the released code: boxes for all tokens, then the best are chosen."""
 
     def forward(
-        self, memory: Tensor, sizes: LevelSizes, *, project: nn.Module, score: nn.Module, box: nn.Module
+        self,
+        memory: Tensor,
+        sizes: LevelSizes,
+        *,
+        project: nn.Module,
+        score: nn.Module,
+        box: nn.Module,
+        among: Tensor | None = None,
     ) -> Selection:
-        """See `QuerySelection`."""
+        """See `QuerySelection`; it chooses among all tokens."""
         anchors = torch.from_numpy(make_anchors(tuple(sizes))[0])
         output_memory, scores = score_tokens(memory, sizes, project=project, score=score)
         references = box(output_memory) + anchors
