@@ -41,9 +41,11 @@ class TimingOptions:
 
     title: ClassVar[str] = "how to measure"
 
-    runs: int | None = option(None, "measured rounds", type=int, metavar="N", default_help=str(RUNS))
+    runs: int | None = option(
+        None, "measured rounds; not with --duration", type=int, metavar="N", default_help=str(RUNS)
+    )
     duration: float | None = option(
-        None, "measure for this long instead, at least 3 rounds", type=float, metavar="SECONDS"
+        None, "measure for this long instead, at least 3 rounds; not with --runs", type=float, metavar="SECONDS"
     )
     warmup: int | None = option(
         None, "calls before measuring", type=int, metavar="N", default_help="until times are stable"
@@ -206,7 +208,8 @@ class LatencyOptions:
     """Models timed in turn: `engine` first, to which the others, `against`, are compared.
 
     `batch` are the numbers of images per call; empty: what the first model takes, else 1. `scenario` are those of
-    MLPerf inference that are measured too, each with as many queries as there are rounds.
+    MLPerf inference that are measured too, each with as many queries as there are rounds ("offline": with one query, of
+    as many batches).
     """
 
     engine: Path = option(help="model file or checkpoint to time", type=path_argument, metavar="MODEL")
@@ -221,7 +224,8 @@ class LatencyOptions:
     timing: TimingOptions = part(TimingOptions)
     run: RunOptions = part(RunOptions)
     scenario: tuple[str, ...] = option(
-        (), f"MLPerf's scenarios to measure too, --runs queries each: {', '.join(SCENARIOS)}",
+        (), f"MLPerf's scenarios to measure too: {', '.join(SCENARIOS)}; each asks --runs queries (offline: one, of "
+        "--runs batches), or for --duration",
         type=scenarios_argument, metavar="NAME[,NAME]",
     )  # fmt: skip
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rtdetr_deploy.artifacts.weights_file import find_weights
-from rtdetr_deploy.errors import ExportError
+from rtdetr_deploy.artifacts.weights_file import find_weights, is_exported
+from rtdetr_deploy.errors import CheckpointError, ExportError
 from rtdetr_deploy.files import check_writable, refuse_overwriting, require_file
 from rtdetr_export.formats import FORMATS
 from rtdetr_export.options import ExportOptions
@@ -28,7 +28,7 @@ def check_files(options: ExportOptions) -> ExportOptions:
         find_images([options.calibration])
     written = {"`output`": options.output}
     if options.engine is not None and options.engine.reference is not None:
-        read.append(_find_reference(options.engine.reference))
+        read.append(_find_model(options.engine.reference))
     if options.engine is not None:
         written["`timing_cache`"] = options.engine.timing_cache
     if options.is_engine and not options.from_onnx:
@@ -53,15 +53,16 @@ def _in_folder(folder: Path, form: str) -> dict[str, Path | None]:
 
 def _find_weights(options: ExportOptions) -> Path:
     """Return the file that is read; an ONNX file is one for engines and folders alone."""
-    if options.from_onnx and (options.is_engine or options.format is not None):
-        require_file(options.weights, ExportError)
-        return options.weights
+    if options.is_engine or options.format is not None:
+        return _find_model(options.weights)
     return find_weights(options.weights)
 
 
-def _find_reference(path: Path) -> Path:
-    """Return the file that is read of a reference."""
-    if path.suffix.lower() != ".onnx":
-        return find_weights(path)
-    require_file(path, ExportError)
-    return path
+def _find_model(path: Path) -> Path:
+    """Return the file that is read of a checkpoint or an ONNX file."""
+    if path.suffix.lower() == ".onnx":
+        require_file(path, ExportError)
+        return path
+    if path.is_file() and is_exported(path):
+        raise CheckpointError(f"{path} is an engine already; expected an .onnx, .pth, .pt or .safetensors file")
+    return find_weights(path)

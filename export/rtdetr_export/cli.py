@@ -147,11 +147,11 @@ def _facts(result: ExportResult) -> list[str]:
 
 
 def print_findings(path: Path) -> int:
-    """Print what is wrong with an ONNX file for TensorRT, and return 1 when there are errors."""
+    """Print what is wrong with an ONNX file for TensorRT, one line per message; return 1 when there are errors."""
     with needed_for("--lint", "export"):
-        from rtdetr_export.trt.lint import RULES, lint_file
+        from rtdetr_export.trt.lint import RULES, lint_file, merged
     findings = lint_file(path)
-    for finding in findings:
+    for finding in merged(findings):
         print(in_words_of_the_command(str(finding)))
     errors = sum(finding.severity == "error" for finding in findings)
     warnings = plural(len(findings) - errors, "warning")

@@ -184,6 +184,10 @@ class ExportOptions:
     def _check_format(self, name: str) -> None:
         if name not in FORMATS:
             raise OptionError(f"`format` is {name!r}, expected {_listed((None, *FORMATS))}")
+        if self.output is not None and self.output.suffix.lower() in (".onnx", *ENGINE_SUFFIXES):
+            raise OptionError(
+                f'`output` is {self.output}, but `format="{name}"` writes a folder; leave {self.output.suffix} out'
+            )
         FORMATS[name].check_model(raw_input=bool(self.raw_input), raw_output=self.raw_output, batch=self.batch)
 
     def _check_precision(self) -> None:
@@ -297,12 +301,20 @@ def refuse_ignored(weights: Path, output: Path | None, chosen: Collection[str], 
     """
     of_engines = {"engine", *(field.name for field in fields(EngineOptions))}
     to_engine = form is None and is_engine(output)
-    if (to_engine or form is not None) and _is_onnx(weights):
-        allowed = {"weights", "output", "format", *(("calibration", *of_engines) if to_engine else ())}
-        refuse_options(chosen, allowed, f"is decided in {weights.name} already; export it again")
     if not to_engine:
         allowed = {name for name in chosen if name not in of_engines}
-        refuse_options(chosen, allowed, 'is for engines; add `output="NAME.engine"`')
+        refuse_options(chosen, allowed, _for_engines(form))
+    if (to_engine or form is not None) and _is_onnx(weights):
+        undecided = {"weights", "output", "format", *(("calibration", *of_engines) if to_engine else ())}
+        refuse_options(chosen, undecided, f"is decided in {weights.name} already; export it again")
+
+
+def _for_engines(form: str | None) -> str:
+    """Return why an option of engines is refused, and where it belongs."""
+    if form is None or form not in FORMATS:
+        return 'is for engines; add `output="NAME.engine"`'
+    system = FORMATS[form].system
+    return f'is for engines, and `format="{form}"` writes none; the engine is built on the machine with {system}'
 
 
 def _is_onnx(weights: Path) -> bool:

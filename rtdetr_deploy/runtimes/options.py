@@ -80,9 +80,13 @@ def check_threads(threads: int) -> None:
         raise OptionError(f"`threads` is {threads!r}, expected a whole number from 1 to {limit} on this machine")
 
 
-def cpu_or_cuda(device: str, runtime: str) -> tuple[Literal["cpu", "cuda"], int | None]:
-    """Return "cpu" or "cuda" and the GPU's number, where one is given. Raises `OptionError` for other devices."""
+def cpu_or_cuda(device: str, runtime: str, *, cpu: bool = True) -> tuple[Literal["cpu", "cuda"], int | None]:
+    """Return "cpu" or "cuda" and the GPU's number, where one is given. Raises `OptionError` for other devices.
+
+    `cpu` False leaves the CPU out of what the error expects; the caller refuses "cpu" in words of its own.
+    """
     found = _CPU_OR_CUDA.fullmatch(device)
     if found is None:
-        raise OptionError(f"`device` is {device!r}, but {runtime} runs on cpu, cuda or cuda:1 (a GPU by its number)")
+        known = "cpu, cuda" if cpu else "cuda"
+        raise OptionError(f"`device` is {device!r}, but {runtime} runs on {known} or cuda:1 (a GPU by its number)")
     return ("cuda" if found[1].lower() == "cuda" else "cpu"), None if found[2] is None else int(found[2])

@@ -73,6 +73,13 @@ def test_every_verb_takes_exactly_its_options() -> None:
         assert shown == {*taken.split(), "-h", "--help", "--version"}, verb
 
 
+def test_the_help_says_what_runs_duration_and_scenarios_are_to_each_other() -> None:
+    told = {action.dest: str(action.help) for action in build_parser("latency")._actions}
+    assert "not with --duration" in told["runs"]
+    assert "not with --runs" in told["duration"]
+    assert re.search(r"--runs queries \(offline: one, of --runs batches\), or for --duration", told["scenario"])
+
+
 @pytest.mark.parametrize("verb", TAKEN)
 def test_an_option_of_another_verb_is_refused(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     for option in set(ALL) - set(TAKEN[verb].split()):

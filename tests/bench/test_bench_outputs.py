@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -127,6 +128,14 @@ def test_random_models_tell_their_version(capsys: pytest.CaptureFixture[str]) ->
         random_models.main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"rtdetr_bench.tools.random_models {__version__}\n"
+
+
+def test_the_help_of_random_models_is_not_a_wall_of_variants(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        random_models.main(["--help"])
+    told = capsys.readouterr().out
+    assert "--variants VARIANT" in told
+    assert not re.search(r"\br34\b", told)
 
 
 def test_the_json_of_precision_counts_expected_and_spurious_detections(

@@ -88,7 +88,8 @@ def _content() -> dict[str, Any]:
         "scenarios": [
             {
                 "model": "<script>", "scenario": "MultiStream", "metric": "p99 ms", "value": 8.125, "bound": None,
-                "samples": [8.0, 9.0], "batch": 4, "threads": 2, "images_per_second": 900.0, "doubt": "a guess",
+                "samples": [8.0, 9.0], "images": 16, "batch": 4, "threads": 2, "images_per_second": 900.0,
+                "doubt": "a guess",
             }
         ],
         "roofline": {
@@ -229,6 +230,24 @@ def _text(content: Any) -> None:
 
 def _unknown(content: Any) -> None:
     content["encoder"]["rows"][1]["name"] = "F"
+
+
+def test_scenarios_keep_their_columns_and_tell_no_number_twice(tmp_path: Path) -> None:
+    (one,) = _content()["scenarios"]
+    few = one | {"scenario": "SingleStream", "value": 7.25, "images_per_second": 123.0}
+    flow = one | {
+        "scenario": "Offline",
+        "metric": "images/s",
+        "value": 456.0,
+        "images_per_second": 456.0,
+        "samples": [],
+    }
+    write_report(tmp_path / "a.html", [_content() | {"comparison": None, "scenarios": [few, flow]}])
+    text = (tmp_path / "a.html").read_text().split("<h2>Scenarios</h2>")[1].split("</table>")[0]
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in text.split("<tr>")[1:]]
+    first, last = (dict(zip(rows[0], row, strict=True)) for row in rows[1:])
+    assert (first["at most"], first["batch"], first["images/s"]) == ("-", "4", "123.0")
+    assert (last["value"], last["images/s"], last["images"], last["queries"]) == ("456.00", "-", "16", "1")
 
 
 def _list(content: Any) -> None:

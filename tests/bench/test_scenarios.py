@@ -162,6 +162,11 @@ def test_a_percentile_of_too_few_queries_is_called_a_guess() -> None:
     offline = ScenarioResult("a.onnx", "offline", np.empty(0), flow)
     assert (offline.value, offline.bound, offline.doubt) == (40.0, None, "")
     text = format_scenarios([few, enough, offline])
+    names, *rows = (line.replace("at most", "bound").replace(" ms", "").split() for line in text.splitlines()[:4])
+    columns = [dict(zip(names, row[1:], strict=False)) for row in rows]
+    assert [(one["value"], one["images"], one["images/s"]) for one in columns] == [
+        ("1.99", "40", "40.0"), ("1.90", "40", "40.0"), ("40.00", "40", "-"),
+    ]  # fmt: skip
     for told in ("SingleStream", "MultiStream", "Offline", "p90 ms", "p99 ms", "a guess", "not an MLPerf result"):
         assert told in text
     assert few.to_json()["scenario"] == "MultiStream"

@@ -227,7 +227,7 @@ def test_compatible_engines_need_a_gpu_that_can_build_them(
         ({"tiling_level": "best"}, "`tiling_level` is 'best', expected none, fast, moderate or full"),
         ({"hardware_compatible": "turing"}, r"`hardware_compatible` is 'turing', expected none, ampere\+ or same-comp"),
         ({"device": "cpu"}, '`device="cpu"` is not for engines: they are built on NVIDIA GPUs; leave it out'),
-        ({"device": 1}, "`device` is '1', but TensorRT runs on cpu, cuda or cuda:1"),
+        ({"device": 1}, "`device` is '1', but TensorRT runs on cuda or cuda:1"),
     ],
 )
 def test_values_outside_their_range_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -407,7 +407,7 @@ def test_options_that_engines_do_not_have_are_refused(world: fake_tensorrt.World
         OptionError, match=r'`device="cpu"` is not for engines: dynamic.engine runs on NVIDIA GPUs only'
     ):
         open_runtime(engine, options=RuntimeOptions(device="cpu"))
-    with pytest.raises(OptionError, match="`device` is 'npu', but TensorRT runs on cpu, cuda or cuda:1"):
+    with pytest.raises(OptionError, match="`device` is 'npu', but TensorRT runs on cuda or cuda:1"):
         open_runtime(engine, options=RuntimeOptions(device="npu"))
     with pytest.raises(OptionError, match="`threads` is not for engines"):
         open_runtime(engine, options=RuntimeOptions(threads=2))

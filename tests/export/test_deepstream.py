@@ -30,6 +30,7 @@ from rtdetr_export import EngineOptions, ExportOptions, ExportResult, export
 from rtdetr_export.cli import build_parser as command_line
 from rtdetr_export.cli import main
 from rtdetr_export.formats import FORMATS, deepstream
+from rtdetr_export.trt.trtexec import trtexec_line
 
 KEYS = {
     "gpu-id", "gie-unique-id", "process-mode", "network-type", "interval", "infer-dims", "net-scale-factor", "offsets",
@@ -174,7 +175,21 @@ def test_class_names_stay_one_per_line_whatever_is_in_them(info: ArtifactInfo, t
         ({"raw_input": True}, '`format="deepstream"` needs a float input, which nvinfer fills; export without `raw_i'),
         ({"raw_output": True}, "needs labels, boxes and scores, which its parser reads; export without `raw_output`"),
         ({"batch": 4}, 'does not go with a fixed batch of 4: nvinfer .*; export with `batch="dynamic"`, or 1'),
-        ({"engine": EngineOptions(max_batch=4)}, '`max_batch` is for engines; add `output="NAME.engine"`'),
+        (
+            {"engine": EngineOptions(max_batch=4)},
+            '`max_batch` is for engines, and `format="deepstream"` writes none; the engine is built on the',
+        ),
+        (
+            {"engine": EngineOptions(keep_log=True), "weights": Path("x.onnx")},
+            "`keep_log` is for engines, and `format=",
+        ),
+        ({"engine": EngineOptions(), "format": "tflite"}, '`engine` is for engines; add `output="NAME.engine"`'),
+        (
+            {"output": Path("ds.onnx")},
+            '`output` is ds.onnx, but `format="deepstream"` writes a folder; leave .onnx out',
+        ),
+        ({"output": Path("ds.ENGINE")}, "`output` is ds.ENGINE, but .* writes a folder; leave .ENGINE out"),
+        ({"output": Path("ds.plan"), "weights": Path("x.onnx")}, "`output` is ds.plan, but .* writes a folder"),
         ({"format": "tflite"}, "`format` is 'tflite', expected None or deepstream"),
         ({"layers": 3, "weights": Path("x.onnx")}, "`layers` is decided in x.onnx already; export it again"),
         ({"weights": Path("x.onnx"), "calibration": Path(".")}, "`calibration` is decided in x.onnx already"),
@@ -185,8 +200,8 @@ def test_what_deepstream_can_not_run_is_refused_before_any_work(changes: dict[st
         ExportOptions(**{"weights": Path("r50.pth"), "format": "deepstream", **changes})
 
 
-def test_a_folder_may_be_called_as_it_likes() -> None:
-    for name in ("cells", "cells.engine", "v1.0.onnx", "."):
+def test_a_folder_may_be_called_as_it_likes_but_not_as_a_model_file() -> None:
+    for name in ("cells", "v1.0", "cells.onnx-deepstream", "."):
         options = ExportOptions(Path("r50.pth"), Path(name), format="deepstream")
         assert not options.is_engine
 
@@ -254,6 +269,7 @@ def test_the_command_says_what_to_type_next(
     assert f"cd '{target}' && make" in text
     assert "gst-launch-1.0 -e filesrc location=VIDEO.mp4 ! " in text
     assert "! nvinfer config-file-path=config_infer.txt !" in text
+    assert "batch" not in re.findall(r"^  rtdetr-export (.+)$", text, re.MULTILINE)[0], "the file's batch is fixed"
     (command,) = re.findall(r"^  rtdetr-export (.+)$", text, re.MULTILINE)
     command_line().parse_args(command.split())
     assert (
@@ -269,12 +285,52 @@ def test_the_readme_gives_trtexec_the_shapes_of_a_dynamic_batch(info: ArtifactIn
     assert "--minShapes=images:1x3x480x800 --optShapes=images:8x3x480x800 --maxShapes=images:8x3x480x800" in dynamic
 
 
+@pytest.mark.parametrize("batch", [1, None])
+def test_both_commands_of_the_readme_build_the_same_engine(info: ArtifactInfo, batch: int | None) -> None:
+    info = replace(info, batch=batch)
+    readme = deepstream.make_files(info)["README.md"].decode()
+    (own,) = re.findall(r"^    rtdetr-export (.+)$", readme, re.MULTILINE)
+    (theirs,) = re.findall(r"^    (trtexec .+)$", readme, re.MULTILINE)
+    assert f"  rtdetr-export {own}\n" in deepstream.next_steps(Path("cells"), info)
+    arguments = command_line().parse_args(own.split())
+    options = EngineOptions(max_batch=arguments.max_batch, opt_batch=arguments.opt_batch)
+    options.check_batch(batch, "model.onnx")
+    expected = set(trtexec_line(arguments.weights, arguments.output, options, info).split())
+    assert set(theirs.split()) == expected - {"--profilingVerbosity=detailed"}
+
+
+def mux_of(pipeline: str) -> dict[str, str]:
+    """Return the properties of nvstreammux."""
+    (text,) = re.findall(r" nvstreammux (.+?) ! nvinfer ", pipeline)
+    return dict(item.split("=") for item in text.split())
+
+
+@pytest.mark.parametrize("batch", [1, None])
+def test_the_pipelines_batches_fit_the_engine_and_what_follows(info: ArtifactInfo, batch: int | None) -> None:
+    readme = deepstream.make_files(replace(info, batch=batch))["README.md"].decode()
+    drawn, detected = re.findall(r"^    (gst-launch-1.0 .+)$", readme, re.MULTILINE)
+    assert "nvv4l2h264enc" in drawn
+    assert mux_of(drawn)["batch-size"] == "1", "an encoder takes one frame at a time"
+    assert not re.search(r"enc|osd|filesink", detected), "for GPUs without an encoder"
+    assert detected.endswith(" ! fakesink sync=false")
+    assert mux_of(detected)["batch-size"] == read_property(replace(info, batch=batch))["batch-size"]
+    for pipeline in (drawn, detected):
+        assert int(mux_of(pipeline)["batched-push-timeout"]) > 0, "the default waits for a full batch forever"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--raw-input"], "--format deepstream needs a float input, which nvinfer fills; export without --raw-input"),
         (["--batch", "2"], "--format deepstream does not go with a fixed batch of 2"),
-        (["--workspace", "2"], "--workspace is for engines"),
+        (
+            ["--workspace", "2"],
+            "--workspace is for engines, and --format deepstream writes none; the engine is built on",
+        ),
+        (["--device", "cuda"], "--device is for engines, and --format deepstream writes none"),
+        (["--weights", "{onnx}", "--keep-log"], "--keep-log is for engines, and --format deepstream writes none"),
+        (["--weights", "{engine}"], "a.engine is an engine already; expected an .onnx, .pth, .pt or .safetensors file"),
+        (["--output", "ds.onnx"], "--output is ds.onnx, but --format deepstream writes a folder; leave .onnx out"),
         (["--format", "triton"], "invalid choice: 'triton'"),
         (["--output", "{file}"], "is not a folder"),
     ],
@@ -282,10 +338,12 @@ def test_the_readme_gives_trtexec_the_shapes_of_a_dynamic_batch(info: ArtifactIn
 def test_wrong_input_gives_one_line(
     arguments: list[str], message: str, small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "file").touch()
+    files = {"file": tmp_path / "file", "engine": tmp_path / "a.engine", "onnx": tmp_path / "a.onnx"}
+    for path in files.values():
+        path.touch()
     line = ["--weights", str(small_checkpoint), "--format", "deepstream", *arguments]
     try:
-        status: Any = main([item.format(file=tmp_path / "file") for item in line])
+        status: Any = main([item.format(**files) for item in line])
     except SystemExit as exit_:
         status = exit_.code
     error = capsys.readouterr().err

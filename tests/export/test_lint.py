@@ -14,7 +14,7 @@ from onnx import TensorProto, numpy_helper, parser  # noqa: E402
 
 from rtdetr_deploy import ArtifactError  # noqa: E402
 from rtdetr_export.cli import main  # noqa: E402
-from rtdetr_export.trt.lint import RULES, Finding, lint, lint_file  # noqa: E402
+from rtdetr_export.trt.lint import RULES, Finding, lint, lint_file, merged  # noqa: E402
 
 MAP, PAIRS, ROWS = "float[1,4,8,8]", "float[1,6,6,2]", "float16[1,8,20,32]"
 BROKEN = {
@@ -209,6 +209,30 @@ def test_changes_of_a_real_export_are_found(small_onnx: Path) -> None:
     assert "strong-typing" in findings(cast_one_input)
     assert findings(unsort) == {"topk"}
     assert "dynamic-axes" in findings(open_size)
+
+
+def test_what_several_nodes_have_is_one_line_with_their_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "grid.onnx"
+    nodes = " ".join(f"y{i} = GridSample(x, p)" for i in range(4))
+    outputs = ", ".join(f"float[1,4,6,6] y{i}" for i in range(4))
+    onnx.save(_model(f"({MAP} x, {PAIRS} p) => ({outputs}) {{ {nodes} }}", 17), path)
+    findings = lint_file(path)
+    assert len({finding.where for finding in findings}) == len(findings) > 2, "Python names every node"
+    assert main(["--lint", str(path)]) == 0
+    line, total = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"warning: {findings[0].where} and {len(findings) - 1} more: 10.14 and 11.1 computed")
+    assert f"0 errors, {len(findings)} warnings;" in total
+
+
+def test_findings_of_other_rules_or_messages_stay_apart() -> None:
+    def at(where: str, message: str = "wrong", rule: str = "topk") -> Finding:
+        return Finding(rule, "error", where, message, "docs")
+
+    found = [at("a"), at("b", "other"), at("c"), at("d", rule="resize"), at("e")]
+    assert merged(found) == [at("a and 2 more"), at("b", "other"), at("d", rule="resize")]
+    assert merged([]) == []
 
 
 def test_the_command_prints_findings_and_fails_on_errors(

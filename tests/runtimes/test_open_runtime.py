@@ -136,6 +136,8 @@ def test_devices_have_a_number_where_they_are_gpus() -> None:
     for text in ("cpu:0", "cuda:", "cuda:x", "cuda:-1", "gpu"):
         with pytest.raises(OptionError, match="but torch runs on cpu, cuda or cuda:1"):
             cpu_or_cuda(text, "torch")
+        with pytest.raises(OptionError, match="but TensorRT runs on cuda or cuda:1"):
+            cpu_or_cuda(text, "TensorRT", cpu=False)
 
 
 def test_a_checkpoint_and_a_folder_of_one_run_in_torch(r18_checkpoint: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rtdetr_bench.report.html import table as _table
 from rtdetr_bench.report.roofline import roofline_section
 from rtdetr_bench.results import BAD_CONTENT, Json, edited, read_results
 from rtdetr_bench.scenarios.bounds import CONFIDENCE
-from rtdetr_bench.scenarios.results import NOTE
+from rtdetr_bench.scenarios.results import NOTE, SPEED
 from rtdetr_deploy import OptionError
 from rtdetr_deploy.evaluate.published import NMS, SOURCE, published_decoder
 from rtdetr_deploy.files import write_bytes
@@ -179,14 +179,15 @@ def _scenarios(results: Sequence[Json]) -> str:
     rows = [
         [
             one["model"], one["scenario"], one["metric"], f"{one['value']:.2f}",
-            "-" if one["bound"] is None else f"{one['bound']:.2f}", len(one["samples"]) or 1, one["batch"],
-            one["threads"], f"{one['images_per_second']:.1f}", one["doubt"] or "-",
+            "-" if one["bound"] is None else f"{one['bound']:.2f}", len(one["samples"]) or 1, one["images"],
+            one["batch"], one["threads"], "-" if one["metric"] == SPEED else f"{one['images_per_second']:.1f}",
+            one["doubt"] or "-",
         ]
         for one in results
     ]  # fmt: skip
-    head, rows, _ = _without_same(
-        ("model", "scenario", "metric", "value", "at most", "queries", "batch", "threads", "images/s", "doubt"), rows
-    )
+    head = (
+        "model", "scenario", "metric", "value", "at most", "queries", "images", "batch", "threads", SPEED, "doubt",
+    )  # fmt: skip
     return (
         f"<h2>Scenarios</h2><p>{escape(NOTE[0].upper() + NOTE[1:])}. At most: MLPerf's early-stopping estimate, "
         f"{100 * CONFIDENCE:.0f} % confidence.</p>" + _table(head, rows)

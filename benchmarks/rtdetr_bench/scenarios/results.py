@@ -17,6 +17,9 @@ NOTE = (
     "This is not an MLPerf result: its load generator, data set, quality target and durations are not used"
 )
 
+SPEED = "images/s"
+"""The metric of a scenario that has no latency: its value is the throughput, which is not told twice."""
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -29,7 +32,7 @@ class Scenario:
     @property
     def metric(self) -> str:
         """What is told about a model."""
-        return "images/s" if self.percentile is None else f"p{self.percentile:g} ms"
+        return SPEED if self.percentile is None else f"p{self.percentile:g} ms"
 
 
 SCENARIOS: Mapping[str, Scenario] = {
@@ -122,12 +125,13 @@ class ScenarioResult:
 def format_scenarios(results: Sequence[ScenarioResult]) -> str:
     """Return the table of all models and scenarios, with a note on what it is."""
     width = max(len(result.model) for result in results)
-    head = f"{'':<{width}}  {'scenario':<14}{'metric':>10}{'value':>10}{'at most':>10}{'queries':>9}{'batch':>7}"
-    lines = [f"{head}{'threads':>9}{'images/s':>10}"]
+    head = f"{'':<{width}}  {'scenario':<14}{'metric':>10}{'value':>10}{'at most':>10}{'queries':>9}{'images':>8}"
+    lines = [f"{head}{'batch':>7}{'threads':>9}{'images/s':>10}"]
     for result in results:
         scenario, flow, bound = SCENARIOS[result.scenario], result.throughput, result.bound
         told = f"{'-' if bound is None else f'{bound:.2f}':>10}{len(result.milliseconds) or 1:>9}"
-        told += f"{flow.batch:>7}{flow.threads:>9}{flow.images_per_second:>10.1f}"
+        speed = "-" if scenario.metric == SPEED else f"{flow.images_per_second:.1f}"
+        told += f"{flow.images:>8}{flow.batch:>7}{flow.threads:>9}{speed:>10}"
         lines.append(
             f"{result.model:<{width}}  {scenario.title:<14}{scenario.metric:>10}{result.value:>10.2f}{told}"
             + (f"  {result.doubt}" if result.doubt else "")

@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         default=["r18", "r50", "hgnetv2-l"],
         choices=variant_names(),
-        help="models to make (default: r18 r50 hgnetv2-l)",
+        metavar="VARIANT",
+        help="models to make, as rtdetr-export --variants names them (default: r18 r50 hgnetv2-l)",
     )
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="default: fp32")
     parser.add_argument("--weights-only", action="store_true", help="write checkpoints, don't export them")

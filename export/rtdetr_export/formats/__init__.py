@@ -22,7 +22,7 @@ class CheckModel(Protocol):
 
 @dataclass(frozen=True)
 class Format:
-    """What a folder for one serving system holds.
+    """What a folder for one serving system, called `system`, holds.
 
     `check_model` is called before any work is done.
     `check_folder(folder)` raises `OutputError` where what is in the folder already would be taken for the new model's.
@@ -32,6 +32,7 @@ class Format:
     run the file: INT8 goes with FP16 then.
     """
 
+    system: str
     onnx: str
     file_names: tuple[str, ...]
     check_model: CheckModel
@@ -43,6 +44,7 @@ class Format:
 
 FORMATS: Mapping[str, Format] = {
     "deepstream": Format(
+        system=deepstream.SYSTEM,
         onnx=deepstream.ONNX,
         file_names=deepstream.FILE_NAMES,
         check_model=deepstream.check_model,

@@ -24,6 +24,7 @@ from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 from rtdetr_deploy.words import plural, printable
 from rtdetr_export.trt.options import DEFAULT_MAX_BATCH
 
+SYSTEM = "DeepStream"
 ONNX = "model.onnx"
 CONFIG = "config_infer.txt"
 LABELS = "labels.txt"
@@ -35,6 +36,8 @@ THRESHOLD = 0.5
 """Score from which objects are kept, as the Predictor does by default."""
 SEPARATOR = ";"
 """nvinfer splits each line of the labels there, and shows the first part."""
+PUSH_TIMEOUT = 40_000
+"""Microseconds that nvstreammux waits for the rest of a batch: a frame's time at 25 per second (default: forever)."""
 
 
 def check_model(*, raw_input: bool, raw_output: bool, batch: int | None) -> None:
@@ -76,7 +79,7 @@ def next_steps(folder: Path, info: ArtifactInfo) -> str:
     lines = [
         "on the machine with DeepStream (README.md in the folder says more; nothing here has run on DeepStream yet):",
         f"  cd {shlex.quote(str(folder))} && make",
-        f"  rtdetr-export --weights {ONNX} --output {engine_name(info)}",
+        f"  {_export_line(info)}",
         f"  {_pipeline()}",
     ]
     changed = [name for index, name in enumerate(info.class_names) if label_of(index, name) != name]
@@ -106,8 +109,11 @@ def _fields(info: ArtifactInfo) -> dict[str, object]:
         "classes": len(info.class_names),
         "class_count": plural(len(info.class_names), "class"),
         "engine": engine_name(info),
+        "export_line": _export_line(info),
         "shapes": _shapes(info),
         "pipeline": _pipeline(),
+        "pipeline_without_encoder": _pipeline_without_encoder(info),
+        "push_timeout": PUSH_TIMEOUT,
         "preprocessing": _preprocessing(info.preprocess),
         "threshold": THRESHOLD,
     }
@@ -116,6 +122,12 @@ def _fields(info: ArtifactInfo) -> dict[str, object]:
 def _batch(info: ArtifactInfo) -> int:
     """Return the max batch: what `rtdetr-export` builds engines for by default where the batch is dynamic."""
     return info.batch or DEFAULT_MAX_BATCH
+
+
+def _export_line(info: ArtifactInfo) -> str:
+    """Return the command that builds the engine, of the same batches as trtexec's (see `_shapes`)."""
+    line = f"rtdetr-export --weights {ONNX} --output {engine_name(info)}"
+    return line if info.batch is not None else f"{line} --max-batch {_batch(info)} --opt-batch {_batch(info)}"
 
 
 def _shapes(info: ArtifactInfo) -> str:
@@ -128,10 +140,23 @@ def _shapes(info: ArtifactInfo) -> str:
 
 
 def _pipeline() -> str:
+    """Return the pipeline that draws what is found: encoders take one frame at a time."""
+    drawn = (
+        "nvvideoconvert ! nvdsosd ! nvvideoconvert ! nvv4l2h264enc ! h264parse ! qtmux ! filesink location=found.mp4"
+    )
+    return _pipeline_to(drawn, 1)
+
+
+def _pipeline_without_encoder(info: ArtifactInfo) -> str:
+    """Return the pipeline that detects and writes nothing, with as many frames at once as the engine takes."""
+    return _pipeline_to("fakesink sync=false", _batch(info))
+
+
+def _pipeline_to(sink: str, batch: int) -> str:
     return (
         "gst-launch-1.0 -e filesrc location=VIDEO.mp4 ! qtdemux ! h264parse ! nvv4l2decoder ! mux.sink_0 "
-        f"nvstreammux name=mux batch-size=1 width=1920 height=1080 ! nvinfer config-file-path={CONFIG} ! "
-        "nvvideoconvert ! nvdsosd ! nvvideoconvert ! nvv4l2h264enc ! h264parse ! qtmux ! filesink location=found.mp4"
+        f"nvstreammux name=mux batch-size={batch} batched-push-timeout={PUSH_TIMEOUT} width=1920 height=1080 ! "
+        f"nvinfer config-file-path={CONFIG} ! {sink}"
     )
 
 

@@ -8,8 +8,8 @@ wrong on some versions, or is slower than it could be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -104,6 +104,17 @@ def lint(model: onnx.ModelProto) -> list[Finding]:
         Finding(rule.name, rule.severity, where, message, rule.source)
         for rule in RULES
         for where, message in rule.check(graph)
+    ]
+
+
+def merged(findings: Sequence[Finding]) -> list[Finding]:
+    """Return one finding per rule and message: where several nodes have it, the first and how many more."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.rule, finding.message), []).append(finding)
+    return [
+        first if not others else replace(first, where=f"{first.where} and {len(others)} more")
+        for first, *others in groups.values()
     ]
 
 

@@ -114,7 +114,7 @@ class EngineOptions:
 
         if self.device is None:
             return None
-        kind, number = cpu_or_cuda(str(self.device), "TensorRT")
+        kind, number = cpu_or_cuda(str(self.device), "TensorRT", cpu=False)
         if kind == "cpu":
             raise OptionError('`device="cpu"` is not for engines: they are built on NVIDIA GPUs; leave it out')
         return number

@@ -297,7 +297,7 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> TensorRtRuntime:
     usable GPU, `MissingPackageError` without TensorRT or cuda-python, `OptionError` for what engines don't have.
     """
     file = model.name if isinstance(model, Path) else "the engine"
-    kind, number = cpu_or_cuda(options.device or "cuda", "TensorRT")
+    kind, number = cpu_or_cuda(options.device or "cuda", "TensorRT", cpu=False)
     if kind == "cpu":
         raise OptionError(f'`device="cpu"` is not for engines: {file} runs on NVIDIA GPUs only; leave it out')
     if options.threads is not None:

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <iostream>
+#include <string>
 #include <vector>
 
 #include "nvdsinfer_custom_impl.h"
@@ -28,7 +29,7 @@ struct Outputs {
     unsigned int rows;
 };
 
-bool fail(const char* layer, const char* problem) {
+bool fail(const char* layer, const std::string& problem) {
     std::cerr << kFunction << ": output '" << layer << "' " << problem << std::endl;
     return false;
 }
@@ -42,25 +43,42 @@ const NvDsInferLayerInfo* find_layer(const std::vector<NvDsInferLayerInfo>& laye
     return nullptr;
 }
 
+// Returns the dimensions as they are written: (300, 4).
+std::string to_text(const NvDsInferDims& dims) {
+    std::string text;
+    for (unsigned int i = 0; i < dims.numDims && i < NVDSINFER_MAX_DIMS; ++i) {
+        text += (i == 0 ? "" : ", ") + std::to_string(dims.d[i]);
+    }
+    return "(" + text + ")";
+}
+
+std::string wrong_type(NvDsInferDataType found, NvDsInferDataType expected) {
+    if (found == HALF) {
+        return "is of type HALF; build the engine strongly typed, as README.md says";
+    }
+    return expected == INT32 ? "has another type than INT32" : "has another type than FLOAT";
+}
+
 // Returns the content of the layer `name`, or null after saying what is wrong with it. `rows` is the number of rows
 // that it must have; 0 takes what is there.
 const void* content_of(const std::vector<NvDsInferLayerInfo>& layers, const char* name, NvDsInferDataType type,
                        unsigned int columns, unsigned int& rows) {
     const NvDsInferLayerInfo* layer = find_layer(layers, name);
-    const char* problem = nullptr;
+    std::string problem;
     if (layer == nullptr) {
         problem = "is missing; is this the engine of another model?";
     } else if (layer->buffer == nullptr) {
         problem = "has no content on the host";
     } else if (layer->dataType != type) {
-        problem = type == INT32 ? "has another type than INT32" : "has another type than FLOAT";
+        problem = wrong_type(layer->dataType, type);
     } else if (layer->inferDims.numDims != (columns == 1 ? 1 : 2) || layer->inferDims.d[0] == 0 ||
                (columns != 1 && layer->inferDims.d[1] != columns)) {
-        problem = "has other dimensions than (N), or (N, 4) of boxes";
+        problem = "has dimensions " + to_text(layer->inferDims) + ", expected " + (columns == 1 ? "(N)" : "(N, 4)");
     } else if (rows != 0 && layer->inferDims.d[0] != rows) {
-        problem = "has another number of rows than the outputs before it";
+        problem = "has dimensions " + to_text(layer->inferDims) + ", but the outputs before it have " +
+                  std::to_string(rows) + " rows";
     }
-    if (problem != nullptr) {
+    if (!problem.empty()) {
         fail(name, problem);
         return nullptr;
     }
