@@ -207,9 +207,12 @@ class TensorRtRuntime:
             raise ArtifactError(f"{failure} ({error!r})") from error
 
     def close(self) -> None:
-        """See `Runtime.close`; calls that have begun are waited for."""
-        self._finalizer.detach()
+        """See `Runtime.close`; calls that have begun are waited for. Interrupted, it leaves the engine open.
+
+        Raises `DeviceError` in the middle of a call of the same thread, as from a signal handler.
+        """
         self._resources.free()
+        self._finalizer.detach()
 
     @contextmanager
     def _in_use(self, one: Slot | None = None) -> Iterator[tuple[Slot, trt.ICudaEngine]]:
