@@ -10,6 +10,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from numpy.typing import NDArray
 
 import fake_tensorrt
 from fake_cuda import FakeCuda, Status
+from fake_driver import FakeDriver
 from rtdetr_deploy import ArtifactError, DeviceError, Predictor, open_runtime
 from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 from rtdetr_deploy.runtimes.trt import resources
+from rtdetr_deploy.runtimes.trt.cuda import Cuda, Stream
 from rtdetr_deploy.runtimes.trt.runtime import TensorRtRuntime
 from test_tensorrt_runtime import make_engine
 
@@ -206,6 +209,40 @@ def test_memory_that_can_not_be_freed_is_told_once(
         del runtime
         gc.collect()
     assert world.cuda.alive == 0
+
+
+def test_a_stream_is_destroyed_though_its_event_can_not_be(
+    world: fake_tensorrt.World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Stream(Cuda(world.cuda), blocking=True)
+    real = FakeCuda.cudaEventDestroy
+    monkeypatch.setattr(FakeCuda, "cudaEventDestroy", lambda *of: (real(*of), (Status.cudaErrorInvalidValue,))[1])
+    with pytest.raises(DeviceError, match="cudaEventDestroy"):
+        stream.close()
+    assert world.cuda.streams == {}
+
+
+def test_the_context_of_a_gpu_is_retained_once(world: fake_tensorrt.World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when several threads are the first to need it: it would never be released otherwise."""
+    retained: list[int] = []
+    real = FakeDriver.cuDevicePrimaryCtxRetain
+
+    def retain(driver: FakeDriver, device: int) -> tuple[Any, ...]:
+        retained.append(device)
+        time.sleep(0.1)
+        return real(driver, device)
+
+    monkeypatch.setattr(FakeDriver, "cuDevicePrimaryCtxRetain", retain)
+    cuda = Cuda(world.cuda)
+    gpu = cuda.gpu()
+
+    def use() -> bool:
+        with cuda.using(gpu):
+            return True
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(done.result(60) for done in [threads.submit(use) for _ in range(4)])
+    assert retained == [0]
 
 
 @pytest.mark.parametrize("stuck", [False, True])

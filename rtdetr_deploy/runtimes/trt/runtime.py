@@ -1,9 +1,10 @@
 """TensorRT engines on an NVIDIA GPU.
 
 Everything is allocated when the engine is opened: pinned host memory and GPU memory for the maximum batch, once for
-each slot. A call takes a slot, copies the input in, runs, copies the outputs out; from the second call of a batch size
-on all that is one CUDA graph. Frames can be resized on the GPU instead, ahead of that graph, and inputs and outputs can
-stay there.
+each slot. A call takes a slot, copies the input in, runs, copies the outputs out. All that is one CUDA graph: each slot
+has one for each batch size and each kind of call (which inputs are copied in, and whether outputs are copied out), made
+by the first such call that is not the slot's first of this batch size. Frames can be resized on the GPU instead, ahead
+of that graph, and inputs and outputs can stay there.
 
 Written for TensorRT 10.x and 11.x.
 """
@@ -23,7 +24,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rtdetr_deploy.errors import ArtifactError, DeviceError, OptionError
 from rtdetr_deploy.files import reason
 from rtdetr_deploy.images.gpu_array import GpuArray
-from rtdetr_deploy.packages import install_command
 from rtdetr_deploy.runtimes.feed import check_feed
 from rtdetr_deploy.runtimes.options import RuntimeOptions, cpu_or_cuda
 from rtdetr_deploy.runtimes.protocol import Array, Feed, Preprocessor
@@ -39,7 +39,7 @@ from rtdetr_deploy.runtimes.trt.resources import Resources
 from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo, check_fits, read_engine_info, warn_if_accepted
 from rtdetr_deploy.runtimes.trt.slot import Common, LazyKernel, Slot
 from rtdetr_deploy.runtimes.trt.slots import Slots
-from rtdetr_deploy.runtimes.trt.supported import require_tensorrt
+from rtdetr_deploy.runtimes.trt.supported import fit_driver, require_tensorrt
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -289,7 +289,7 @@ def start(factory: Callable[[Any], Made], logger: Any) -> Made:
     except PYBIND_ERRORS as error:  # also for a null pointer
         raise DeviceError(
             f"TensorRT can't be started ({explain(since, error)}): its CUDA version may be newer than the driver; "
-            f"update the driver, or {install_command('tensorrt-cu12')}"
+            f"{fit_driver()}"
         ) from error
 
 
