@@ -140,7 +140,7 @@ def call_of_another_thread(runtime: TensorRtRuntime) -> Iterator[threading.Event
 def test_an_interrupted_close_loses_no_memory(
     closed_again: bool, world: fake_tensorrt.World, engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C while it waits for a call: the engine is open as before, and freed by the next close, or when forgotten."""
+    """Ctrl-C while it waits for a call: the engine is open as before, and freed by the next close or when forgotten."""
     runtime = open_runtime(engine)
     assert isinstance(runtime, TensorRtRuntime)
     real, main = threading.Condition.wait_for, threading.get_ident()
@@ -223,7 +223,7 @@ def test_a_stream_is_destroyed_though_its_event_can_not_be(
 
 
 def test_the_context_of_a_gpu_is_retained_once(world: fake_tensorrt.World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when several threads are the first to need it: it would never be released otherwise."""
+    """Also when several threads are the first to need it."""
     retained: list[int] = []
     real = FakeDriver.cuDevicePrimaryCtxRetain
 

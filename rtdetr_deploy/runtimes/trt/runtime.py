@@ -166,7 +166,7 @@ class TensorRtRuntime:
     def run_on_device(self, feed: Feed) -> dict[str, EngineOutput]:
         """See `GpuRuntime.run_on_device`; errors are those of `run`."""
         with self._in_use() as (slot, engine):
-            block = OutputBlock(self._blocks, self.file, self._cuda, self._gpu)
+            block = OutputBlock(self._blocks, self.file, self._cuda, self._resources)
             return slot.run_on_device(engine, feed, self._check(feed), block)
 
     def run_in_each_slot(self, feed: Feed) -> None:
