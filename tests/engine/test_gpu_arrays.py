@@ -304,8 +304,9 @@ def test_an_array_on_no_device_is_told_in_its_turn(
         for one in (predictor, onnx):
             with pytest.raises(ImageError, match=message):
                 one.detect(meta)
-            for images in ([picture, meta, picture], iter([picture, meta, picture])):
-                results = list(one.stream_results(images))
+            images: list[Any] = [picture, meta, picture]
+            for source in (images, iter(images)):
+                results = list(one.stream_results(source))
                 assert [type(result) for result in results] == [Found, Unreadable, Found]
             with pytest.raises(ImageError, match=r"the batch can't be read from test_gpu_arrays.Meta"):
                 one.infer(meta)
@@ -338,6 +339,8 @@ def test_other_runtimes_say_how_to_copy(small_onnx: Path, place: Place, picture:
             predictor.infer(frame)
         with pytest.raises(OptionError, match="`on_device=True` is for TensorRT engines; small.onnx is run by ONNX"):
             predictor.infer(predictor.prepare(predictor.load([picture])), on_device=True)
+        with pytest.raises(OptionError, match="`on_device=True` is for TensorRT engines"):
+            predictor.warmup(on_device=True)
     with pytest.raises(ImageError, match="the image is on a GPU, and load_frame reads the CPU's memory"):
         load_frame(frame)
 
@@ -458,6 +461,23 @@ def test_outputs_that_stay_on_the_gpu_are_those_that_are_copied(
             assert _same(one, other)
     with pytest.raises(ValueError, match="can't be had on the CPU without a copy"):
         output.__array__(copy=False)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_warming_up_records_the_graph_of_its_kind_of_call(
+    on_device: bool, world: fake_tensorrt.World, engine: Path, place: Place
+) -> None:
+    """Also of inputs on the GPU, with `resizer="cuda"`."""
+    images = np.zeros((2, 128, 160, 3), np.uint8)
+    for resizer, batch in (("opencv", images), ("cuda", InterfaceArray(place(images)))):
+        with Predictor(engine, resizer=resizer) as predictor:
+            predictor.warmup(batches=2, on_device=on_device)
+            graphs, launches = len(world.cuda.executables), world.cuda.launches
+            assert graphs == 2  # one in each slot
+            predictor.infer(batch, on_device=on_device)
+            assert (len(world.cuda.executables), world.cuda.launches) == (graphs, launches + 1)
+            predictor.infer(batch, on_device=not on_device)
+            assert len(world.cuda.executables) == graphs + 1
 
 
 def test_close_waits_for_an_output_that_is_being_copied(

@@ -145,7 +145,7 @@ def test_an_interrupted_close_loses_no_memory(
     assert isinstance(runtime, TensorRtRuntime)
     real, main = threading.Condition.wait_for, threading.get_ident()
 
-    def wait_for(*arguments: Any) -> bool:
+    def wait_for(*arguments: Any) -> Any:
         threading.Timer(0.1, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
         return real(*arguments)
 

@@ -166,14 +166,16 @@ class TensorRtRuntime:
     def run_on_device(self, feed: Feed) -> dict[str, EngineOutput]:
         """See `GpuRuntime.run_on_device`; errors are those of `run`."""
         with self._in_use() as (slot, engine):
-            block = OutputBlock(self._blocks, self.file, self._cuda, self._resources)
-            return slot.run_on_device(engine, feed, self._check(feed), block)
+            return slot.run_on_device(engine, feed, self._check(feed), self._take_block())
 
-    def run_in_each_slot(self, feed: Feed) -> None:
+    def run_in_each_slot(self, feed: Feed, *, on_device: bool = False) -> None:
         """See `GpuRuntime.run_in_each_slot`; errors are those of `run`."""
         for one in self._slots:
             with self._in_use(one) as (slot, engine):
-                slot.run(engine, feed, self._check(feed))
+                if on_device:
+                    slot.run_on_device(engine, feed, self._check(feed), self._take_block())
+                else:
+                    slot.run(engine, feed, self._check(feed))
 
     @contextmanager
     def plain(self) -> Iterator[None]:
@@ -220,6 +222,10 @@ class TensorRtRuntime:
         with self._resources.in_use(), self._slots.take(one) as slot:
             assert self._loaded.engine is not None
             yield slot, self._loaded.engine
+
+    def _take_block(self) -> OutputBlock:
+        """Return memory for the outputs of one call."""
+        return OutputBlock(self._blocks, self.file, self._cuda, self._resources)
 
     def _check(self, feed: Feed) -> int:
         """Check all that is fed, and return the rows."""
