@@ -262,21 +262,25 @@ class Predictor:
         arrays = {role: np.asarray(output) for role, output in outputs.items()}
         return [self._decode_one(arrays, row, size, limit, labels) for row, size in enumerate(sizes)]
 
-    def warmup(self, runs: int = 2, *, batches: int | Iterable[int] | None = None) -> None:
+    def warmup(self, runs: int = 2, *, batches: int | Iterable[int] | None = None, on_device: bool = False) -> None:
         """Run the model on black images, so that the first real call is as fast as the next.
 
         `batches` are the batch sizes that will be used, by default the one of `detect`. Each is run `runs` times, in
-        each slot of an engine, where the second run records its CUDA graph. For frames on the GPU open the engine with
-        `resizer="cuda"`: then what resizes them is warmed, too.
+        each slot of an engine, where the second run records its CUDA graph. Each kind of call has one of its own: with
+        `on_device` it is that of `infer(..., on_device=True)`, without it that of `detect`. For frames and inputs on
+        the GPU open the engine with `resizer="cuda"`: then what resizes them is warmed, and their graph, not the one of
+        inputs that lie in the CPU's memory.
+
+        Raises `OptionError` for `on_device` with other runtimes.
         """
         sizes = [1] if batches is None else [batches] if isinstance(batches, (int, np.integer)) else list(batches)
         for size in [self._check_batch(size) for size in sizes]:
             batch = self.prepare([Frame(np.zeros((*self.input_size, 3), np.uint8), rgb=True)] * size)
             for _ in range(runs):
                 if isinstance(self._runtime, GpuRuntime):
-                    self._runtime.run_in_each_slot(self._feed(batch))
+                    self._runtime.run_in_each_slot(self._feed(batch), on_device=on_device)
                 else:
-                    self.infer(batch)
+                    self.infer(batch, on_device=on_device)
 
     def close(self) -> None:
         """Free the model; later calls raise `ArtifactError`."""

@@ -29,6 +29,8 @@ _HOST, _CUDA, _CUDA_HOST, _CUDA_MANAGED = 1, 2, 3, 13
 """Kinds of devices that DLPack names."""
 _KINDS = "iuf"
 """NumPy's letters of DLPack's type codes 0, 1 and 2."""
+_REFUSALS = (AssertionError, AttributeError, BufferError, LookupError, RuntimeError, TypeError, ValueError)
+"""What libraries raise instead of telling where an array lies."""
 
 
 class HasDlpack(Protocol):
@@ -87,8 +89,20 @@ def is_third_party_array(thing: object) -> bool:
 
 
 def is_on_gpu(thing: object) -> bool:
-    """Tell whether an array of another library lies on a GPU, or on any device but the CPU."""
-    return is_third_party_array(thing) and _device(thing)[0] not in (_HOST, _CUDA_HOST)
+    """Tell whether an array of another library lies on a GPU, or on any device but the CPU.
+
+    False where its library names no device (torch's meta tensors): what reads it then says so.
+    """
+    try:
+        return is_third_party_array(thing) and _device(thing)[0] not in (_HOST, _CUDA_HOST)
+    except _REFUSALS:
+        return False
+
+
+def told_gpu(thing: object) -> int | None:
+    """Return the number of the NVIDIA GPU on which DLPack says that an array lies; None where it doesn't say."""
+    kind, number = _device(thing) if _has_dlpack(thing) else (None, 0)
+    return number if kind in (_CUDA, _CUDA_MANAGED) else None
 
 
 def as_host_array(thing: Any, what: str) -> NDArray[Any]:
@@ -98,7 +112,7 @@ def as_host_array(thing: Any, what: str) -> NDArray[Any]:
     """
     try:
         array: NDArray[Any] = np.from_dlpack(thing)
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+    except _REFUSALS as error:
         raise _unreadable(what, thing, error) from error
     return array
 
@@ -114,7 +128,7 @@ def read_gpu_array(thing: Any, stream: int, what: str) -> GpuArray:
         raise ImageError(f"{what} is not on an NVIDIA GPU (DLPack's device type {kind}); copy it to the CPU first")
     try:
         return _read_dlpack(thing, stream) if _has_dlpack(thing) else _read_interface(thing)
-    except (AttributeError, BufferError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except _REFUSALS as error:
         raise _unreadable(what, thing, error) from error
 
 

@@ -174,5 +174,8 @@ class GpuRuntime(PreprocessingRuntime, Protocol):
     def run_on_device(self, feed: Feed) -> dict[str, DeviceOutput]:
         """As `run`, with the outputs left on the GPU."""
 
-    def run_in_each_slot(self, feed: Feed) -> None:
-        """Run once in each slot: what the first calls of a batch size prepare is then there for all."""
+    def run_in_each_slot(self, feed: Feed, *, on_device: bool = False) -> None:
+        """Run once in each slot: what the first calls of a batch size prepare is then there for all.
+
+        With `on_device` as `run_on_device` does, which prepares something else.
+        """

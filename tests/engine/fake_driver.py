@@ -45,6 +45,7 @@ class Status(enum.IntEnum):
     CUDA_ERROR_INVALID_VALUE = 1
     CUDA_ERROR_NOT_INITIALIZED = 3
     CUDA_ERROR_NO_BINARY_FOR_GPU = 209
+    CUDA_ERROR_UNSUPPORTED_PTX_VERSION = 222
     NVRTC_ERROR_COMPILATION = 6
 
 
@@ -137,6 +138,7 @@ class FakeDriver:
         self._sources: dict[int, str] = {}
         self.kernels: dict[int, tuple[int, str]] = {}
         self._ready = False
+        self.reads_ptx = True  # of a compiler that is no newer than the driver
 
     def cuInit(self, flags: int) -> tuple[Any, ...]:
         self._ready = True
@@ -171,6 +173,8 @@ class FakeDriver:
         own = int("{}{}".format(*self._cuda.capability))
         if not (int(number_of_it) == own if kind == b"sm" else int(number_of_it) <= own and code.endswith(b"\0")):
             return (Status.CUDA_ERROR_NO_BINARY_FOR_GPU, None)
+        if kind != b"sm" and not self.reads_ptx:
+            return (Status.CUDA_ERROR_UNSUPPORTED_PTX_VERSION, None)
         number = 5000 + len(self._sources)
         self._sources[number] = source.rstrip(b"\0").decode()
         self._cuda.modules.add(number)

@@ -71,7 +71,10 @@ class InterfaceArray:
 
 
 class DlpackArray:
-    """What torch and CuPy look like by DLPack. `work` is done on the library's own stream, which a reader waits for."""
+    """What torch and CuPy look like by DLPack. `work` is done on the library's own stream, which a reader waits for.
+
+    As torch's tensors it is exported only while its GPU is the current one.
+    """
 
     def __init__(self, memory: GpuMemory, kind: int = CUDA, work: Callable[[], object] | None = None) -> None:
         self.memory, self.kind = memory, kind
@@ -85,6 +88,8 @@ class DlpackArray:
 
     def __dlpack__(self, *, stream: int | None = None) -> object:
         self.asked.append(stream)
+        if self.memory.gpu != self.memory.cuda.current:
+            raise BufferError("Can't export tensors on a different CUDA device index.")
         if self._work is not None:
             assert stream is not None
             assert self.memory.cuda.enqueue(stream, self._work)

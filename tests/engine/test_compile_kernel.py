@@ -14,7 +14,7 @@ from fake_driver import FakeNvrtc, Status
 from rtdetr_deploy import DeviceError
 from rtdetr_deploy.runtimes.trt.compile_kernel import compile_kernel
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, Gpu
-from rtdetr_deploy.runtimes.trt.cuda_resize import KERNEL, NAME
+from rtdetr_deploy.runtimes.trt.cuda_resize import KERNEL, NAME, ResizeKernel
 
 pytest_plugins = ("engine_world",)
 
@@ -42,6 +42,18 @@ def test_the_driver_loads_ptx_and_no_other_gpus_code(world: fake_tensorrt.World)
     cuda.call_driver("cuModuleUnload", module)
     with pytest.raises(DeviceError, match=r"CUDA's driver says: CUDA_ERROR_NO_BINARY_FOR_GPU \(cuModuleLoadData\)"):
         cuda.call_driver("cuModuleLoadData", compile_kernel(KERNEL, NAME, _gpu("9.0")))
+
+
+def test_a_driver_that_is_older_than_the_compiler_is_to_be_updated(world: fake_tensorrt.World) -> None:
+    """Machine code is loaded all the same; PTX, for a GPU that the compiler doesn't know, is not."""
+    world.cuda.capability = (10, 3)
+    driver: Any = sys.modules["cuda.bindings"].driver
+    driver.reads_ptx = False
+    message = (
+        r"CUDA_ERROR_UNSUPPORTED_PTX_VERSION \(cuModuleLoadData\); the driver is older than .*: update the driver$"
+    )
+    with pytest.raises(DeviceError, match=message):
+        ResizeKernel(Cuda(world.cuda), _gpu("10.3"))
 
 
 def test_a_gpu_older_than_the_compiler_is_named(world: fake_tensorrt.World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,22 @@ def test_the_context_that_was_not_used_for_longest_goes(
     assert world.cuda.launches == 2
     runtime.run(_feed(2))
     assert (world.contexts_alive, world.cuda.launches) == (2, 2)
+    runtime.close()
+
+
+def test_a_batch_size_without_a_graph_is_warned_of_once(
+    world: fake_tensorrt.World, dynamic_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when its context has gone meanwhile, and is made anew."""
+    monkeypatch.setattr("rtdetr_deploy.runtimes.trt.contexts.MAX_CONTEXTS", 2)
+    world.cuda.records = False
+    runtime = open_runtime(make_engine(dynamic_onnx, tmp_path))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for batch in (1, 1, 2, 3, 1, 1):
+            runtime.run(_feed(batch))
+    (warning,) = told
+    assert "runs 1 image at once without CUDA graphs" in str(warning.message)
     runtime.close()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import pytest
 from numpy.typing import NDArray
 
 import fake_tensorrt
+from fake_cuda import FakeCuda
 from fake_driver import COMPILER
 from gpu_arrays import CUDA_HOST, ROCM, DlpackArray, GpuMemory, HostArray, InterfaceArray
-from rtdetr_deploy import ArtifactError, Detections, ImageError, OptionError, Predictor, open_runtime
+from rtdetr_deploy import ArtifactError, Detections, DeviceError, ImageError, OptionError, Predictor, open_runtime
 from rtdetr_deploy.images.frame import Frame, load_frame
 from rtdetr_deploy.runtimes.trt.device_output import EngineOutput
 from rtdetr_deploy.stream import Found, Unreadable
@@ -282,6 +285,46 @@ def test_what_its_library_refuses_is_told_in_its_words(predictor: Predictor, pla
         predictor._runtime.receive(np.zeros((2, 2, 3), np.uint8), "the image")  # type: ignore[attr-defined]
 
 
+class Meta(HostArray):
+    """A tensor of torch's device "meta", which DLPack doesn't have."""
+
+    def __dlpack_device__(self) -> Any:
+        raise ValueError("Unknown device type meta for Dlpack")
+
+    def __dlpack__(self, **asked: Any) -> Any:
+        raise BufferError("Cannot pack tensors on meta")
+
+
+def test_an_array_on_no_device_is_told_in_its_turn(
+    predictor: Predictor, small_onnx: Path, picture: NDArray[np.uint8]
+) -> None:
+    meta = Meta(picture)
+    message = r"the image can't be read from test_gpu_arrays.Meta: (Unknown device type|Cannot pack)"
+    with Predictor(small_onnx, 0.0) as onnx:
+        for one in (predictor, onnx):
+            with pytest.raises(ImageError, match=message):
+                one.detect(meta)
+            images: list[Any] = [picture, meta, picture]
+            for source in (images, iter(images)):
+                results = list(one.stream_results(source))
+                assert [type(result) for result in results] == [Found, Unreadable, Found]
+            with pytest.raises(ImageError, match=r"the batch can't be read from test_gpu_arrays.Meta"):
+                one.infer(meta)
+    with pytest.raises(ImageError, match=message):
+        load_frame(meta)
+    with pytest.raises(ImageError, match="the image is Meta, expected an array on a GPU"):
+        predictor._runtime.receive(meta, "the image")  # type: ignore[attr-defined]
+
+
+def test_torchs_meta_tensors_are_refused(small_onnx: Path) -> None:
+    torch = pytest.importorskip("torch")
+    with (
+        Predictor(small_onnx) as predictor,
+        pytest.raises(ImageError, match=r"can't be read from torch.Tensor: .*meta"),
+    ):
+        predictor.detect(torch.zeros((4, 4, 3), dtype=torch.uint8, device="meta"))
+
+
 def test_other_runtimes_say_how_to_copy(small_onnx: Path, place: Place, picture: NDArray[np.uint8]) -> None:
     frame = InterfaceArray(place(picture))
     message = (
@@ -296,6 +339,8 @@ def test_other_runtimes_say_how_to_copy(small_onnx: Path, place: Place, picture:
             predictor.infer(frame)
         with pytest.raises(OptionError, match="`on_device=True` is for TensorRT engines; small.onnx is run by ONNX"):
             predictor.infer(predictor.prepare(predictor.load([picture])), on_device=True)
+        with pytest.raises(OptionError, match="`on_device=True` is for TensorRT engines"):
+            predictor.warmup(on_device=True)
     with pytest.raises(ImageError, match="the image is on a GPU, and load_frame reads the CPU's memory"):
         load_frame(frame)
 
@@ -416,6 +461,57 @@ def test_outputs_that_stay_on_the_gpu_are_those_that_are_copied(
             assert _same(one, other)
     with pytest.raises(ValueError, match="can't be had on the CPU without a copy"):
         output.__array__(copy=False)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_warming_up_records_the_graph_of_its_kind_of_call(
+    on_device: bool, world: fake_tensorrt.World, engine: Path, place: Place
+) -> None:
+    """Also of inputs on the GPU, with `resizer="cuda"`."""
+    images = np.zeros((2, 128, 160, 3), np.uint8)
+    for resizer, batch in (("opencv", images), ("cuda", InterfaceArray(place(images)))):
+        with Predictor(engine, resizer=resizer) as predictor:
+            predictor.warmup(batches=2, on_device=on_device)
+            graphs, launches = len(world.cuda.executables), world.cuda.launches
+            assert graphs == 2  # one in each slot
+            predictor.infer(batch, on_device=on_device)
+            assert (len(world.cuda.executables), world.cuda.launches) == (graphs, launches + 1)
+            predictor.infer(batch, on_device=not on_device)
+            assert len(world.cuda.executables) == graphs + 1
+
+
+def test_close_waits_for_an_output_that_is_being_copied(
+    world: fake_tensorrt.World, predictor: Predictor, picture: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = predictor.prepare(predictor.load([picture]))
+    expected = predictor.infer(batch)["boxes"]
+    output = predictor.infer(batch, on_device=True)["boxes"]
+    begun, closed = threading.Event(), threading.Event()
+    real = FakeCuda.cudaMemcpy
+
+    def slowly(cuda: FakeCuda, *copy: int) -> tuple[Any, ...]:
+        begun.set()
+        closed.wait(0.3)
+        return real(cuda, *copy)
+
+    monkeypatch.setattr(FakeCuda, "cudaMemcpy", slowly)
+    with ThreadPoolExecutor(1) as threads:
+        copied = threads.submit(np.asarray, output)
+        assert begun.wait(60)
+        predictor.close()
+        closed.set()
+        assert np.array_equal(copied.result(60), expected)
+    assert world.cuda.alive == 0
+
+
+def test_an_output_on_the_gpu_stays_behind_in_a_forked_child(
+    predictor: Predictor, picture: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = predictor.infer(predictor.prepare(predictor.load([picture])), on_device=True)["boxes"]
+    with monkeypatch.context() as child:
+        child.setattr(os, "getpid", lambda: 1)
+        with pytest.raises(DeviceError, match="opened in another process, and CUDA does not survive a fork"):
+            np.asarray(output)
 
 
 def test_outputs_are_valid_while_they_are_held_and_the_engine_is_open(

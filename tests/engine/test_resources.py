@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import time
 import warnings
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,11 @@ from numpy.typing import NDArray
 
 import fake_tensorrt
 from fake_cuda import FakeCuda, Status
+from fake_driver import FakeDriver
 from rtdetr_deploy import ArtifactError, DeviceError, Predictor, open_runtime
 from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 from rtdetr_deploy.runtimes.trt import resources
+from rtdetr_deploy.runtimes.trt.cuda import Cuda, Stream
 from rtdetr_deploy.runtimes.trt.runtime import TensorRtRuntime
 from test_tensorrt_runtime import make_engine
 
@@ -110,6 +115,136 @@ def test_close_waits_for_the_call_of_another_thread(
     assert world.cuda.alive == 0
 
 
+@contextmanager
+def call_of_another_thread(runtime: TensorRtRuntime) -> Iterator[threading.Event]:
+    """Let another thread be in a call until the event is set, at the latest at the end of the block."""
+    inside, end = threading.Event(), threading.Event()
+
+    def call() -> None:
+        with runtime._resources.in_use():
+            inside.set()
+            assert end.wait(60)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    assert inside.wait(60)
+    try:
+        yield end
+    finally:
+        end.set()
+        thread.join()
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals of threads")
+@pytest.mark.parametrize("closed_again", [True, False])
+def test_an_interrupted_close_loses_no_memory(
+    closed_again: bool, world: fake_tensorrt.World, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while it waits for a call: the engine is open as before, and freed by the next close or when forgotten."""
+    runtime = open_runtime(engine)
+    assert isinstance(runtime, TensorRtRuntime)
+    real, main = threading.Condition.wait_for, threading.get_ident()
+
+    def wait_for(*arguments: Any) -> Any:
+        threading.Timer(0.1, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+        return real(*arguments)
+
+    with call_of_another_thread(runtime), monkeypatch.context() as waiting:
+        waiting.setattr(threading.Condition, "wait_for", wait_for)
+        with pytest.raises(KeyboardInterrupt):
+            runtime.close()
+    assert runtime.run(FEED)["scores"].shape == (1, 300)
+    if closed_again:
+        runtime.close()
+        assert world.cuda.alive == 0
+    else:
+        with pytest.warns(ResourceWarning, match="was not closed"):
+            del runtime
+    assert world.cuda.alive == 0
+
+
+def test_a_signal_handler_that_closes_is_told_how(
+    world: fake_tensorrt.World, runtime: TensorRtRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call that it interrupts can't end before it does: to wait for that would be to wait for ever."""
+    errors: list[str] = []
+
+    def close(*_: object) -> None:
+        if runtime._resources._callers == [threading.get_ident()]:
+            with pytest.raises(
+                DeviceError, match="can't be closed by a signal handler in the middle of a call"
+            ) as told:
+                runtime.close()
+            errors.append(str(told.value))
+
+    real = fake_tensorrt.IExecutionContext._execute
+
+    def execute(context: fake_tensorrt.IExecutionContext) -> None:
+        signal.raise_signal(signal.SIGINT)
+        real(context)
+
+    monkeypatch.setattr(fake_tensorrt.IExecutionContext, "_execute", execute)
+    before = signal.signal(signal.SIGINT, close)
+    try:
+        assert runtime.run(FEED)["scores"].shape == (1, 300)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(errors) == 1
+    runtime.close()
+    assert world.cuda.alive == 0
+
+
+def test_memory_that_can_not_be_freed_is_told_once(
+    world: fake_tensorrt.World, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is forgotten after a close that failed was closed all the same."""
+    runtime = open_runtime(engine)
+    real = FakeCuda.cudaStreamDestroy
+    with monkeypatch.context() as failing:
+        failing.setattr(FakeCuda, "cudaStreamDestroy", lambda *of: (real(*of), (Status.cudaErrorInvalidValue,))[1])
+        with pytest.raises(DeviceError, match="cudaStreamDestroy"):
+            runtime.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del runtime
+        gc.collect()
+    assert world.cuda.alive == 0
+
+
+def test_a_stream_is_destroyed_though_its_event_can_not_be(
+    world: fake_tensorrt.World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Stream(Cuda(world.cuda), blocking=True)
+    real = FakeCuda.cudaEventDestroy
+    monkeypatch.setattr(FakeCuda, "cudaEventDestroy", lambda *of: (real(*of), (Status.cudaErrorInvalidValue,))[1])
+    with pytest.raises(DeviceError, match="cudaEventDestroy"):
+        stream.close()
+    assert world.cuda.streams == {}
+
+
+def test_the_context_of_a_gpu_is_retained_once(world: fake_tensorrt.World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when several threads are the first to need it."""
+    retained: list[int] = []
+    real = FakeDriver.cuDevicePrimaryCtxRetain
+
+    def retain(driver: FakeDriver, device: int) -> tuple[Any, ...]:
+        retained.append(device)
+        time.sleep(0.1)
+        return real(driver, device)
+
+    monkeypatch.setattr(FakeDriver, "cuDevicePrimaryCtxRetain", retain)
+    cuda = Cuda(world.cuda)
+    gpu = cuda.gpu()
+
+    def use() -> bool:
+        with cuda.using(gpu):
+            return True
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(done.result(60) for done in [threads.submit(use) for _ in range(4)])
+    assert retained == [0]
+
+
 @pytest.mark.parametrize("stuck", [False, True])
 def test_nothing_is_in_flight_when_a_failed_call_is_followed_by_close(
     stuck: bool, world: fake_tensorrt.World, runtime: TensorRtRuntime, monkeypatch: pytest.MonkeyPatch
@@ -161,7 +296,7 @@ def test_a_forgotten_engine_that_never_ends_its_call_is_left_alone(
 ) -> None:
     """At the end of Python: threads that are in a call have been stopped, or are still in it."""
     monkeypatch.setattr(resources, "PATIENCE", 0.01)
-    with runtime._resources.in_use(), pytest.warns(ResourceWarning, match="was not closed"):
+    with call_of_another_thread(runtime), pytest.warns(ResourceWarning, match="was not closed"):
         runtime._resources.free_forgotten()
     assert runtime.run(FEED)["scores"].shape == (1, 300)
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import fake_tensorrt
-from rtdetr_deploy import MissingPackageError, open_runtime
+from fake_cuda import FakeCuda
+from rtdetr_deploy import DeviceError, MissingPackageError, open_runtime
 from rtdetr_deploy.runtimes.trt import supported
-from rtdetr_deploy.runtimes.trt.cuda import import_cuda
+from rtdetr_deploy.runtimes.trt.compile_kernel import compile_kernel
+from rtdetr_deploy.runtimes.trt.cuda import Cuda, Gpu, import_cuda
+from rtdetr_deploy.runtimes.trt.runtime import start
 from rtdetr_deploy.runtimes.trt.supported import require_tensorrt
 from rtdetr_export import build_engine
 
@@ -61,6 +66,38 @@ def test_on_a_jetson_the_systems_tensorrt_is_named(
     with pytest.raises(MissingPackageError) as caught:
         import_cuda()
     assert "'tensorrt" not in str(caught.value)
+
+
+def _words(kind: type[Exception], use: Callable[[], object]) -> str:
+    """Return the message of the error that `use` raises."""
+    with pytest.raises(kind) as caught:
+        use()
+    return str(caught.value)
+
+
+def test_on_a_jetson_no_message_names_packages_of_servers(
+    jetson: None, world: fake_tensorrt.World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvrtc = sys.modules["cuda.bindings"].nvrtc
+    gpu = Gpu(0, "Orin", "8.7", 1 << 33)
+    nvrtc.missing = True
+    messages = [_words(MissingPackageError, lambda: compile_kernel("", "kernel", gpu))]
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    messages.append(_words(MissingPackageError, lambda: compile_kernel("", "kernel", gpu)))
+    messages.append(_words(DeviceError, lambda: Cuda(FakeCuda(gpus=-1)).gpu()))
+    messages.append(_words(DeviceError, lambda: start(lambda _: int("nullptr"), None)))
+    for message, remedy in zip(
+        messages,
+        ("sudo apt install nvidia-jetpack", "cuda-python", "update JetPack, which has the driver", "update JetPack"),
+        strict=True,
+    ):
+        assert remedy in message
+        assert not re.search("tensorrt-cu12|nvidia-cuda-nvrtc|'tensorrt>=", message)
+
+
+def test_elsewhere_the_packages_that_fit_the_driver_are_named() -> None:
+    for use in (lambda: Cuda(FakeCuda(gpus=-1)).gpu(), lambda: start(lambda _: int("nullptr"), None)):
+        assert re.search("update the driver, or pip install .*tensorrt-cu12", _words(DeviceError, use))
 
 
 def test_a_supported_version_is_taken_without_a_word(world: fake_tensorrt.World) -> None:

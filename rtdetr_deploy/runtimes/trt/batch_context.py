@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 class Shared:
     """What the contexts of a slot share.
 
-    `replays` is False while calls are queued step by step, also where they are recorded already.
+    `replays` is False while calls are queued step by step, also where they are recorded already. `unrecordable` are the
+    batch sizes whose calls can't be recorded, which were warned of; it outlasts their contexts.
     """
 
     file: str
@@ -39,6 +40,7 @@ class Shared:
     inputs: tuple[Binding, ...]
     outputs: tuple[Binding, ...]
     replays: bool = True
+    unrecordable: set[int] = field(default_factory=set)
 
     def demand(self, call: Callable[[], Answer | None], what: str) -> Answer:
         """Return what a call of TensorRT returns. Raises `DeviceError` in its words where that does not work."""
@@ -54,18 +56,18 @@ class BatchContext:
         self._shared = shared
         self._graphs: dict[tuple[str, ...], CudaGraph] = {}
         self._runs = 0
-        self._records = True
 
     def prepare(self, uploads: Sequence[Binding], *, downloads: bool = True) -> Callable[[], None]:
         """Return what queues a call that copies `uploads` in first and, with `downloads`, the outputs out.
 
-        From the second call of its kind on it is one CUDA graph, where it can be recorded; that is done here, so that
-        what is returned does nothing else.
+        Once any call of this batch size has run it is one CUDA graph, where it can be recorded; there is one for each
+        kind of call, recorded here, so that what is returned does nothing else.
         """
         if not self._shared.replays:
             return partial(self._enqueue, uploads, downloads)
         key = tuple(binding.name for binding in (*uploads, *(self._shared.outputs if downloads else ())))
-        if key not in self._graphs and self._runs and self._records:
+        records = self._runs and self.batch not in self._shared.unrecordable
+        if key not in self._graphs and records:
             graph = self._record(uploads, downloads)
             if graph is not None:
                 self._graphs[key] = graph
@@ -115,7 +117,7 @@ class BatchContext:
             except DeviceError:  # another library's work may have come between, which does not happen again
                 return self._capture(uploads, downloads)
         except DeviceError as error:
-            self._records = False
+            self._shared.unrecordable.add(self.batch)
             # The file says it all: which line happened to make the second call tells nothing.
             number = plural(self.batch, "image")
             text = f"{self._shared.file} runs {number} at once without CUDA graphs, a little slower: {error}"

@@ -7,9 +7,11 @@ from typing import Any
 from rtdetr_deploy.errors import DeviceError, MissingPackageError
 from rtdetr_deploy.packages import install_command, needed_for
 from rtdetr_deploy.runtimes.trt.cuda import Gpu
+from rtdetr_deploy.runtimes.trt.supported import on_jetson, package_extra
 
 LOG_LENGTH = 400
 """Characters of the compiler's log that an error shows."""
+JETSON_NVRTC = "on a Jetson it comes with JetPack: sudo apt install nvidia-jetpack"
 
 
 def compile_kernel(source: str, name: str, gpu: Gpu) -> bytes:
@@ -18,7 +20,7 @@ def compile_kernel(source: str, name: str, gpu: Gpu) -> bytes:
     Where NVRTC is older than the GPU it is PTX of the last architecture that both know, which the driver compiles.
     Raises `MissingPackageError` without NVRTC, `DeviceError` with its log where it fails.
     """
-    with needed_for('`resizer="cuda"`', "tensorrt"):
+    with needed_for('`resizer="cuda"`', package_extra()):
         from cuda.bindings import nvrtc
     compiler = _Compiler(nvrtc, gpu)
     architecture, is_native = compiler.choose_architecture()
@@ -51,9 +53,9 @@ class _Compiler:
         try:
             known = sorted(int(one) for one in self.call("nvrtcGetSupportedArchs"))
         except RuntimeError as error:  # cuda-python finds no library
+            remedy = JETSON_NVRTC if on_jetson() else install_command("tensorrt", whole=True)
             raise MissingPackageError(
-                f'`resizer="cuda"` needs NVIDIA\'s run-time compiler ({error}): '
-                f"{install_command('tensorrt', whole=True)}"
+                f'`resizer="cuda"` needs NVIDIA\'s run-time compiler ({error}): {remedy}'
             ) from error
         wanted = int(self._gpu.capability.replace(".", ""))
         fitting = [one for one in known if one <= wanted]

@@ -10,16 +10,16 @@ import ctypes
 import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rtdetr_deploy.errors import DeviceError
-from rtdetr_deploy.packages import install_command, needed_for
+from rtdetr_deploy.packages import needed_for
 from rtdetr_deploy.runtimes.protocol import Array
-from rtdetr_deploy.runtimes.trt.supported import on_jetson
+from rtdetr_deploy.runtimes.trt.supported import fit_driver, package_extra, update_driver
 from rtdetr_deploy.words import plural
 
 
@@ -39,6 +39,7 @@ class Cuda:
     def __init__(self, module: Any) -> None:
         self._module = module
         self._contexts: dict[int, Any] = {}
+        self._retaining = threading.RLock()  # a signal handler may come between
 
     def call(self, function: str, *arguments: Any) -> Any:
         """Call a function and return what it returns beside the status. Raises `DeviceError`."""
@@ -61,7 +62,9 @@ class Cuda:
 
         status, *values = getattr(driver, function)(*arguments)
         if int(status) != 0:
-            raise DeviceError(f"CUDA's driver says: {status.name} ({function})")
+            too_old = status.name == "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"
+            hint = f"; the driver is older than the compiler (NVRTC): {update_driver()}" if too_old else ""
+            raise DeviceError(f"CUDA's driver says: {status.name} ({function}){hint}")
         return values[0] if values else None
 
     def constant(self, kind: str, name: str) -> Any:
@@ -78,8 +81,8 @@ class Cuda:
             count = self.call("cudaGetDeviceCount")
         except DeviceError as error:
             raise DeviceError(
-                f"no NVIDIA GPU can be used: {error}; is the driver installed? Drivers before 580 need "
-                f"the packages for CUDA 12: {install_command('tensorrt-cu12')}"
+                f"no NVIDIA GPU can be used: {error}; is the driver installed? Packages for CUDA 13 need driver 580 or "
+                f"later: {fit_driver()}"
             ) from error
         if count < 1:
             raise DeviceError("no NVIDIA GPU can be used: CUDA finds none")
@@ -126,11 +129,12 @@ class Cuda:
 
     def _primary_context(self, gpu: Gpu) -> Any:
         """Return the context that the CUDA runtime, and so TensorRT, has on a device; it is kept to the end."""
-        if gpu.number not in self._contexts:
-            self.call_driver("cuInit", 0)
-            device = self.call_driver("cuDeviceGet", gpu.number)
-            self._contexts[gpu.number] = self.call_driver("cuDevicePrimaryCtxRetain", device)
-        return self._contexts[gpu.number]
+        with self._retaining:
+            if gpu.number not in self._contexts:
+                self.call_driver("cuInit", 0)
+                device = self.call_driver("cuDeviceGet", gpu.number)
+                self._contexts[gpu.number] = self.call_driver("cuDevicePrimaryCtxRetain", device)
+            return self._contexts[gpu.number]
 
 
 def native_handle(value: Any) -> int:
@@ -146,7 +150,7 @@ def native_handle(value: Any) -> int:
 
 def import_cuda() -> Cuda:
     """Return the CUDA runtime. Raises `MissingPackageError` without cuda-python."""
-    with needed_for("running engines", "jetson" if on_jetson() else "tensorrt"):
+    with needed_for("running engines", package_extra()):
         from cuda.bindings import runtime
     return Cuda(runtime)
 
@@ -292,11 +296,12 @@ class Stream:
 
     def close(self) -> None:
         """Destroy the stream."""
-        if self._end is not None:
-            self._end.close()
-        if self._stream is not None:
-            self._cuda.call("cudaStreamDestroy", self._stream)
-            self._stream = None
+        stream, self._stream = self._stream, None
+        with ExitStack() as stack:  # each is destroyed, also when the other can't be
+            if stream is not None:
+                stack.callback(self._cuda.call, "cudaStreamDestroy", stream)
+            if self._end is not None:
+                stack.callback(self._end.close)
 
 
 class Event:

@@ -11,8 +11,9 @@ from rtdetr_deploy.images.gpu_array import LEGACY_DEFAULT_STREAM
 from rtdetr_deploy.runtimes.feed import closed
 from rtdetr_deploy.runtimes.protocol import Array
 from rtdetr_deploy.runtimes.trt.bindings import Binding
-from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, Event, Gpu, Stream
+from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, Event, Stream
 from rtdetr_deploy.runtimes.trt.pool import Pool
+from rtdetr_deploy.runtimes.trt.resources import Resources
 
 ALIGNMENT = 256
 """Bytes; as cudaMalloc aligns."""
@@ -21,17 +22,25 @@ ALIGNMENT = 256
 class OutputBlock:
     """The outputs of one call in one block, which goes back to the pool with the last reference to any of them."""
 
-    def __init__(self, pool: Pool[DeviceMemory], file: str, cuda: Cuda, gpu: Gpu) -> None:
+    def __init__(self, pool: Pool[DeviceMemory], file: str, cuda: Cuda, resources: Resources) -> None:
         self.memory = pool.take()
         pool.lend(self.memory, self)
-        self.file, self.cuda, self.gpu = file, cuda, gpu
+        self._file, self._cuda, self._resources = file, cuda, resources
 
     @property
     def address(self) -> int:
         """Where the block begins. Raises `ArtifactError` when the engine was closed, and it is gone."""
         if not self.memory.address:
-            raise closed(self.file)
+            raise closed(self._file)
         return self.memory.address
+
+    def read(self, array: Array, offset: int) -> None:
+        """Fill an array with what lies `offset` bytes from the start: a call of the engine, as others are.
+
+        Raises `ArtifactError` when the engine was closed, `DeviceError` in another process.
+        """
+        with self._resources.in_use():
+            self._cuda.read(array, self.address + offset)
 
 
 class EngineOutput:
@@ -59,8 +68,7 @@ class EngineOutput:
         if copy is False:
             raise ValueError("an output on the GPU can't be had on the CPU without a copy")
         array: Array = np.empty(self.shape, self.dtype)
-        with self._block.cuda.using(self._block.gpu):
-            self._block.cuda.read(array, self._block.address + self._offset)
+        self._block.read(array, self._offset)
         return array if dtype is None else array.astype(dtype, copy=False)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rtdetr_deploy.errors import ImageError
-from rtdetr_deploy.images.gpu_array import GpuArray, is_on_gpu, is_third_party_array, read_gpu_array
+from rtdetr_deploy.images.gpu_array import GpuArray, is_on_gpu, is_third_party_array, read_gpu_array, told_gpu
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, Event, Gpu, Stream
 from rtdetr_deploy.runtimes.trt.pool import Pool
 
@@ -25,6 +25,9 @@ class Receiver:
         """See `GpuRuntime.receive`; the GPU must be the current one."""
         if not is_third_party_array(array) or not is_on_gpu(array):
             raise ImageError(f"{what} is {type(array).__name__}, expected an array on a GPU")
+        told = told_gpu(array)
+        if told is not None:  # before it is read: torch exports only what lies on the current GPU, and says less
+            self._check_gpu(told, what)
         found = read_gpu_array(array, self._stream.handle, what)
         if 0 not in found.shape:
             self._check_place(found, what)
@@ -41,6 +44,9 @@ class Receiver:
         gpu = self._cuda.gpu_of(found.address)
         if gpu is None:
             raise ImageError(f"{what} does not lie in memory of a GPU (address {found.address:#x})")
+        self._check_gpu(gpu, what)
+
+    def _check_gpu(self, gpu: int, what: str) -> None:
         if gpu != self._gpu.number:
             raise ImageError(
                 f'{what} is on GPU {gpu}, and {self._file} runs on GPU {self._gpu.number}: open it with `device="cuda:'

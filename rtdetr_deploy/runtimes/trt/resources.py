@@ -25,7 +25,7 @@ class Resources:
         self._file, self._cuda, self._gpu = file, cuda, gpu
         self._process = os.getpid()
         self._changed = threading.Condition()
-        self._calls = 0
+        self._callers: list[int] = []  # the thread of each call
         self._stack = ExitStack()
         self._streams: list[Stream] = []
         self._open = True
@@ -51,13 +51,13 @@ class Resources:
         with self._changed:
             if not self._open:
                 raise closed(self._file)
-            self._calls += 1
+            self._callers.append(threading.get_ident())
         try:
             with self._cuda.using(self._gpu):
                 yield
         finally:
             with self._changed:
-                self._calls -= 1
+                self._callers.remove(threading.get_ident())
                 self._changed.notify_all()
 
     def add_stream(self, stream: Stream) -> None:
@@ -67,8 +67,10 @@ class Resources:
     def free(self, patience: float = -1) -> None:
         """Refuse further calls, and free everything as soon as none runs.
 
-        Where one still does after `patience` seconds nothing is done. Twice is harmless. In a forked child nothing is
-        touched: it all belongs to the parent.
+        Where one still does after `patience` seconds nothing is done, nor where the wait is interrupted: all is open as
+        before then. Twice is harmless. In a forked child nothing is touched: it all belongs to the parent.
+
+        Raises `DeviceError` in the middle of a call of the same thread, which can't end meanwhile.
         """
         if self._is_elsewhere():
             _kept_after_fork.append(self)  # destructors of TensorRT's objects would call CUDA, too
@@ -76,15 +78,30 @@ class Resources:
         with self._changed:
             if not self._open:
                 return
-            self._open = False
-            if not self._changed.wait_for(lambda: self._calls == 0, None if patience < 0 else patience):
-                self._open = True
+            if patience < 0 and threading.get_ident() in self._callers:
+                raise DeviceError(
+                    f"{self._file} can't be closed by a signal handler in the middle of a call of its own thread; use "
+                    "`with Predictor(...)`, and raise an exception in the handler (sys.exit)"
+                )
+            if not self._wait_for_calls(patience):
                 return
         with self._cuda.using(self._gpu), self._stack:
             self._settle()
 
+    def _wait_for_calls(self, patience: float) -> bool:
+        """Refuse further calls, and tell whether all that run end in time; where they don't, calls are taken again."""
+        idle = False
+        self._open = False
+        try:
+            idle = self._changed.wait_for(lambda: not self._callers, None if patience < 0 else patience)
+        finally:  # also when it is interrupted, by Ctrl-C
+            self._open = not idle
+        return idle
+
     def free_forgotten(self) -> None:
         """Free what the garbage collector found, or what is left when Python ends, and warn of it."""
+        if not self._open:  # freed before, with an error
+            return
         self.free(PATIENCE)
         if not self._is_elsewhere():
             warnings.warn(

@@ -1,9 +1,10 @@
 """TensorRT engines on an NVIDIA GPU.
 
 Everything is allocated when the engine is opened: pinned host memory and GPU memory for the maximum batch, once for
-each slot. A call takes a slot, copies the input in, runs, copies the outputs out; from the second call of a batch size
-on all that is one CUDA graph. Frames can be resized on the GPU instead, ahead of that graph, and inputs and outputs can
-stay there.
+each slot. A call takes a slot, copies the input in, runs, copies the outputs out. All that is one CUDA graph: each slot
+has one for each batch size and each kind of call (which inputs are copied in, and whether outputs are copied out), made
+by the first such call that is not the slot's first of this batch size. Frames can be resized on the GPU instead, ahead
+of that graph, and inputs and outputs can stay there.
 
 Written for TensorRT 10.x and 11.x.
 """
@@ -23,7 +24,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rtdetr_deploy.errors import ArtifactError, DeviceError, OptionError
 from rtdetr_deploy.files import reason
 from rtdetr_deploy.images.gpu_array import GpuArray
-from rtdetr_deploy.packages import install_command
 from rtdetr_deploy.runtimes.feed import check_feed
 from rtdetr_deploy.runtimes.options import RuntimeOptions, cpu_or_cuda
 from rtdetr_deploy.runtimes.protocol import Array, Feed, Preprocessor
@@ -39,7 +39,7 @@ from rtdetr_deploy.runtimes.trt.resources import Resources
 from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo, check_fits, read_engine_info, warn_if_accepted
 from rtdetr_deploy.runtimes.trt.slot import Common, LazyKernel, Slot
 from rtdetr_deploy.runtimes.trt.slots import Slots
-from rtdetr_deploy.runtimes.trt.supported import require_tensorrt
+from rtdetr_deploy.runtimes.trt.supported import fit_driver, require_tensorrt
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -166,14 +166,16 @@ class TensorRtRuntime:
     def run_on_device(self, feed: Feed) -> dict[str, EngineOutput]:
         """See `GpuRuntime.run_on_device`; errors are those of `run`."""
         with self._in_use() as (slot, engine):
-            block = OutputBlock(self._blocks, self.file, self._cuda, self._gpu)
-            return slot.run_on_device(engine, feed, self._check(feed), block)
+            return slot.run_on_device(engine, feed, self._check(feed), self._take_block())
 
-    def run_in_each_slot(self, feed: Feed) -> None:
+    def run_in_each_slot(self, feed: Feed, *, on_device: bool = False) -> None:
         """See `GpuRuntime.run_in_each_slot`; errors are those of `run`."""
         for one in self._slots:
             with self._in_use(one) as (slot, engine):
-                slot.run(engine, feed, self._check(feed))
+                if on_device:
+                    slot.run_on_device(engine, feed, self._check(feed), self._take_block())
+                else:
+                    slot.run(engine, feed, self._check(feed))
 
     @contextmanager
     def plain(self) -> Iterator[None]:
@@ -207,9 +209,12 @@ class TensorRtRuntime:
             raise ArtifactError(f"{failure} ({error!r})") from error
 
     def close(self) -> None:
-        """See `Runtime.close`; calls that have begun are waited for."""
-        self._finalizer.detach()
+        """See `Runtime.close`; calls that have begun are waited for. Interrupted, it leaves the engine open.
+
+        Raises `DeviceError` in the middle of a call of the same thread, as from a signal handler.
+        """
         self._resources.free()
+        self._finalizer.detach()
 
     @contextmanager
     def _in_use(self, one: Slot | None = None) -> Iterator[tuple[Slot, trt.ICudaEngine]]:
@@ -217,6 +222,10 @@ class TensorRtRuntime:
         with self._resources.in_use(), self._slots.take(one) as slot:
             assert self._loaded.engine is not None
             yield slot, self._loaded.engine
+
+    def _take_block(self) -> OutputBlock:
+        """Return memory for the outputs of one call."""
+        return OutputBlock(self._blocks, self.file, self._cuda, self._resources)
 
     def _check(self, feed: Feed) -> int:
         """Check all that is fed, and return the rows."""
@@ -286,7 +295,7 @@ def start(factory: Callable[[Any], Made], logger: Any) -> Made:
     except PYBIND_ERRORS as error:  # also for a null pointer
         raise DeviceError(
             f"TensorRT can't be started ({explain(since, error)}): its CUDA version may be newer than the driver; "
-            f"update the driver, or {install_command('tensorrt-cu12')}"
+            f"{fit_driver()}"
         ) from error
 
 

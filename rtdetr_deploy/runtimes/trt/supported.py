@@ -51,5 +51,22 @@ def on_jetson() -> bool:
     return platform.machine() == "aarch64" and JETSON_RELEASE.exists()
 
 
+def package_extra() -> str:
+    """Return the extra that has what engines need from pip on this machine."""
+    return "jetson" if on_jetson() else "tensorrt"
+
+
+def update_driver() -> str:
+    """Return what to do where the driver is too old, as words of a message."""
+    return "update JetPack, which has the driver" if on_jetson() else "update the driver"
+
+
+def fit_driver() -> str:
+    """Return what to do where packages are made for a later driver than the one here, as words of a message."""
+    if on_jetson():
+        return f"{update_driver()}, or {install_command(package_extra(), whole=True)}"
+    return f"{update_driver()}, or {install_command('tensorrt-cu12')}"
+
+
 def _text(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
