@@ -82,7 +82,7 @@ def build_engine(
             report = _verify(content, job, (cuda, device), reference, kept, accept=options.accept)
     engine_info = replace(engine_info, accepted=not report.passed, report=report.in_full())
     with step(f"write {output.name}"):
-        _write(output, content, engine_info)
+        write_engine(output, content, engine_info)
     if options.keep_log or not report.passed:
         kept.keep(note=report.in_full())
     else:
@@ -90,8 +90,8 @@ def build_engine(
     return ExportResult(output, info, report, engine_info=engine_info, trtexec=command)
 
 
-def _write(output: Path, content: bytes, engine_info: EngineInfo) -> None:
-    """Write an engine and its sidecar, both or neither: what is old belongs together, and so does what is new."""
+def write_engine(output: Path, content: bytes, engine_info: EngineInfo) -> None:
+    """Write an engine and its sidecar, both or neither. Raises `OutputError`."""
     with atomic_write(sidecar_path(output)) as sidecar:
         sidecar.write_text(engine_info.to_json())
         write_bytes(output, content)  # in its place before its sidecar, which only has to be renamed then
