@@ -55,7 +55,7 @@ class Family(Generic[Model]):
         `fp32_scopes(model)`: see `Fp32Scope`. `quantization_blocks(model)`: globs of the parts that go to INT8 as a
         whole; the first that matches a module names its block. `unquantized(model)`: globs of what stays out of INT8,
         besides the scopes. Of all three, each must match something in the model. `fuse_for_gpu(model)` changes a folded
-        model in place into the same computation as GPUs fuse it; files with FP16 in them are for GPUs.
+        model in place into the same computation as GPUs fuse it; files for TensorRT or with FP16 in them get it.
     Verification
         `encode(model, images)` gives feature maps and `decode(model, maps)` the raw output: the model in two parts, of
         which the second is run on slightly disturbed maps too. `selection_margin(model, maps)`: by how much (logits)
