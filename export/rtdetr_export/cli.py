@@ -26,9 +26,11 @@ STEP_WIDTH = 72
 
 GROUPS = {
     "model": ("layers", "size", "batch", "queries", "class_names", "variant"),
-    "file": ("output", "format", "max_detections", "sampler", "raw_input", "raw_output", "opset", "verify"),
+    "file": (
+        "output", "format", "for_tensorrt", "max_detections", "sampler", "raw_input", "raw_output", "opset", "verify",
+    ),
     "precision": ("precision", "non_int8_precision", "calibration", "keep_fp32"),
-}
+}  # fmt: skip
 """The options of `ExportOptions` as the help groups them."""
 SPELLINGS = {"verify": "--no-verify", "verify=False": "--no-verify"}
 EXAMPLES = """examples:

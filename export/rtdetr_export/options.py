@@ -48,14 +48,16 @@ class ExportOptions:
     `max_detections` rows returned. `sampler` of deformable attention: "gather" (default; no GridSample), "grid", or
     "discrete" for models trained that way. `raw_input` takes uint8 NHWC (None: for engines, whose input then crosses
     the bus in a quarter of the bytes; ONNX files take float32). `raw_output` returns logits and cxcywh boxes.
+    `for_tensorrt` makes an ONNX file as engines are built from, for an engine that is built elsewhere: with engines'
+    defaults, and with operators that TensorRT fuses; engines and formats that TensorRT runs have it always.
     `class_names` replace those of the checkpoint: names, or the path of a file with one per line; `variant` says what
     shapes can't tell. `verify` False skips the parity report; engines are always verified.
 
     `precision` is "fp32", "fp16" (mixed, see `precision.fp16`) or "int8" (blocks that bear it, see
-    `precision.sensitivity`), with `non_int8_precision` "fp32" or "fp16" for what is not INT8 (default: "fp16" in
-    engines, else "fp32"). `keep_fp32` are patterns of node names that stay in FP32; `calibration` is a folder of images
-    on which lower precisions and engines are measured and compared: needed for "int8", else synthetic ones serve.
-    `opset` None is 17, or 19 where INT8 and FP16 meet.
+    `precision.sensitivity`), with `non_int8_precision` "fp32" or "fp16" for what is not INT8 (default: "fp16" for
+    TensorRT, else "fp32"). `keep_fp32` are patterns of node names that stay in FP32; `calibration` is a folder of
+    images on which lower precisions and engines are measured and compared: needed for "int8", else synthetic ones
+    serve. `opset` None is 17, or 19 where INT8 and FP16 meet.
 
     Raises `OptionError` for values outside these ranges, and for options that would be ignored.
     """
@@ -89,7 +91,11 @@ class ExportOptions:
     )  # fmt: skip
     raw_input: bool | None = option(
         None, "take uint8 RGB images (B, H, W, 3), scaled in the graph; else float32 (B, 3, H, W) in [0, 1]", type=bool,
-        default_help="uint8 for engines, float32 for .onnx files",
+        default_help="uint8 for engines and --for-tensorrt, float32 for .onnx files",
+    )  # fmt: skip
+    for_tensorrt: bool = option(
+        False, "make the .onnx file as engines are built from, to build one elsewhere: uint8 input, FP16 beside INT8, "
+        "operators that TensorRT fuses",
     )  # fmt: skip
     raw_output: bool = option(False, "return logits and cxcywh boxes instead of labels, boxes, scores")
     class_names: tuple[str, ...] | Path | str | None = option(
@@ -108,7 +114,7 @@ class ExportOptions:
     )
     non_int8_precision: NonInt8Precision | None = option(
         None, "precision of what is not INT8, with --precision int8", choices=get_args(NonInt8Precision),
-        default_help="fp16 in engines, else fp32", old=("--rest",),
+        default_help="fp16 in engines and --for-tensorrt, else fp32", old=("--rest",),
     )  # fmt: skip
     keep_fp32: tuple[str, ...] = option(
         (), "nodes whose name matches this regular expression stay in FP32; may be repeated", metavar="PATTERN",
@@ -136,8 +142,10 @@ class ExportOptions:
             raise OptionError(f"`output` is {self.output}, expected a name that ends in {_listed(suffixes)}")
         if self.from_onnx and (self.is_engine or self.format is not None):
             return
+        if self.is_engine or (self.format is not None and FORMATS[self.format].tensorrt):
+            self._set("for_tensorrt", True)
         if self.raw_input is None:
-            self._set("raw_input", self.is_engine)
+            self._set("raw_input", self.for_tensorrt and self.format is None)
         self._check_values()
         self._check_precision()
         self._check_opset()
@@ -198,8 +206,7 @@ class ExportOptions:
         if self.precision == "int8" and self.calibration is None:
             raise OptionError('`precision="int8"` needs `calibration`, a folder of images like those to detect on')
         if self.non_int8_precision is None:
-            on_tensorrt = self.is_engine or (self.format is not None and FORMATS[self.format].tensorrt)
-            self._set("non_int8_precision", "fp16" if self.precision == "int8" and on_tensorrt else "fp32")
+            self._set("non_int8_precision", "fp16" if self.precision == "int8" and self.for_tensorrt else "fp32")
         if self.non_int8_precision not in get_args(NonInt8Precision) or (
             self.non_int8_precision != "fp32" and self.precision != "int8"
         ):
@@ -244,6 +251,11 @@ class ExportOptions:
         return "fp16" in (self.precision, self.non_int8_precision)
 
     @property
+    def fuses_for_gpu(self) -> bool:
+        """Whether the graph is for a GPU's compiler: for TensorRT, or with FP16 in it."""
+        return self.for_tensorrt or self.places_fp16
+
+    @property
     def graph_opset(self) -> int:
         """The ONNX opset of the graph."""
         return self.opset if self.opset is not None else OPSETS[-1 if self.non_int8_precision == "fp16" else 0]
@@ -282,6 +294,7 @@ class ExportOptions:
             "uint8": info.raw_input,
             "raw": info.outputs == "raw",
             "kept": bool(self.keep_fp32),
+            "trt": self.for_tensorrt and self.format is None,
             "unverified": not info.verified,
         }
         name = "-".join([stem, *(name for name, given in extras.items() if given)])

@@ -18,8 +18,8 @@ def export(options: ExportOptions, progress: Progress | None = None) -> ExportRe
     """Export a checkpoint as `options` say, or build an engine of an ONNX file, verify the file and write it.
 
     An engine is built from an ONNX file that is written beside it (NAME.engine.onnx), unless the weights are one. An
-    INT8 engine is compared with the FP32 graph that its checkpoint gives. What
-    is wrong with options, files and the GPU is told before any work is done.
+    INT8 engine is compared with the FP32 graph that its checkpoint gives. What is wrong with options, files and the GPU
+    is told before any work is done.
 
     With `format` the ONNX file goes into a folder, with what a serving system wants beside it.
 

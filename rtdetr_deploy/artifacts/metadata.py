@@ -16,6 +16,8 @@ from rtdetr_deploy.errors import ArtifactError
 from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 
 METADATA_KEY = "rtdetr_deploy"
+INPUT = "images"
+"""What the input of every exported file is called."""
 FORMAT = 1
 """Version of the layout below; a reader refuses newer ones."""
 

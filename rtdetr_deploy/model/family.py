@@ -55,8 +55,8 @@ class Family(Generic[Model]):
         `fp32_scopes(model)`: see `Fp32Scope`. `quantization_blocks(model)`: globs of the parts that go to INT8 as a
         whole; the first that matches a module names its block. `unquantized(model)`: globs of what stays out of INT8,
         besides the scopes. Of all three, each must match something in the model. Two functions change a folded model
-        in place into another form of the same computation: `fuse_for_gpu(model)` as GPUs fuse it, for engines and for
-        files with FP16 in them, and `to_fp16_form(model)` as FP16 needs it.
+        in place into another form of the same computation: `fuse_for_gpu(model)` as GPUs fuse it, for files for
+        TensorRT and those with FP16 in them, and `to_fp16_form(model)` as FP16 needs it.
     Verification
         `encode(model, images)` gives feature maps and `decode(model, maps)` the raw output: the model in two parts, of
         which the second is run on slightly disturbed maps too. `selection_margin(model, maps)`: by how much (logits)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 from concurrent import futures
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +23,14 @@ from fake_tensorrt import (
     ParserError,
     TilingOptimizationLevel,
 )
-from rtdetr_deploy import ExportError, MissingPackageError, OptionError
+from rtdetr_deploy import ExportError, MissingPackageError, OptionError, OutputError
 from rtdetr_deploy.runtimes.trt.sidecar import sidecar_path
 from rtdetr_export import EngineOptions, ExportOptions, Step, build_engine, export, export_onnx
 from rtdetr_export.cli import main
+from rtdetr_export.trt.build import info_of, write_engine
+from rtdetr_export.trt.builder import build
+from rtdetr_export.trt.diagnosis import Diagnosis
+from rtdetr_export.trt.lint import load_model
 
 pytest_plugins = ("engine_world",)
 
@@ -131,6 +138,172 @@ def test_a_failed_build_keeps_its_log(world: World, small_onnx: Path, tmp_path: 
     assert "[INFO] Detected 1 inputs" in log
     assert "[ERROR] Could not find any implementation" in log
     assert "\ntrtexec --onnx=" in log
+
+
+def build_alone(onnx: Path, options: EngineOptions) -> bytes:
+    """Return the engine that TensorRT makes of a file, not verified."""
+    info = info_of(load_model(onnx), onnx.name)
+    return build(onnx, options, info, lambda *_: None, threading.Event())
+
+
+CAN_BUILD = "can't build dynamic.onnx"
+CAN_PARSE = "can't parse dynamic.onnx"
+
+
+@pytest.mark.parametrize(
+    ("where", "call", "failure"),
+    [
+        ("Builder", "create_network", CAN_PARSE),
+        ("OnnxParser", "__init__", CAN_PARSE),
+        ("OnnxParser", "parse_from_file", CAN_PARSE),
+        ("Builder", "create_builder_config", CAN_BUILD),
+        ("IBuilderConfig", "clear_flag", CAN_BUILD),
+        ("IBuilderConfig", "set_memory_pool_limit", CAN_BUILD),
+        ("Builder", "create_optimization_profile", CAN_BUILD),
+        ("IOptimizationProfile", "set_shape", CAN_BUILD),
+        ("IBuilderConfig", "add_optimization_profile", CAN_BUILD),
+        ("IProgressMonitor", "__init__", CAN_BUILD),
+        ("IBuilderConfig", "create_timing_cache", CAN_BUILD),
+        ("IBuilderConfig", "set_timing_cache", CAN_BUILD),
+        ("Builder", "build_serialized_network", CAN_BUILD),
+    ],
+)
+def test_what_the_bindings_raise_is_told(
+    where: str,
+    call: str,
+    failure: str,
+    world: World,
+    dynamic_onnx: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        world.say(fake_tensorrt.ILogger.ERROR, "[checkMacros.cpp::catchCudaError::212] out of memory")
+        raise RuntimeError("std::exception")
+
+    monkeypatch.setattr(getattr(fake_tensorrt, where), call, fail)
+    options = EngineOptions(workspace=1.0, timing_cache=tmp_path / "t.cache")
+    with pytest.raises(ExportError, match=rf"TensorRT 10.13.3.9 {failure}: .*out of memory$"):
+        build_alone(dynamic_onnx, options)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, TypeError, ValueError, IndexError, MemoryError])
+def test_what_the_bindings_raise_keeps_a_log(
+    kind: type[Exception], world: World, small_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        world.say(fake_tensorrt.ILogger.ERROR, "[checkMacros.cpp::catchCudaError::212] out of memory")
+        raise kind("std::exception")
+
+    monkeypatch.setattr(fake_tensorrt.Builder, "create_builder_config", fail)
+    error = refused(small_onnx, tmp_path, "can't build small.onnx: .*out of memory", "log")
+    assert error.endswith("; for diagnosis see " + str(tmp_path / "wrong.engine.log"))
+    assert "[ERROR] [checkMacros.cpp" in (tmp_path / "wrong.engine.log").read_text()
+
+
+@pytest.mark.parametrize("call", ["create_network", "create_builder_config", "create_optimization_profile"])
+def test_a_factory_that_gives_nothing_is_told(
+    call: str, world: World, dynamic_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_tensorrt.Builder, call, lambda *_: None)
+    with pytest.raises(ExportError, match="dynamic.onnx: TensorRT returned nothing"):
+        build_alone(dynamic_onnx, EngineOptions())
+
+
+def test_a_setting_that_the_bindings_refuse_is_told(
+    world: World, small_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Any, value: Any) -> None:
+        if value == fake_tensorrt.ProfilingVerbosity.DETAILED:
+            raise TypeError("(): incompatible function arguments")
+
+    monkeypatch.setattr(fake_tensorrt.IBuilderConfig, "profiling_verbosity", property(None, refuse), raising=False)
+    with pytest.raises(ExportError, match=r"can't build small.onnx: \(\): incompatible function arguments"):
+        build_alone(small_onnx, EngineOptions())
+
+
+def test_a_timing_cache_that_cannot_be_read_is_said_before_the_export(
+    world: World, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rtdetr_export.targets.require", lambda *_: pytest.fail("work was begun"))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for cache, kind, message in (
+        (tmp_path, OptionError, f"{tmp_path} is a folder; name the file in it"),
+        (pipe, OptionError, "pipe is a pipe or a device, expected a regular file"),
+        (Path(__file__, "t.cache"), OutputError, "can't write .*t.cache: .*[Nn]ot a (folder|directory)"),
+    ):
+        options = ExportOptions(small_checkpoint, tmp_path / "x.engine", engine=EngineOptions(timing_cache=cache))
+        with pytest.raises(kind, match=message):
+            export(options)
+
+
+def test_a_timing_cache_that_breaks_later_is_an_error_or_a_warning(
+    world: World, small_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = EngineOptions(timing_cache=tmp_path / "t.cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_tensorrt.ITimingCache, "serialize", lambda _: None)
+        with pytest.warns(UserWarning, match="the timing cache was not written: TensorRT returned nothing"):
+            assert build_alone(small_onnx, options)
+    (tmp_path / "t.cache").write_bytes(b"here")
+    read = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path.name == "t.cache":
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(OptionError, match=r"can't read .*t.cache: Input/output error"):
+        build_alone(small_onnx, options)
+
+
+def test_an_engine_that_cannot_be_put_in_its_place_leaves_the_old_one_whole(
+    world: World, small_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "x.engine"
+    built = build_engine(small_onnx, target).engine_info
+    assert built is not None
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    rename = os.replace
+
+    def fail(source: Path, destination: Path) -> None:
+        if Path(destination).name == target.name:
+            raise OSError(1, "Operation not permitted")
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OutputError, match=r"can't write .*x.engine: Operation not permitted"):
+        write_engine(target, b"another", replace(built, engine_digest="another"))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+THIRD_PARTY = {"x.engine.log": "&&&& RUNNING TensorRT.trtexec", "x.engine.layers.json": '{"Layers": [{"Name": "a"}]}'}
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    for name, text in THIRD_PARTY.items():
+        (tmp_path / name).write_text(text)
+    diagnosis = Diagnosis(tmp_path / "x.engine", "rtdetr-deploy 0.2.0, TensorRT 10.13.3.9\nGPU 0")
+    diagnosis.layers = [{"Name": "a"}]
+    for _ in range(2):
+        kept = diagnosis.keep(refused=b"engine")
+        assert [path.name for path in kept] == ["x.engine.refused", "x.engine.build.log", "x.engine.build.layers.json"]
+        assert {path.name for path in tmp_path.iterdir()} == {path.name for path in kept} | THIRD_PARTY.keys()
+    diagnosis.clear()
+    assert {path.name for path in tmp_path.iterdir()} == THIRD_PARTY.keys()
+    assert {name: (tmp_path / name).read_text() for name in THIRD_PARTY} == THIRD_PARTY
+
+
+@pytest.mark.parametrize("suffix", ["json", "onnx", "log", "refused", "layers.json", "build.log"])
+def test_what_lies_beside_an_engine_is_not_overwritten(suffix: str, small_checkpoint: Path, tmp_path: Path) -> None:
+    taken = tmp_path / f"x.engine.{suffix}"
+    taken.write_text("cell\n")
+    options = ExportOptions(small_checkpoint, tmp_path / "x.engine", class_names=taken)
+    with pytest.raises(OutputError, match=rf"would overwrite the input .*x\.engine\.{suffix}; choose another file"):
+        export(options)
+    assert taken.read_text() == "cell\n"
 
 
 def test_a_missing_lean_runtime_is_named(world: World, small_onnx: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +34,7 @@ WEIGHTS = Path("models/r50.pth")
             {"max_detections": 50, "opset": 18, "verify": False},
             "r50-l4-640x640-fp32-d50-op18-unverified.onnx",
         ),
+        ({"for_tensorrt": True}, "r50-l4-640x640-fp32-uint8-trt.onnx"),
         ({"queries": 100, "sampler": "grid", "raw_output": True}, "r50-l4-640x640-fp32-q100-grid-raw.onnx"),
     ],
 )
@@ -141,3 +143,42 @@ def test_batches_and_classes_are_parsed() -> None:
     with pytest.raises(ArgumentTypeError, match="batch 'auto' is not understood"):
         batch_argument("auto")
     assert parse_classes("traffic light, 3") == ["traffic light", 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fuses", "uint8"),
+    [
+        ({}, False, False),
+        ({"precision": "fp16"}, True, False),
+        ({"for_tensorrt": True}, True, True),
+        ({"for_tensorrt": True, "raw_input": False}, True, False),
+        ({"output": Path("r50.engine")}, True, True),
+        ({"output": Path("r50.engine"), "raw_input": False}, True, False),
+        ({"format": "deepstream"}, True, False),
+        ({"precision": "int8", "calibration": Path("photos"), "non_int8_precision": "fp32"}, False, False),
+        (
+            {"precision": "int8", "calibration": Path("photos"), "non_int8_precision": "fp32", "for_tensorrt": True},
+            True,
+            True,
+        ),
+    ],
+)
+def test_graphs_for_tensorrt_fuse_in_every_precision(changes: dict[str, Any], fuses: bool, uint8: bool) -> None:
+    options = ExportOptions(WEIGHTS, **changes)
+    assert (options.fuses_for_gpu, options.takes_uint8) == (fuses, uint8)
+    if options.is_engine:
+        onnx = options.for_onnx()
+        assert (onnx.fuses_for_gpu, onnx.takes_uint8) == (fuses, uint8)
+    if options.format is not None:
+        inside = replace(options, format=None, output=Path("model.onnx"))
+        assert (inside.fuses_for_gpu, inside.takes_uint8) == (fuses, uint8)
+
+
+def test_a_file_for_tensorrt_has_the_defaults_of_engines() -> None:
+    given: dict[str, Any] = {"precision": "int8", "calibration": Path("photos")}
+    elsewhere = ExportOptions(WEIGHTS, Path("r50.onnx"), for_tensorrt=True, **given)
+    beside = ExportOptions(WEIGHTS, Path("r50.engine"), **given).for_onnx()
+    assert replace(beside, output=Path("r50.onnx")) == elsewhere
+    assert (elsewhere.non_int8_precision, elsewhere.graph_opset) == ("fp16", 19)
+    with pytest.raises(OptionError, match="`for_tensorrt` is decided in r50.onnx already; export it again"):
+        ExportOptions(Path("r50.onnx"), Path("r50.engine"), for_tensorrt=True)

@@ -81,14 +81,20 @@ def build_engine(
             job = EngineJob(output.name, engine_info, images, count_graph_nodes(model))
             report = _verify(content, job, (cuda, device), reference, kept, accept=options.accept)
     engine_info = replace(engine_info, accepted=not report.passed, report=report.in_full())
-    with step(f"write {output.name}"), atomic_write(output) as beside:
-        beside.write_bytes(content)
-        write_bytes(sidecar_path(output), engine_info.to_json().encode())
+    with step(f"write {output.name}"):
+        write_engine(output, content, engine_info)
     if options.keep_log or not report.passed:
         kept.keep(note=report.in_full())
     else:
         kept.clear()
     return ExportResult(output, info, report, engine_info=engine_info, trtexec=command)
+
+
+def write_engine(output: Path, content: bytes, engine_info: EngineInfo) -> None:
+    """Write an engine and its sidecar, both or neither. Raises `OutputError`."""
+    with atomic_write(sidecar_path(output)) as sidecar:
+        sidecar.write_text(engine_info.to_json())
+        write_bytes(output, content)  # in its place before its sidecar, which only has to be renamed then
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo
-from rtdetr_deploy.errors import ExportError, OptionError, OutputError
-from rtdetr_deploy.files import write_bytes
-from rtdetr_deploy.runtimes.trt.calls import ask
+from rtdetr_deploy.errors import ExportError, OptionError, OutputError, RtdetrError
+from rtdetr_deploy.files import reason, require_file, write_bytes
+from rtdetr_deploy.runtimes.trt.calls import PYBIND_ERRORS, ask, explain
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, Gpu
-from rtdetr_deploy.runtimes.trt.logger import get_logger
+from rtdetr_deploy.runtimes.trt.logger import get_logger, mark
 from rtdetr_deploy.runtimes.trt.runtime import start
 from rtdetr_export.trt.options import EngineOptions
 
@@ -29,6 +30,7 @@ MAX_SHOWN_ERRORS = 8
 Phase = Callable[[str, int, int], None]
 """Called with the name of a phase of the builder, the steps done and the steps in all."""
 UsableGpu = tuple[Cuda, Gpu]
+Made = TypeVar("Made")
 
 _ENUMERATIONS = {"hardware_compatible": "HardwareCompatibilityLevel", "tiling_level": "TilingOptimizationLevel"}
 _MEMBERS = {"ampere+": "AMPERE_PLUS", "same-compute-capability": "SAME_COMPUTE_CAPABILITY"}
@@ -37,27 +39,46 @@ _MEMBERS = {"ampere+": "AMPERE_PLUS", "same-compute-capability": "SAME_COMPUTE_C
 def build(onnx: Path, options: EngineOptions, info: ArtifactInfo, on_phase: Phase, stop: threading.Event) -> bytes:
     """Return the serialized engine of an ONNX file for the current GPU; the builder ends early once `stop` is set.
 
-    Raises `ExportError` in TensorRT's words, node by node.
+    Raises `ExportError` in TensorRT's words, node by node, `OptionError` for a timing cache that can't be read.
     """
     import tensorrt as trt
 
     logger = get_logger()
     builder = start(trt.Builder, logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(onnx)):
-        raise ExportError(f"TensorRT {trt.__version__} can't parse {onnx.name}: {describe_errors(parser)}")
-    config = configure(builder, network, options, info.batch)
-    config.progress_monitor = make_monitor(on_phase, stop)
-    cache = _read_timing_cache(config, options.timing_cache)
+    with _explained(f"TensorRT {trt.__version__} can't parse {onnx.name}"):
+        network = _made(builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)))
+        parser = trt.OnnxParser(network, logger)
+        if not parser.parse_from_file(str(onnx)):
+            raise ExportError(f"TensorRT {trt.__version__} can't parse {onnx.name}: {describe_errors(parser)}")
     failure = f"TensorRT {trt.__version__} can't build {onnx.name}"
+    with _explained(failure):
+        config = configure(builder, network, options, info.batch)
+        config.progress_monitor = make_monitor(on_phase, stop)
+        cache = _use_timing_cache(config, options.timing_cache)
     serialized = ask(lambda: builder.build_serialized_network(network, config), failure, ExportError)
     if cache is not None and options.timing_cache is not None:
-        try:
-            write_bytes(options.timing_cache, _to_bytes(cache.serialize()))
-        except OutputError as error:  # the engine is worth more than its cache
-            warnings.warn(f"the timing cache was not written: {error}", stacklevel=2)
-    return _to_bytes(serialized)
+        _write_timing_cache(cache, options.timing_cache)
+    with _explained(failure):
+        return _to_bytes(serialized)
+
+
+@contextmanager
+def _explained(failure: str) -> Iterator[None]:
+    """Turn what pybind11 raises in the block into an `ExportError`: `failure`, and why in TensorRT's words."""
+    since = mark()
+    try:
+        yield
+    except RtdetrError:  # some are a `ValueError` too
+        raise
+    except PYBIND_ERRORS as error:
+        raise ExportError(f"{failure}: {explain(since, error)}") from error
+
+
+def _made(thing: Made | None) -> Made:
+    """Return what a factory of TensorRT made; some return None where they fail."""
+    if thing is None:
+        raise ValueError("TensorRT returned nothing")
+    return thing
 
 
 def _to_bytes(memory: Any) -> bytes:
@@ -71,7 +92,7 @@ def configure(
     """Return the builder's configuration for a network that takes `batch` images (None: any number)."""
     import tensorrt as trt
 
-    config = builder.create_builder_config()
+    config = _made(builder.create_builder_config())
     config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector can't tell precisions
     if options.workspace is not None:
@@ -119,7 +140,7 @@ def _add_profile(
     """Let the engine take the (min, opt, max) `batches`."""
     import tensorrt as trt
 
-    profile = builder.create_optimization_profile()
+    profile = _made(builder.create_optimization_profile())
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         other_axes = [int(tensor.shape[axis]) for axis in range(1, len(tensor.shape))]
@@ -137,16 +158,34 @@ def describe_errors(parser: trt.OnnxParser) -> str:
     return "; ".join(parts) or "it gave no reason"
 
 
-def _read_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> trt.ITimingCache | None:
+def _use_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> trt.ITimingCache | None:
     """Use the timing cache in `path`, or a new one; None without a path. A cache of another machine is left out."""
     if path is None:
         return None
-    content = path.read_bytes() if path.exists() else b""
-    cache = config.create_timing_cache(content)
+    cache = config.create_timing_cache(_read_timing_cache(path))
     if cache is None or not config.set_timing_cache(cache, False):
-        cache = config.create_timing_cache(b"")
+        cache = _made(config.create_timing_cache(b""))
         config.set_timing_cache(cache, False)
     return cache
+
+
+def _read_timing_cache(path: Path) -> bytes:
+    """Return the content of a timing cache, nothing where there is none yet. Raises `OptionError`."""
+    if not path.exists():
+        return b""
+    require_file(path, OptionError)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OptionError(f"can't read {path}: {reason(error)}") from error
+
+
+def _write_timing_cache(cache: trt.ITimingCache, path: Path) -> None:
+    """Write a timing cache, or warn: the engine is worth more than its cache."""
+    try:
+        write_bytes(path, _to_bytes(_made(cache.serialize())))
+    except (OutputError, *PYBIND_ERRORS) as error:
+        warnings.warn(f"the timing cache was not written: {error}", stacklevel=3)
 
 
 def make_monitor(on_phase: Phase, stop: threading.Event) -> Any:

@@ -6,10 +6,9 @@ import shlex
 from pathlib import Path
 
 from rtdetr_deploy.artifacts.hardware import HardwareCompatible
-from rtdetr_deploy.artifacts.metadata import ArtifactInfo
+from rtdetr_deploy.artifacts.metadata import INPUT, ArtifactInfo
 from rtdetr_export.trt.options import EngineOptions
 
-INPUT = "images"
 LEVELS: dict[HardwareCompatible, str] = {"ampere+": "ampere+", "same-compute-capability": "sameComputeCapability"}
 TILING = {"none": 0, "fast": 1, "moderate": 2, "full": 3}
 
