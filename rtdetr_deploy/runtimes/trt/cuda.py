@@ -122,6 +122,20 @@ class Cuda:
         on_gpu = attributes.type in [self.constant("cudaMemoryType", kind) for kind in kinds]
         return int(attributes.device) if on_gpu else None
 
+    def is_reachable(self, address: int, gpu: Gpu) -> bool:
+        """Tell whether work in the primary context of `gpu` may read `address`, which lies on it.
+
+        Memory of pools (cudaMallocAsync) and of virtual addresses (cuMemMap) belongs to no context.
+        """
+        from cuda.bindings import driver
+
+        try:
+            attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_CONTEXT
+            owner = native_handle(self.call_driver("cuPointerGetAttribute", attribute, address))
+        except DeviceError:  # what the driver knows no context of
+            return True
+        return owner in (0, native_handle(self._primary_context(gpu)))
+
     def read(self, array: Array, address: int) -> None:
         """Fill a contiguous array with what lies at `address` on the GPU, and wait for it."""
         kind = self.constant("cudaMemcpyKind", "cudaMemcpyDeviceToHost")
