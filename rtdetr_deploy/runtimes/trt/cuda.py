@@ -19,7 +19,7 @@ import numpy as np
 from rtdetr_deploy.errors import DeviceError
 from rtdetr_deploy.packages import needed_for
 from rtdetr_deploy.runtimes.protocol import Array
-from rtdetr_deploy.runtimes.trt.supported import fit_driver, package_extra, update_driver
+from rtdetr_deploy.runtimes.trt.supported import fit_driver, package_extras, update_driver
 from rtdetr_deploy.words import plural
 
 
@@ -164,7 +164,7 @@ def native_handle(value: Any) -> int:
 
 def import_cuda() -> Cuda:
     """Return the CUDA runtime. Raises `MissingPackageError` without cuda-python."""
-    with needed_for("running engines", package_extra()):
+    with needed_for("running engines", *package_extras()):
         from cuda.bindings import runtime
     return Cuda(runtime)
 
