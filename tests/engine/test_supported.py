@@ -107,7 +107,7 @@ class _Driver:
     def __init__(self, version: int, status: int = 0) -> None:
         self.version, self.status = version, status
 
-    def cuDriverGetVersion(self, target: Any) -> int:  # noqa: N802
+    def cuDriverGetVersion(self, target: Any) -> int:
         target._obj.value = self.version
         return self.status
 

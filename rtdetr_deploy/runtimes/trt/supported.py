@@ -54,7 +54,7 @@ def on_jetson() -> bool:
 
 
 def cuda_of_driver() -> int | None:
-    """Return the newest CUDA that the driver here runs: 13 from driver 580 on, 12 from 525 on; None without a driver."""
+    """Return the newest CUDA that the driver runs: 13 from driver 580 on, 12 from 525 on; None without a driver."""
     version = ctypes.c_int()
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
