@@ -24,7 +24,7 @@ help:
 	@echo "make peers                export the models to compare with, in environments of their own (BCCD=FOLDER)"
 	@echo "make precision            measure FP16 and INT8 beside other converters' (BCCD=FOLDER; about an hour on two cores)"
 	@echo "make tensorrt-check       check the TensorRT code against its real Python bindings (needs a C compiler)"
-	@echo "make gpu-check            check the CUDA code on this machine's NVIDIA GPU (ONLY='NAME ...', GPU_PYTHON=FILE)"
+	@echo "make gpu-check            check the CUDA code on this machine's NVIDIA GPU (CUDA=12 before driver 580, ONLY='NAME ...', GPU_PYTHON=FILE)"
 	@echo "make wheel-check          build the wheel, predict with it where torch is not installed"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -65,7 +65,19 @@ wheel-check: setup
 tensorrt-check: setup
 	$(BIN)/python tests/engine/check_bindings.py
 
-# GPU_PYTHON names an interpreter that has all that is needed; without it the virtual environment is used.
+GPU_ENV := build/gpu-check-cuda12
+
+$(GPU_ENV)/.installed: benchmarks/gpu_check/requirements-cuda12.txt pyproject.toml
+	$(PYTHON) -m venv $(GPU_ENV)
+	$(GPU_ENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $< --editable '.[export,bench]'
+	@touch $@
+
+# GPU_PYTHON names an interpreter that has all that is needed. Without it the virtual environment is used, whose packages
+# are made for CUDA 13; with CUDA=12, one for drivers before 580.
+ifeq ($(CUDA),12)
+GPU_PYTHON ?= $(GPU_ENV)/bin/python
+gpu-check: $(GPU_ENV)/.installed
+endif
 gpu-check: $(if $(GPU_PYTHON),,setup)
 	PYTHONPATH=$(CURDIR):$(CURDIR)/export:$(CURDIR)/benchmarks:$(CURDIR)/training:$(CURDIR)/tests/engine \
 		$(or $(GPU_PYTHON),$(BIN)/python) -m gpu_check $(addprefix --only ,$(ONLY))

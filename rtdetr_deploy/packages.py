@@ -18,17 +18,17 @@ from rtdetr_deploy.errors import MissingPackageError
 DISTRIBUTION = "rtdetr-deploy"
 
 
-def require(module: str, purpose: str, extra: str) -> ModuleType:
+def require(module: str, purpose: str, *extras: str) -> ModuleType:
     """Return the imported `module`; raise `MissingPackageError` where it is missing or can't be loaded.
 
-    `purpose` begins the message ("running .onnx files"); `extra` holds the package that is to be installed.
+    `purpose` begins the message ("running .onnx files"); each of `extras` holds a package that may be installed.
     """
-    with needed_for(purpose, extra):
+    with needed_for(purpose, *extras):
         return import_module(module)
 
 
 @contextmanager
-def needed_for(purpose: str, extra: str) -> Iterator[None]:
+def needed_for(purpose: str, *extras: str) -> Iterator[None]:
     """Turn an import that fails in the block into a `MissingPackageError`; see `require`."""
     try:
         yield
@@ -37,12 +37,12 @@ def needed_for(purpose: str, extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         name = error.name or str(error)
         raise MissingPackageError(
-            f"{purpose} needs {name}, which is not installed: {install_command(extra)}"
+            f"{purpose} needs {name}, which is not installed: {install_commands(*extras)}"
         ) from error
     except ImportError as error:
         name = error.name or "a package"
         raise MissingPackageError(
-            f"{purpose} needs {name}, which can't be imported ({error}); install it again: {install_command(extra)}"
+            f"{purpose} needs {name}, which can't be imported ({error}); install it again: {install_commands(*extras)}"
         ) from error
 
 
@@ -53,6 +53,11 @@ def install_command(extra: str, *, whole: bool = False) -> str:
         return f"pip install '.[{extra}]' in the folder of the project"
     chosen = packages if whole else [package for package in packages if not _installed(package)] or packages
     return "pip install " + " ".join(f"'{package}'" for package in chosen)
+
+
+def install_commands(*extras: str, whole: bool = False) -> str:
+    """Return the commands for extras of which any one will do; see `install_command`."""
+    return ", or ".join(install_command(extra, whole=whole) for extra in extras)
 
 
 def _requirements(extra: str) -> list[str]:

@@ -16,14 +16,17 @@ from gpu_check.options import ROOT, CheckOptions
 from gpu_check.table import CHECKS
 from rtdetr_bench.machine import describe_machine, describe_state, today
 from rtdetr_bench.results import Json, write_json
-from rtdetr_deploy import OptionError
+from rtdetr_deploy import DeviceError, OptionError
 from rtdetr_deploy.cli.arguments import Parser, add_options, options_of
 from rtdetr_deploy.cli.run import run_main
 from rtdetr_deploy.files import check_writable
 from rtdetr_deploy.runtimes.options import cpu_or_cuda
 from rtdetr_deploy.runtimes.trt.cuda import Gpu, import_cuda
+from rtdetr_deploy.runtimes.trt.supported import cuda_of_driver
 
 FAILED = 1
+CUDA_OF_PACKAGES = 13
+"""What the packages of the repository's virtual environment are made for."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +42,7 @@ def _run(argv: Sequence[str] | None) -> int:
     options = CheckOptions(**options_of(CheckOptions, parser.parse_args(argv)))
     wanted = choose(options.only)
     gpu = find_gpu(options.device)
-    target = options.output or (None if options.only else result_path(gpu))
+    target = options.output or (result_path(gpu) if options.is_standard else None)
     if target is not None:
         check_writable(target)
     started = today()
@@ -64,7 +67,12 @@ def find_gpu(device: str) -> Gpu:
     kind, number = cpu_or_cuda(device, "CUDA")
     if kind != "cuda":
         raise OptionError(f"`device` is {device!r}, expected cuda or cuda:N: these are checks of a GPU")
-    return import_cuda().gpu(number)
+    try:
+        return import_cuda().gpu(number)
+    except DeviceError as error:
+        if (cuda_of_driver() or 0) >= CUDA_OF_PACKAGES:
+            raise
+        raise DeviceError(f"{error}; to check on a driver before 580: make gpu-check CUDA=12") from error
 
 
 def announce(outcome: Outcome) -> Outcome:

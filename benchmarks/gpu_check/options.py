@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rtdetr_deploy.options import option, path_argument
@@ -15,7 +15,7 @@ BCCD = ROOT.parent / "shared" / "data" / "bccd"
 class CheckOptions:
     """Which checks are run (`only`; none: all), on which GPU, with which checkpoint and images, and where results go.
 
-    `output` None is benchmarks/results/gpu-check-NAME.json, NAME being the GPU's, unless `only` some checks are run.
+    `output` None is benchmarks/results/gpu-check-NAME.json, NAME being the GPU's, where all else is as by default.
     """
 
     only: tuple[str, ...] = option((), "run this check (may be repeated; default: all)", metavar="NAME", repeated=True)
@@ -37,5 +37,10 @@ class CheckOptions:
     )
     output: Path | None = option(
         None, "results to write", type=path_argument, metavar="FILE",
-        default_help="benchmarks/results/gpu-check-NAME.json for the whole run",
+        default_help="benchmarks/results/gpu-check-NAME.json for a whole run with the checkpoint and images above",
     )  # fmt: skip
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether results may be put beside those of other GPUs: of all checks, the demo's checkpoint, BCCD."""
+        return replace(self, device="cuda", output=None) == CheckOptions()

@@ -4,7 +4,8 @@
     CUDA Array Interface   `__cuda_array_interface__`, 2 or 3  of NVIDIA GPUs
 
 None of these libraries is imported. Where an array has both, DLPack is taken: it makes the reader's stream wait for the
-work that the array's library has queued, which version 2 of the interface (torch's) can't tell.
+work that the array's library has queued. The interface can't tell that: its version 2 (torch's) names no stream, and
+version 3 says None in libraries that have queued work on the default stream (Numba's, PyCUDA's).
 
 Sources: dmlc.github.io/dlpack/latest/python_spec.html; numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html
 """
@@ -56,7 +57,7 @@ class GpuArray:
     """An array on a GPU that belongs to somebody else: where it lies, and what must be waited for.
 
     `strides` are in bytes; `gpu` is the number of its GPU (None: not told); `stream` that of a CUDA stream whose work
-    must be done first (None: nothing to wait for). `owner` keeps the memory alive. A runtime that takes the array sets
+    must be done first. `owner` keeps the memory alive. A runtime that takes the array sets
     `reader`, by which it knows its own, and `ready` to what its calls wait for.
     """
 
@@ -65,7 +66,7 @@ class GpuArray:
     strides: tuple[int, ...]
     dtype: np.dtype[Any]
     gpu: int | None
-    stream: int | None
+    stream: int
     owner: object = field(repr=False)
     reader: Any = field(default=None, repr=False)
     ready: Any = field(default=None, repr=False)
@@ -193,13 +194,13 @@ def _read_interface(thing: Any) -> GpuArray:
         raise ValueError("it is masked, and masks are not used here")
     if stream == 0:
         raise ValueError(f"its {INTERFACE} has stream 0, which is ambiguous; expected None, 1, 2 or a handle")
-    if version == 2:  # tells no stream; most work is on the default one, which waits for most others
+    if stream is None:  # not told: work may be on the default stream, which waits for most others
         stream = LEGACY_DEFAULT_STREAM
     dtype, shape = np.dtype(interface["typestr"]), tuple(int(size) for size in interface["shape"])
     strides = interface.get("strides") or _dense_strides(shape, dtype.itemsize)
     address = int(interface["data"][0] or 0)
-    stream = None if stream is None else int(stream)
-    return GpuArray(address, shape, tuple(int(step) for step in strides), dtype, None, stream, (thing, interface))
+    steps = tuple(int(step) for step in strides)
+    return GpuArray(address, shape, steps, dtype, None, int(stream), (thing, interface))
 
 
 def _dense_strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:

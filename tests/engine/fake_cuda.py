@@ -82,6 +82,7 @@ class FakeCuda:
         self.streams: dict[int, list[Task]] = {}
         self.defaults: dict[int, list[Task]] = {1: [], 2: []}  # the default streams, by the numbers that stand for them
         self.gpus_of: dict[int, int] = {}  # where blocks lie that are not on GPU 0
+        self.contexts_of: dict[int, int | None] = {}  # of blocks outside their GPU's own; None: the driver knows none
         self.capturing: dict[int, list[Task]] = {}
         self.capturers: dict[int, int] = {}  # the threads that began them
         self.invalidated: set[int] = set()  # streams whose capture was broken by a call that is illegal in it

@@ -49,6 +49,12 @@ class Status(enum.IntEnum):
     NVRTC_ERROR_COMPILATION = 6
 
 
+class PointerAttribute(enum.IntEnum):
+    """What the driver tells about an address; values are CUDA's."""
+
+    CU_POINTER_ATTRIBUTE_CONTEXT = 1
+
+
 OK = (Status.SUCCESS,)
 CONTEXTS = 9000
 """The handle of the first device's own context; the others follow."""
@@ -133,6 +139,8 @@ class FakeNvrtc:
 class FakeDriver:
     """The calls of the driver that load and launch a kernel, and those of contexts."""
 
+    CUpointer_attribute = PointerAttribute
+
     def __init__(self, cuda: FakeCuda) -> None:
         self._cuda = cuda
         self._sources: dict[int, str] = {}
@@ -166,6 +174,14 @@ class FakeDriver:
 
     def cuCtxPopCurrent(self) -> tuple[Any, ...]:
         return (*OK, CONTEXTS + self._cuda.thread.contexts.pop())
+
+    def cuPointerGetAttribute(self, attribute: PointerAttribute, address: int) -> tuple[Any, ...]:
+        assert attribute is PointerAttribute.CU_POINTER_ATTRIBUTE_CONTEXT
+        start = self._cuda.start_of(address)
+        if start not in self._cuda.device:
+            return (Status.CUDA_ERROR_INVALID_VALUE, None)
+        owner = self._cuda.contexts_of.get(start, CONTEXTS + self._cuda.gpus_of.get(start, 0))
+        return (Status.CUDA_ERROR_INVALID_VALUE, None) if owner is None else (*OK, owner)
 
     def cuModuleLoadData(self, code: bytes) -> tuple[Any, ...]:
         architecture, _, source = code.partition(b" ")

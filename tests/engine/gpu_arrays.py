@@ -49,7 +49,10 @@ class GpuMemory:
 
 
 class InterfaceArray:
-    """What CuPy (3), Numba (3), PyCUDA and torch (2) look like by the CUDA Array Interface."""
+    """What CuPy, Numba, PyCUDA (3) and torch (2) look like by the CUDA Array Interface.
+
+    Version 3 has stream None, as PyCUDA's arrays always have it, and Numba's of the default stream.
+    """
 
     def __init__(self, memory: GpuMemory, version: int = 3, **changes: Any) -> None:
         array = memory.array

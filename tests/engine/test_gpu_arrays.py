@@ -125,7 +125,7 @@ def test_a_frame_on_the_gpu_is_resized_there_whatever_the_resizer(
         assert all(_same(found, expected) for found in mixed)
 
 
-@pytest.mark.parametrize("kind", ["dlpack", "handle", "default", "interface 2", "per thread"])
+@pytest.mark.parametrize("kind", ["dlpack", "handle", "default", "no stream", "interface 2", "per thread"])
 def test_work_that_the_caller_has_queued_is_done_first(
     kind: str,
     world: fake_tensorrt.World,
@@ -140,6 +140,7 @@ def test_work_that_the_caller_has_queued_is_done_first(
         "dlpack": (None, DlpackArray(memory, work=lambda: memory.write(picture))),
         "handle": (producer, InterfaceArray(memory, stream=producer)),
         "default": (1, InterfaceArray(memory, stream=1)),
+        "no stream": (1, InterfaceArray(memory, stream=None)),
         "interface 2": (1, InterfaceArray(memory, 2)),
         "per thread": (2, InterfaceArray(memory, stream=2)),
     }
@@ -157,12 +158,28 @@ def test_work_that_the_caller_has_queued_is_done_first(
         world.cuda._work_off(stream)
 
 
-def test_a_stream_that_has_nothing_to_wait_for_is_not_waited_for(
-    world: fake_tensorrt.World, predictor: Predictor, place: Place, picture: NDArray[np.uint8]
+@pytest.mark.parametrize("what", ["frame", "batch"])
+def test_memory_of_another_context_is_refused(
+    what: str, world: fake_tensorrt.World, predictor: Predictor, place: Place, picture: NDArray[np.uint8]
 ) -> None:
-    world.cuda.enqueue(1, lambda: pytest.fail("was waited for"))
-    predictor.detect(InterfaceArray(place(picture)))
-    world.cuda.defaults[1].clear()
+    """As with pycuda.autoinit: the kernel runs in the primary context, where that memory is not mapped."""
+    memory = place(picture if what == "frame" else np.zeros((1, 128, 160, 3), np.uint8))
+    world.cuda.contexts_of[memory.start] = 4711
+    use = predictor.detect if what == "frame" else predictor.infer
+    message = "lies in another CUDA context than the GPU's primary one, where dynamic.engine runs: import pycuda.autopr"
+    for make in KINDS.values():
+        with pytest.raises(ImageError, match=message):
+            use(make(memory))
+
+
+@pytest.mark.parametrize("owner", [0, None])
+def test_memory_that_belongs_to_no_context_is_read(
+    owner: int | None, world: fake_tensorrt.World, predictor: Predictor, place: Place, picture: NDArray[np.uint8]
+) -> None:
+    """That of pools (0), and of virtual addresses, of which the driver may know none."""
+    memory = place(picture)
+    world.cuda.contexts_of[memory.start] = owner
+    assert _same(predictor.detect(InterfaceArray(memory)), predictor.detect(picture))
 
 
 @pytest.mark.parametrize("listed", [True, False])

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_a_tensorrt_that_is_too_old_is_told_by_its_version(
     version: str, world: fake_tensorrt.World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fake_tensorrt, "__version__", version)
-    message = f"running engines needs TensorRT 10.3 or later, and this is {version}: pip install .*'tensorrt>="
+    message = f"running engines needs TensorRT 10.3 or later, and this is {version}: pip install .*'tensorrt-cu12"
     with pytest.raises(MissingPackageError, match=message):
         require_tensorrt("running engines")
 
@@ -98,6 +99,55 @@ def test_on_a_jetson_no_message_names_packages_of_servers(
 def test_elsewhere_the_packages_that_fit_the_driver_are_named() -> None:
     for use in (lambda: Cuda(FakeCuda(gpus=-1)).gpu(), lambda: start(lambda _: int("nullptr"), None)):
         assert re.search("update the driver, or pip install .*tensorrt-cu12", _words(DeviceError, use))
+
+
+class _Driver:
+    """The driver's library, as ctypes shows it; it tells the newest CUDA that it runs."""
+
+    def __init__(self, version: int, status: int = 0) -> None:
+        self.version, self.status = version, status
+
+    def cuDriverGetVersion(self, target: Any) -> int:
+        target._obj.value = self.version
+        return self.status
+
+
+@pytest.mark.parametrize(
+    ("driver", "newest", "both"),
+    [
+        (_Driver(12020), 12, False),  # 535
+        (_Driver(12080), 12, False),  # 570
+        (_Driver(13000), 13, True),  # 580
+        (_Driver(0, 34), None, False),  # the toolkit's stub
+        (OSError("libcuda.so.1: cannot open shared object file"), None, False),
+        (object(), None, False),
+    ],
+)
+def test_the_packages_that_are_named_run_on_the_driver(
+    driver: object, newest: int | None, both: bool, world: fake_tensorrt.World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str) -> object:
+        assert name == ("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        if isinstance(driver, Exception):
+            raise driver
+        return driver
+
+    monkeypatch.setattr("ctypes.CDLL", load)
+    assert supported.cuda_of_driver() == newest
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    message = _words(MissingPackageError, lambda: require_tensorrt("running engines"))
+    assert message.startswith("running engines needs tensorrt, which is not installed: pip install '")
+    assert "'tensorrt-cu12<" in message
+    assert ("'tensorrt>=" in message) == both
+    assert message.count("pip install") == 1 + both
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    message = _words(MissingPackageError, import_cuda)
+    assert message.count("pip install") == 1 + both
+
+
+def test_packages_that_replace_those_of_a_later_cuda_are_all_named() -> None:
+    """cuda-python is installed here, but that of CUDA 13 doesn't help a driver of CUDA 12."""
+    assert "'cuda-python<13,>=12.9.1'" in _words(DeviceError, Cuda(FakeCuda(gpus=-1)).gpu)
 
 
 def test_a_supported_version_is_taken_without_a_word(world: fake_tensorrt.World) -> None:

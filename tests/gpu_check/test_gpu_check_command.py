@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -15,13 +17,14 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("torch")
 
+from fake_cuda import FakeCuda
 from gpu_check import apart, cli
 from gpu_check.check import Check, CheckFailedError, Outcome, Situation, SkippedError, demand, perform
 from gpu_check.cli import choose, find_gpu, format_outcome, main, result_path
-from gpu_check.options import CheckOptions
+from gpu_check.options import ROOT, CheckOptions
 from gpu_check.table import CHECKS
 from rtdetr_deploy import DeviceError, MissingPackageError, OptionError
-from rtdetr_deploy.runtimes.trt.cuda import Gpu
+from rtdetr_deploy.runtimes.trt.cuda import Cuda, Gpu
 
 T4 = Gpu(0, "Tesla T4", "7.5", 16 << 30)
 SITUATION: Any = Situation(None, T4, CheckOptions())  # type: ignore[arg-type]  # these checks touch no GPU
@@ -48,6 +51,44 @@ def test_without_a_gpu_it_says_so_in_one_line(capsys: pytest.CaptureFixture[str]
     assert error.startswith("gpu-check: ")
     assert "GPU" in error or "pip install" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("newest", "named"), [(12, True), (None, True), (13, False)])
+def test_a_driver_that_is_too_old_for_the_packages_is_told_of_those_for_cuda_12(
+    newest: int | None, named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "import_cuda", lambda: Cuda(FakeCuda(gpus=-1)))
+    monkeypatch.setattr(cli, "cuda_of_driver", lambda: newest)
+    with pytest.raises(DeviceError, match="no NVIDIA GPU can be used: CUDA says: CUDA driver version") as caught:
+        find_gpu("cuda")
+    assert str(caught.value).endswith("; to check on a driver before 580: make gpu-check CUDA=12") == named
+
+
+def _make(*arguments: str) -> str:
+    """Return what make would do, without doing it."""
+    made = subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    return made.stdout.replace("\\\n", "")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_checks_in_an_environment_that_fits_the_driver() -> None:
+    of_cuda_12 = _make("gpu-check", "CUDA=12", "ONLY=calls sampler")
+    assert "build/gpu-check-cuda12/bin/python -m gpu_check --only calls --only sampler" in of_cuda_12
+    assert "-m venv .venv" not in of_cuda_12
+    assert "constraints.txt" not in of_cuda_12, "those are of CUDA 13"
+    assert ".venv/bin/python -m gpu_check" in _make("gpu-check")
+    own = _make("gpu-check", "GPU_PYTHON=python3")
+    assert "python3 -m gpu_check" in own
+    assert "venv" not in own
+
+
+def test_the_packages_for_older_drivers_are_those_of_cuda_12() -> None:
+    lines = (ROOT / "benchmarks" / "gpu_check" / "requirements-cuda12.txt").read_text(encoding="utf-8").splitlines()
+    packages = [line.partition(" ")[0] for line in lines if not line.startswith("#")]
+    assert "nvidia-cuda-nvrtc-cu12" in packages
+    assert "torch>=2.4,<2.11" in packages  # what PyPI has from 2.11 on wants cuda-bindings 13
+    of_engines = next(line for line in (ROOT / "pyproject.toml").open(encoding="utf-8") if "tensorrt-cu12 = [" in line)
+    assert {package for package in packages if f'"{package}"' in of_engines} == {"cuda-python>=12.9.1,<13"}
 
 
 @pytest.mark.parametrize(
@@ -203,16 +244,17 @@ def test_results_are_written_and_a_failure_is_status_1(
     assert json.loads(target.read_text())["checks"][3]["reason"] == "labels differs"
 
 
-def test_a_part_of_the_checks_overwrites_no_whole_run(
+def test_a_part_of_the_checks_or_ones_own_checkpoint_overwrites_no_whole_run(
     on_a_t4: dict[str, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "gpu-check-tesla-t4.json"
     assert result_path(T4).name == target.name
     assert result_path(replace(T4, name="NVIDIA H100 80GB HBM3")).name == "gpu-check-nvidia-h100-80gb-hbm3.json"
     monkeypatch.setattr(cli, "result_path", lambda gpu: target)
-    assert main(["--only", "calls"]) == 0
-    assert not target.exists()
-    assert main([]) == 0
+    for own in (["--only", "calls"], ["--weights", "own.pth"], ["--annotations", "own.json"], ["--images", "own"]):
+        assert main(own) == 0
+        assert not target.exists()
+    assert main(["--device", "cuda:0"]) == 0
     assert target.exists()
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rtdetr_deploy.errors import DeviceError, MissingPackageError
-from rtdetr_deploy.packages import install_command, needed_for
+from rtdetr_deploy.packages import install_commands, needed_for
 from rtdetr_deploy.runtimes.trt.cuda import Gpu
-from rtdetr_deploy.runtimes.trt.supported import on_jetson, package_extra
+from rtdetr_deploy.runtimes.trt.supported import on_jetson, package_extras
 
 LOG_LENGTH = 400
 """Characters of the compiler's log that an error shows."""
@@ -20,7 +20,7 @@ def compile_kernel(source: str, name: str, gpu: Gpu) -> bytes:
     Where NVRTC is older than the GPU it is PTX of the last architecture that both know, which the driver compiles.
     Raises `MissingPackageError` without NVRTC, `DeviceError` with its log where it fails.
     """
-    with needed_for('`resizer="cuda"`', package_extra()):
+    with needed_for('`resizer="cuda"`', *package_extras()):
         from cuda.bindings import nvrtc
     compiler = _Compiler(nvrtc, gpu)
     architecture, is_native = compiler.choose_architecture()
@@ -53,7 +53,7 @@ class _Compiler:
         try:
             known = sorted(int(one) for one in self.call("nvrtcGetSupportedArchs"))
         except RuntimeError as error:  # cuda-python finds no library
-            remedy = JETSON_NVRTC if on_jetson() else install_command("tensorrt", whole=True)
+            remedy = JETSON_NVRTC if on_jetson() else install_commands(*package_extras(), whole=True)
             raise MissingPackageError(
                 f'`resizer="cuda"` needs NVIDIA\'s run-time compiler ({error}): {remedy}'
             ) from error

@@ -19,7 +19,7 @@ import numpy as np
 from rtdetr_deploy.errors import DeviceError
 from rtdetr_deploy.packages import needed_for
 from rtdetr_deploy.runtimes.protocol import Array
-from rtdetr_deploy.runtimes.trt.supported import fit_driver, package_extra, update_driver
+from rtdetr_deploy.runtimes.trt.supported import fit_driver, package_extras, update_driver
 from rtdetr_deploy.words import plural
 
 
@@ -122,6 +122,20 @@ class Cuda:
         on_gpu = attributes.type in [self.constant("cudaMemoryType", kind) for kind in kinds]
         return int(attributes.device) if on_gpu else None
 
+    def is_reachable(self, address: int, gpu: Gpu) -> bool:
+        """Tell whether work in the primary context of `gpu` may read `address`, which lies on it.
+
+        Memory of pools (cudaMallocAsync) and of virtual addresses (cuMemMap) belongs to no context.
+        """
+        from cuda.bindings import driver
+
+        try:
+            attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_CONTEXT
+            owner = native_handle(self.call_driver("cuPointerGetAttribute", attribute, address))
+        except DeviceError:  # what the driver knows no context of
+            return True
+        return owner in (0, native_handle(self._primary_context(gpu)))
+
     def read(self, array: Array, address: int) -> None:
         """Fill a contiguous array with what lies at `address` on the GPU, and wait for it."""
         kind = self.constant("cudaMemcpyKind", "cudaMemcpyDeviceToHost")
@@ -150,7 +164,7 @@ def native_handle(value: Any) -> int:
 
 def import_cuda() -> Cuda:
     """Return the CUDA runtime. Raises `MissingPackageError` without cuda-python."""
-    with needed_for("running engines", package_extra()):
+    with needed_for("running engines", *package_extras()):
         from cuda.bindings import runtime
     return Cuda(runtime)
 

@@ -31,8 +31,7 @@ class Receiver:
         found = read_gpu_array(array, self._stream.handle, what)
         if 0 not in found.shape:
             self._check_place(found, what)
-        if found.stream is None:
-            return replace(found, reader=self)
+            self._check_context(found, what)
         ready = self._events.take()
         received = replace(found, reader=self, ready=ready)
         self._events.lend(ready, received)
@@ -51,4 +50,12 @@ class Receiver:
             raise ImageError(
                 f'{what} is on GPU {gpu}, and {self._file} runs on GPU {self._gpu.number}: open it with `device="cuda:'
                 f'{gpu}"`, or copy the array there'
+            )
+
+    def _check_context(self, found: GpuArray, what: str) -> None:
+        """Raise `ImageError` unless the context in which the engine runs can read the array."""
+        if not self._cuda.is_reachable(found.address, self._gpu):
+            raise ImageError(
+                f"{what} lies in another CUDA context than the GPU's primary one, where {self._file} runs: import "
+                "pycuda.autoprimaryctx instead of pycuda.autoinit, or make the array in the primary context"
             )
