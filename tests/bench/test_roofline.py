@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from html import unescape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,10 @@ from conftest import shared_folder, slow_except
 from graphs import graph, half
 from rtdetr_bench import RooflineOptions, study_roofline
 from rtdetr_bench.cli import main
-from rtdetr_bench.report.roofline import DECODER, MAX_PARTS, group_parts
+from rtdetr_bench.report.roofline import roofline_section
 from rtdetr_bench.roofline import fit as fitting
 from rtdetr_bench.roofline.estimate import estimate, estimate_graph
-from rtdetr_bench.roofline.everywhere import in_fp16
+from rtdetr_bench.roofline.everywhere import in_fp16, is_postprocessing
 from rtdetr_bench.roofline.factors import IDEAL, Factors, fitted_factors, stored_fit
 from rtdetr_bench.roofline.fit import FITTED_ON, Workload, find_kernels, fit_factors, published_figures
 from rtdetr_bench.roofline.fusion import fuse
@@ -29,6 +31,7 @@ from rtdetr_bench.roofline.graph import read_graph
 from rtdetr_bench.roofline.model_parts import module_of, part_of, parts_of
 from rtdetr_bench.roofline.precision_cost import measure_precision
 from rtdetr_bench.roofline.study import Roofline, format_roofline
+from rtdetr_bench.roofline.tables import DECODER, MAX_BESIDE, MAX_PARTS, REST, group_parts, tables_of
 from rtdetr_deploy import ArtifactError, OptionError
 
 T4 = GPUS["t4"]
@@ -78,14 +81,43 @@ def test_another_gpu_is_given_by_its_numbers(tmp_path: Path) -> None:
             file.write_text(json.dumps({**content, name: value}))
             with pytest.raises(OptionError, match=f"`gpu`: {name} is {value!r}, expected a number above 0"):
                 find_gpu(str(file))
-    for text in ("{", "[]", json.dumps({**content, "colour": 1}), "{}"):
-        file.write_text(text)
-        with pytest.raises(OptionError, match=r"mine.json is not a JSON object of name, fp32, .*bandwidth, source"):
+    for name in ("name", "source"):
+        file.write_text(json.dumps({**content, name: 5}))
+        with pytest.raises(OptionError, match=f"`gpu`: {name} is 5, expected text"):
             find_gpu(str(file))
-    with pytest.raises(OptionError, match="`gpu` is 't5', expected one of t4, l4, a10, orin-nx, h100, or a .json"):
-        find_gpu("t5")
+    for unknown in ("t5", "", "."):
+        with pytest.raises(
+            OptionError, match=f"`gpu` is '{unknown}', expected one of t4, l4, a10, orin-nx, h100, or a .json"
+        ):
+            find_gpu(unknown)
     with pytest.raises(OptionError, match="none.json does not exist"):
         find_gpu(str(tmp_path / "none.json"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not a JSON file: Expecting"),
+        ("[]", "is not a JSON object of name, fp32, fp16, fp16_vector, int8, bandwidth, source"),
+        (
+            '{"name": "a", "fp32": 1}',
+            "lacks fp16, fp16_vector, int8, bandwidth; expected name, fp32, .*may be left out",
+        ),
+        (
+            '{"name": "a", "tf32": 1, "fp32": 1, "fp16": 1, "fp16_vector": 1, "int8": 1, "bandwidth": 1}',
+            "has .*: tf32;",
+        ),
+        (
+            '{"name": "a", "fp8": 1}',
+            "lacks fp32, fp16, fp16_vector, int8, bandwidth, and has unknown keys: fp8; expected",
+        ),
+    ],
+)
+def test_a_gpus_file_is_told_what_it_lacks_or_has_too_much(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(text)
+    with pytest.raises(OptionError, match=f"^`gpu`: mine.json {message}"):
+        find_gpu(str(file))
 
 
 @pytest.mark.parametrize(
@@ -161,8 +193,35 @@ def test_an_island_costs_what_it_takes_more_than_in_fp16() -> None:
     assert cost.in_fp16 == fast.milliseconds
     assert sum(one.cost for one in cost.islands) == pytest.approx(now.milliseconds - fast.milliseconds)
     assert {(one.module, one.casts, one.fp32) for one in cost.islands} == {("a/b.*", 0, True), ("a", 2, True)}
+    assert not cost.single
     single = estimate(_product("float32"), T4, factors=factors)
     assert measure_precision(single, factors).islands == ()
+    assert measure_precision(single, factors).single
+
+
+def test_the_postprocessing_stays_in_fp32_in_the_graph_in_fp16() -> None:
+    nodes = "c = MatMul(x, w) s = Softmax(c) n = Neg(s) y = MatMul(n, w)"
+    model = graph("float[256,256] x", "float[256,256] y", nodes, w=half(256, 256).astype("f4"))
+    names = ("/model/a/MatMul", "/postprocess/Softmax", "/postprocess/Neg", "/model/b/MatMul")
+    for node, name in zip(model.graph.node, names, strict=True):
+        node.name = name
+    converted = in_fp16(read_graph(model), is_postprocessing)
+    assert [(one.operator, one.inputs[0].kind, one.outputs[0].kind) for one in converted.operations] == [
+        ("Cast", "float32", "float16"),
+        ("MatMul", "float16", "float16"),
+        ("Cast", "float16", "float32"),
+        ("Softmax", "float32", "float32"),
+        ("Neg", "float32", "float32"),
+        ("Cast", "float32", "float16"),
+        ("MatMul", "float16", "float16"),
+    ]
+    written = [name for one in converted.operations for name in (value.name for value in one.outputs)]
+    assert len(written) == len(set(written))
+    for before, after in pairwise(converted.operations):  # each reads what the one before it wrote
+        assert after.inputs[0].name == before.outputs[0].name
+    factors = Factors(0.5, 0.8, 5.0)
+    expected = estimate_graph(converted, T4, factors).milliseconds
+    assert measure_precision(estimate(model, T4, factors=factors), factors).in_fp16 == expected
 
 
 def test_the_command_prints_parts_and_islands_and_writes_them(
@@ -173,36 +232,56 @@ def test_the_command_prints_parts_and_islands_and_writes_them(
     assert main([*command, "--json", str(target), "--report", str(page)]) == 0
     text = capsys.readouterr().out
     for words in (
-        "Tesla T4: an estimate, not a measurement",
+        "Tesla T4. An estimate from the files alone, nothing was run",
         "decoder layer 1",
         "of it the sampler",
         "lower bound",
-        "with FP16 everywhere",
+        "in FP16: the same graph with all floats in FP16 but the postprocessing's",
         "half.onnx: FP32 and Casts",
+        "small.onnx: all of its floats are FP32; in FP16 the same graph would take",
+        "other published times come out within",
     ):
-        assert words in text
-    assert "small.onnx: FP32 and Casts" not in text  # all of it is FP32
+        assert words in " ".join(text.split())
+    assert "small.onnx: FP32 and Casts" not in text
     assert not any(line != line.rstrip() for line in text.splitlines())
     found = json.loads(target.read_text())["roofline"]
     assert found["gpu"]["name"] == "Tesla T4"
     fast, slow = found["models"]
     assert fast["bound"] < fast["milliseconds"] < slow["milliseconds"]
     # Their samplers are written differently: with FP16 in the file the weighted sum fuses with the gather.
-    assert fast["fp16_everywhere"] < slow["fp16_everywhere"] < 1.25 * fast["fp16_everywhere"]
+    assert fast["in_fp16"] < slow["in_fp16"] < 1.25 * fast["in_fp16"]
+    assert (fast["all_fp32"], slow["all_fp32"], fast["kernels"]) == (False, True, [])
     html = page.read_text()
     assert "Estimated cost on Tesla T4" in html
     assert "nothing was run" in html
     assert "Computed 20" in html
     assert "Measured 20" not in html
     assert html.count("<svg") == 1
+    assert _cells(html) == [cell for table in tables_of(found) for row in table.rows for cell in row]
+
+
+def _cells(html: str) -> list[str]:
+    return [unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", html)]
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("--engine {model} --gpu t5", "--gpu is 't5', expected one of t4, l4"),
-        ("--engine {model} --batch 2", "--batch is 2, but the model takes 1; leave it out"),
-        ("--engine {model} --batch 0", "--batch is 0, expected different numbers from 1 to 1024"),
+        (
+            "--engine {model} --batch 2",
+            "--batch is 2, but the model takes 1; leave it out, or export with a dynamic batch: "
+            "rtdetr-export --weights ... --batch dynamic\n",
+        ),
+        ("--engine {model} --batch 0", "--batch is 0, expected a number from 1 to 1024\n"),
+        ("--engine {model} --top -1", "--top is -1, expected a number of kernels, 0 or more\n"),
+        ("--engine {model} --gpu=", "--gpu is '', expected one of t4, l4"),
+        ("--engine .", ". is a folder; name the file in it\n"),
+        ("--engine {nothing}", "nothing.onnx: nothing is left to compute; its outputs depend on constants alone"),
+        (
+            "--engine {scalar}",
+            "scalar.onnx: input x has no batch axis; expected a tensor whose first axis counts images",
+        ),
         ("--engine {text}", "broken.onnx is not an ONNX model"),
         ("--engine {empty}", "empty.onnx is not an ONNX model: it holds no operations"),
         ("--engine {engine}", "model.engine is not an .onnx file; an engine's cost is that of the file"),
@@ -213,6 +292,9 @@ def test_wrong_input_is_one_line(
     line: str, message: str, small_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {"text": tmp_path / "broken.onnx", "empty": tmp_path / "empty.onnx", "engine": tmp_path / "model.engine"}
+    files |= {"nothing": tmp_path / "nothing.onnx", "scalar": tmp_path / "scalar.onnx"}
+    onnx.save(graph("float[1,4] x", "float[4] y", "y = Neg(w)", w=half(4).astype("f4")), files["nothing"])
+    onnx.save(graph("float x", "float y", "y = Neg(x)"), files["scalar"])
     files["text"].write_text("not a model at all, but text that is long enough")
     files["empty"].write_bytes(onnx.ModelProto(ir_version=9).SerializeToString())
     files["engine"].write_bytes(b"x")
@@ -236,18 +318,111 @@ def test_a_long_list_of_islands_is_cut_and_long_names_are_shortened(half_onnx: P
     text = format_roofline(Roofline(T4, fitted_factors(), (model,)))
     assert "m11" in text
     assert "m12" not in text
-    assert "3 others" in text
+    assert re.search(r"^3 others +\+", text, re.MULTILINE)
     assert "xxxxxxxxxx..xxxxxxxxxx" in text
 
 
 def test_a_plot_has_few_parts_and_loses_no_time() -> None:
-    parts: list[dict[str, Any]] = [{"name": f"model.{index}", "milliseconds": 1.0 + index} for index in range(20)]
+    parts: list[dict[str, Any]] = [{"name": f"model.{index}", "milliseconds": 3.0 + index} for index in range(20)]
     layers: list[dict[str, Any]] = [{"name": f"decoder layer {index}", "milliseconds": 2.0} for index in range(3)]
     grouped = group_parts([{"parts": parts}, {"parts": layers}])
     assert len(grouped) == MAX_PARTS
     assert sum(values[0] for values in grouped.values()) == sum(part["milliseconds"] for part in parts)
     assert sum(values[1] for values in grouped.values()) == 6.0
     assert group_parts([{"parts": layers}]) == {DECODER: [6.0]}
+
+
+def test_parts_that_hardly_cost_anything_are_the_rest() -> None:
+    times = {"backbone": 3.0, "input": 0.03, "selection": 0.5, "postprocessing": 0.04}
+    parts = [{"name": name, "milliseconds": time, "bound": time / 2} for name, time in times.items()]
+    assert group_parts([{"parts": parts}]) == {"backbone": [3.0], "selection": [0.5], REST: [pytest.approx(0.07)]}
+    assert group_parts([{"parts": parts}], "bound")[REST] == [pytest.approx(0.035)]
+    alone = group_parts([{"parts": parts[:3]}])  # one small part needs no other name
+    assert list(alone) == ["backbone", "input", "selection"]
+
+
+def test_many_models_are_rows_and_no_line_is_wider_than_a_terminal(half_onnx: Path) -> None:
+    found = study_roofline(RooflineOptions(half_onnx, (half_onnx,) * MAX_BESIDE))
+    text = format_roofline(found)
+    assert max(map(len, text.splitlines())) <= 100
+    assert text.count("\nmodel ") == 3
+    totals, parts, bounds = list(tables_of(found.to_json()))[:3]
+    assert totals.head == ("model", "all", "lower bound", "in FP16", "GFLOP", "MB moved", "kernels", "Casts")
+    for table, total in ((parts, totals.rows[0][1]), (bounds, totals.rows[0][2])):
+        assert len(table.rows) == MAX_BESIDE + 1
+        assert sum(map(float, table.rows[0][1:])) == pytest.approx(float(total), abs=0.004)
+
+
+def test_shares_and_lower_bounds_of_parts_are_shown(half_onnx: Path) -> None:
+    (table, *_) = tables_of(study_roofline(RooflineOptions(half_onnx)).to_json())
+    assert table.head == ("part", "half.onnx", "share", "bound")
+    rows = {row[0]: row[1:] for row in table.rows}
+    parts = [row for row in rows.values() if row[1]]
+    assert sum(float(share.rstrip("%")) for _, share, _ in parts) == pytest.approx(100, abs=0.5)
+    assert sum(float(bound) for *_, bound in parts) == pytest.approx(float(rows["lower bound"][0]), abs=0.005)
+
+
+def test_kernels_that_take_longest_are_listed_with_what_they_do(half_onnx: Path) -> None:
+    (model,) = study_roofline(RooflineOptions(half_onnx, top=3)).models
+    times = sorted((item.estimate for item in model.estimate.timed), reverse=True)
+    assert [kernel.ms for kernel in model.kernels] == times[:3]
+    (every,) = study_roofline(RooflineOptions(half_onnx, top=100_000)).models
+    kernels = every.to_json()["kernels"]
+    assert len(kernels) == every.to_json()["kernel_count"] == len(times)
+    assert set(kernels[0]) == {"nodes", "part", "flops", "read", "written", "bound", "ms"}
+    assert sum(kernel["read"] + kernel["written"] for kernel in kernels) / 1e6 == pytest.approx(every.megabytes)
+    assert sum(sum(kernel["flops"].values()) for kernel in kernels) / 1e9 == pytest.approx(every.gflops)
+    assert {kernel["part"] for kernel in kernels} == {part.name for part in every.parts}
+    nodes = [node for kernel in kernels for node in kernel["nodes"]]
+    assert len(nodes) == len(set(nodes))
+    text = format_roofline(Roofline(T4, fitted_factors(), (model,)))
+    assert f"half.onnx: the 3 of {len(times)} kernels that take longest" in text
+    assert text.count("MB written") == 1
+
+
+def test_only_the_gpu_that_the_factors_were_fitted_on_has_an_error(half_onnx: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(
+        json.dumps({"name": "mine", "fp32": 8, "fp16": 65, "fp16_vector": 16, "int8": 130, "bandwidth": 320})
+    )
+    error = stored_fit()["max_error"]
+    for gpu, expected, told in (
+        ("t4", error, f"come out within {100 * error:.1f} %"),
+        ("orin-nx", None, "never checked on the Jetson Orin NX 16GB; no error is known"),
+        (str(file), None, "never checked on the mine; no error is known"),
+    ):
+        found = study_roofline(RooflineOptions(half_onnx, gpu=gpu))
+        assert found.to_json()["max_error"] == expected
+        assert told in " ".join(format_roofline(found).split())
+        assert told in " ".join(roofline_section(found.to_json()).split())
+
+
+def test_an_int8_graph_has_its_parts_and_moves_fewer_bytes(small_options: Any) -> None:
+    pytest.importorskip("torch")
+    from rtdetr_export.pipeline import trace_checkpoint
+    from rtdetr_export.precision.int8 import find_quantizable, quantize
+    from rtdetr_export.simplify import serialize
+
+    traced = trace_checkpoint(small_options("roofline.onnx", layers=1))
+    full = estimate(onnx.load_from_string(serialize(traced.graph, {}, "")), T4)
+    nodes = find_quantizable(traced.graph, traced.placement)
+    quantize(traced.graph, nodes, {name: 0.05 for node in nodes for name in node.quantized_values})
+    int8 = estimate(onnx.load_from_string(serialize(traced.graph, {}, "")), T4)
+    parts = [set(parts_of([item.kernel for item in found.timed])) for found in (full, int8)]
+    assert parts[0] == parts[1] >= {"backbone", "encoder", "selection", "decoder layer 0", "postprocessing"}
+    flops = [sum(sum(item.kernel.flops.values()) for item in found.timed) for found in (full, int8)]
+    assert flops[0] == flops[1]
+    assert sum(item.kernel.flops.get("int8", 0.0) for item in int8.timed) > 0.5 * flops[1]
+    weights = [
+        sum(value.bytes for item in found.timed for value in item.kernel.operations[0].inputs if value.constant)
+        for found in (full, int8)
+    ]
+    assert weights[1] < 0.6 * weights[0]
+    moved = [sum(item.kernel.read + item.kernel.written for item in found.timed) for found in (full, int8)]
+    assert moved[1] < moved[0]
+    cost = measure_precision(int8, fitted_factors())
+    assert (cost.single, cost.casts) == (True, 0)
+    assert cost.in_fp16 < int8.milliseconds
 
 
 def test_the_search_finds_the_factors_that_times_were_made_with(half_onnx: Path, small_onnx: Path) -> None:
