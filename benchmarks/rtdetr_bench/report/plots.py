@@ -204,7 +204,7 @@ def plot_roofline(models: Sequence[Json]) -> str:
     with _style():
         figure = Figure(figsize=(4.6, 1.7 + 0.52 * len(models)), layout="constrained")
         axes, left = figure.add_subplot(), np.zeros(len(models))
-        places = np.array(_places([model["gflops"] for model in models]))
+        places = np.array(bar_places([model["gflops"] for model in models]))
         for index, (name, values) in enumerate(group_parts(models).items()):
             axes.barh(places, values, left=left, color=COLORS[index], label=name, height=0.46)
             left += values
@@ -226,7 +226,7 @@ def plot_roofline(models: Sequence[Json]) -> str:
         return _to_svg(figure)
 
 
-def _places(flops: Sequence[float]) -> list[float]:
+def bar_places(flops: Sequence[float]) -> list[float]:
     """Return where bars stand: one below the other, with a gap where FLOPs differ by more than a tenth."""
     places = [0.0]
     for before, now in pairwise(flops):
