@@ -321,6 +321,7 @@ class RooflineOptions:
     """ONNX files whose cost on a GPU is estimated: `engine`, and others beside it.
 
     `gpu` is a name in `roofline.gpus.GPUS`, or a JSON file of a GPU's rates; `batch` None is what a file fixes, else 1.
+    `top` is how many kernels of each file are listed, those that take longest.
     """
 
     engine: Path = option(help="ONNX file to estimate", type=path_argument, metavar="MODEL")
@@ -333,10 +334,15 @@ class RooflineOptions:
     batch: int | None = option(
         None, "images per call", type=int, metavar="N", default_help="what the file fixes, else 1"
     )
+    top: int = option(
+        0, "list the N kernels that take longest, with nodes, FLOPs and bytes; in --json, too", type=int, metavar="N"
+    )
 
     def __post_init__(self) -> None:
-        if self.batch is not None:
-            check_batches((self.batch,))
+        if self.batch is not None and not 1 <= self.batch <= MAX_BATCH:
+            raise OptionError(f"`batch` is {self.batch}, expected a number from 1 to {MAX_BATCH}")
+        if self.top < 0:
+            raise OptionError(f"`top` is {self.top}, expected a number of kernels, 0 or more")
 
 
 @dataclass(frozen=True)

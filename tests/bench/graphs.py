@@ -26,3 +26,14 @@ def graph_of_opset(number: int, inputs: str, outputs: str, nodes: str, **constan
 def half(*shape: int) -> NDArray[Any]:
     """Return an FP16 constant."""
     return np.full(shape, 0.5, np.float16)
+
+
+def product(kind: str = "float16") -> onnx.ModelProto:
+    """Return a model of one matrix product, (1024, 1024) by (1024, 1024)."""
+    weights = half(1024, 1024).astype(kind)
+    return graph(
+        f"{kind.replace('32', '')}[1024,1024] x",
+        f"{kind.replace('32', '')}[1024,1024] y",
+        "y = MatMul(x, w)",
+        w=weights,
+    )

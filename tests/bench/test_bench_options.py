@@ -40,7 +40,7 @@ TAKEN = {
     "nms": f"--engine --against --images --annotations {OPENED} {WRITTEN}",
     "decoder": f"--weights --images --annotations {TIMED} {OPENED} --threshold {WRITTEN}",
     "encoder": f"--variant --encoders {TIMED} {OPENED} --threshold {WRITTEN}",
-    "roofline": f"--engine --against --gpu --batch {WRITTEN}",
+    "roofline": f"--engine --against --gpu --batch --top {WRITTEN}",
     "precision": "--weights --annotations --images --calibration --against --json",
     "report": "--output",
     "insert-nms": "--engine --output --kind --threshold --iou --size",

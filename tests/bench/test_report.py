@@ -96,8 +96,13 @@ def _content() -> dict[str, Any]:
             "gpu": {"name": "Tesla T4"}, "factors": {"compute": 0.4, "bandwidth": 0.8, "launch": 5.5},
             "max_error": 0.05,
             "models": [{
-                "name": "<script>alert(1)</script>", "milliseconds": 5.0, "bound": 2.0, "fp16_everywhere": 4.0,
-                "parts": [{"name": "backbone", "milliseconds": 5.0}],
+                "name": "<script>alert(1)</script>", "milliseconds": 5.0, "bound": 2.0, "in_fp16": 4.0, "gflops": 9.0,
+                "megabytes": 8.0, "kernel_count": 1, "casts": 3, "cast_kernels": 1, "cast_milliseconds": 0.1,
+                "all_fp32": False, "parts": [{"name": "backbone", "milliseconds": 5.0, "bound": 2.0, "sampler": 0.0}],
+                "kernels": [{
+                    "nodes": ["<i>", "b"], "part": "backbone", "flops": {"fp16": 9e9}, "read": 1, "written": 2,
+                    "bound": 2.0, "ms": 5.0,
+                }],
                 "islands": [{"module": "decoder/<b>", "milliseconds": 1.0, "in_fp16": 0.5, "cost": 0.5, "casts": 3}],
             }],
         },

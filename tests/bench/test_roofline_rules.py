@@ -252,7 +252,9 @@ def test_a_batch_that_the_graph_computes_with_is_followed() -> None:
 
 def test_a_model_whose_work_can_not_be_known_is_refused() -> None:
     fixed = graph("float16[2,4] x", "float16[2,4] y", "y = Relu(x)")
-    with pytest.raises(OptionError, match="`batch` is 4, but the model takes 2; leave it out"):
+    with pytest.raises(
+        OptionError, match="`batch` is 4, but the model takes 2; leave it out, or export with a dynamic"
+    ):
         read_graph(fixed, 4)
     with pytest.raises(ArtifactError, match="input x leaves its size open; export the model for a fixed input size"):
         read_graph(graph("float16[N,3,H,W] x", "float16[N,3,H,W] y", "y = Relu(x)"))
@@ -267,6 +269,51 @@ def test_a_model_whose_work_can_not_be_known_is_refused() -> None:
     )
     with pytest.raises(ArtifactError, match="If holds a graph of its own; expected a model without loops"):
         read_graph(loop)
+
+
+@pytest.mark.parametrize("declared", ["float", "seq(float[2,4])", "float[]"])
+def test_an_input_without_a_batch_axis_is_refused(declared: str) -> None:
+    model = graph("float[2,4] x", "float[2,4] y", "y = Relu(x)")
+    value = graph(f"{declared.replace('[]', '')} x", "float y", "y = Identity(x)").graph.input[0]
+    if declared == "float[]":
+        value.type.tensor_type.ClearField("shape")
+    model.graph.input[0].CopyFrom(value)
+    with pytest.raises(ArtifactError, match="input x has no batch axis; expected a tensor whose first axis counts"):
+        read_graph(model)
+
+
+@pytest.mark.parametrize("node", ["Reshape(a, seven)", "Gather(a, seven)"])
+def test_a_constant_that_can_not_be_evaluated_is_left_to_run(node: str) -> None:
+    nodes = f"k = {node} y = Relu(x)"
+    assert _operators(graph("float[2,4] x", "float[2,4] y", nodes, a=half(3), seven=np.array([7]))) == [["Relu"]]
+    unheard = graph("float[2,4] x", "float[2,4] y", "k = Unheard(a) y = Relu(x)", a=half(3))
+    with pytest.raises(ArtifactError, match=r"^the shape of k can't be known \(Unheard\)"):
+        read_graph(unheard)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "operators", "shape"),
+    [
+        ("n = Shape(a) t = Tile(x, n) y = Relu(t)", [["Tile", "Relu"]], (4, 6)),
+        ("y = Relu(x) n = Shape(y) z = Tile(x, n)", [["Relu"], ["Tile"]], (4, 4)),
+        ("f = Shape<end=-1>(a) l = Shape<start=1>(a) n = Concat<axis=0>(l, f) y = Tile(x, n)", [["Tile"]], (6, 4)),
+    ],
+)
+def test_shapes_of_constants_and_outputs_are_followed(
+    nodes: str, operators: list[list[str]], shape: tuple[int, ...]
+) -> None:
+    outputs = "float16[A,B] y" + ", float16[C,D] z" * ("z = " in nodes)
+    model = graph("float16[2,2] x", outputs, nodes, a=half(2, 3))
+    assert sorted(_operators(model)) == sorted(operators)
+    assert read_graph(model).operations[-1].outputs[0].shape == shape
+
+
+def test_a_weight_that_is_missing_is_named() -> None:
+    model = graph("float16[2,4] x", "float16[2,4] y", "k = Identity(w) m = MatMul(x, k) y = Relu(m)", w=half(4, 4))
+    model.graph.node[0].name = "first"
+    del model.graph.initializer[:]
+    with pytest.raises(ArtifactError, match=r"^the weight w is missing from the file \(Identity first reads it\)"):
+        read_graph(model)
 
 
 def test_large_weights_are_not_looked_into_and_constants_alone_cost_nothing() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-TEXTS = frozenset({"model", "runtime", "precision", "NMS", "module"})
+TEXTS = frozenset({"model", "runtime", "precision", "NMS", "module", "nodes"})
 """Columns of words, which may wrap."""
 
 
-def figure(svg: str) -> str:
-    """Return a plot's SVG framed."""
-    return f"<figure>{svg}</figure>"
+def figure(svg: str, *, narrow: bool = False) -> str:
+    """Return a plot's SVG framed; a `narrow` one is made for the width of a phone."""
+    return f'<figure class="narrow">{svg}</figure>' if narrow else f"<figure>{svg}</figure>"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

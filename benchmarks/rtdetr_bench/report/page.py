@@ -38,6 +38,7 @@ p { margin: .3rem 0 .8rem; } .soft { color: var(--soft); font-size: .9rem; }
 figure { margin: 1rem 0; padding: .8rem; background: var(--box); border: 1px solid var(--line); border-radius: .5rem;
   overflow-x: auto; }
 svg { display: block; width: 100%; height: auto; min-width: 36rem; max-width: 52rem; margin: 0 auto; }
+.narrow svg { min-width: 0; max-width: 40rem; }
 svg text { font-family: system-ui, sans-serif !important; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .84rem; width: 100%; }
 th, td { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
@@ -48,7 +49,8 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 code { font-size: .85em; }
 @media (max-width: 40rem) { body { padding: .8rem; } figure { padding: .4rem; } th, td { padding: .25rem .35rem; } }
 """
-"""Plots are 36rem wide at least, where their smallest text is 9 pixels high; what is wider than the page scrolls."""
+"""Plots are 36rem wide at least, where their smallest text is 9 pixels high; what is wider than the page scrolls.
+Narrow ones have that size on a phone."""
 
 
 def require_plots() -> None:

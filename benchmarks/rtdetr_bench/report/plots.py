@@ -1,8 +1,8 @@
 """The plots of the report, as SVG text that follows the page's colours.
 
 Text and axes are drawn in a colour that stands for the page's own; series keep theirs, which are legible on light and
-on dark. Published figures are hollow or dashed everywhere, measured ones solid. Every plot is 8 inches wide and has no
-text below 9 points, which stays legible at the minimum width that the page gives it.
+on dark. Published figures are hollow or dashed everywhere, measured ones solid. Plots are 8 inches wide, or made for
+the width of a phone, and have no text below 9 points, which stays legible at the minimum width that the page gives it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
@@ -21,7 +22,7 @@ from matplotlib.figure import Figure
 
 from rtdetr_bench.models.timed_model import SPANS
 from rtdetr_bench.report.labels import Label, place_labels
-from rtdetr_bench.report.roofline import group_parts
+from rtdetr_bench.roofline.tables import group_parts
 from rtdetr_deploy.evaluate.published import ENCODERS, POINTS, published_decoder
 from rtdetr_deploy.words import plural
 
@@ -32,6 +33,7 @@ STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "rtdetr-bench", "font.family": "sans-serif", "font.size": 10,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "axes.titlecolor": INK,
     "xtick.color": INK, "ytick.color": INK, "axes.grid": True, "grid.color": INK, "grid.alpha": 0.15,
+    "axes.axisbelow": True,
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "legend.labelcolor": INK,
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
     "text.parse_math": False,  # names of files may hold any character
@@ -195,25 +197,41 @@ def plot_encoders(rows: Sequence[Json]) -> str:
 
 
 def plot_roofline(models: Sequence[Json]) -> str:
-    """Draw the estimated milliseconds of each model's parts, stacked, and beside them its time with FP16 everywhere."""
+    """Draw the estimated milliseconds of each model's parts, stacked, beside its lower bound and its time in FP16.
+
+    It is as wide as a phone, so names stand above their bars; a gap parts models of different FLOPs.
+    """
     with _style():
-        figure, axes = _figure(1.6 + 0.42 * len(models))
-        places, left = np.arange(len(models)), np.zeros(len(models))
+        figure = Figure(figsize=(4.6, 1.7 + 0.52 * len(models)), layout="constrained")
+        axes, left = figure.add_subplot(), np.zeros(len(models))
+        places = np.array(bar_places([model["gflops"] for model in models]))
         for index, (name, values) in enumerate(group_parts(models).items()):
-            axes.barh(places, values, left=left, color=COLORS[index], label=name, height=0.56)
+            axes.barh(places, values, left=left, color=COLORS[index], label=name, height=0.46)
             left += values
-        for place, end, model in zip(places, left, models, strict=True):
-            told = f"{model['milliseconds']:.2f}"
-            axes.annotate(told, (end, place), xytext=(4, 0), textcoords="offset points", va="center")
-        half = [model["fp16_everywhere"] for model in models]
-        axes.scatter(half, places, color=INK, marker="|", s=320, label="all of it in FP16")
-        axes.set_yticks(places, [_short(str(model["name"]).removesuffix(".onnx")) for model in models])
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        axes.set_xlim(0, left.max() * 1.12)
+        for place, model in zip(places, models, strict=True):
+            title = f"{_short(str(model['name']).removesuffix('.onnx'))}: {model['milliseconds']:.2f}"
+            axes.annotate(
+                title, (0, place - 0.27), xytext=(1, 0), textcoords="offset points", va="bottom", fontsize=SMALL
+            )
+            for value, style in ((model["bound"], ":"), (model["in_fp16"], "-")):
+                axes.plot([value, value], [place - 0.27, place + 0.27], color=INK, linestyle=style, linewidth=1.8)
+        axes.plot([], [], color=INK, linestyle=":", linewidth=1.8, label="lower bound")
+        axes.plot([], [], color=INK, linewidth=1.8, label="the same graph in FP16")
+        axes.set_yticks([])
+        axes.set_ylim(places[-1] + 0.45, -0.75)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlim(0, max(left.max(), *(model["in_fp16"] for model in models), 0.0) * 1.04)
         axes.set_xlabel("milliseconds per call, estimated")
-        figure.legend(loc="outside lower center", ncols=4)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=SMALL)
         return _to_svg(figure)
+
+
+def bar_places(flops: Sequence[float]) -> list[float]:
+    """Return where bars stand: one below the other, with a gap where FLOPs differ by more than a tenth."""
+    places = [0.0]
+    for before, now in pairwise(flops):
+        places.append(places[-1] + (1.0 if abs(now - before) <= 0.1 * max(now, before) else 1.6))
+    return places
 
 
 @contextmanager

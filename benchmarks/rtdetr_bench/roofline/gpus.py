@@ -19,7 +19,8 @@ class Gpu:
     """Peak rates in 10^12 operations per second, `bandwidth` of the memory in 10^9 bytes per second.
 
     `fp32` and `fp16_vector` are those of the CUDA cores, `fp16` and `int8` those of the tensor cores. `source` says
-    where the figures are published. Raises `OptionError` for a figure that is not a positive number.
+    where the figures are published. Raises `OptionError` for a rate that is not a positive number, and for a name or
+    source that is not text.
     """
 
     name: str
@@ -31,6 +32,9 @@ class Gpu:
     source: str = ""
 
     def __post_init__(self) -> None:
+        for text in ("name", "source"):
+            if not isinstance(getattr(self, text), str):
+                raise OptionError(f"`gpu`: {text} is {getattr(self, text)!r}, expected text")
         for rate in RATES:
             value = getattr(self, rate)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
@@ -69,20 +73,27 @@ def find_gpu(name: str) -> Gpu:
     Raises `OptionError` for an unknown name, and for a file that is not such a one.
     """
     known = GPUS.get(name.lower())
-    return _read_gpu(Path(name)) if known is None else known
+    if known is not None:
+        return known
+    if Path(name).suffix.lower() != ".json":
+        raise OptionError(f"`gpu` is {name!r}, expected one of {', '.join(GPUS)}, or a .json file of a GPU's rates")
+    return _read_gpu(Path(name))
 
 
 def _read_gpu(path: Path) -> Gpu:
-    if path.suffix.lower() != ".json":
-        raise OptionError(
-            f"`gpu` is {str(path)!r}, expected one of {', '.join(GPUS)}, or a .json file of a GPU's rates"
-        )
     require_file(path, OptionError)
     wanted = [item.name for item in fields(Gpu)]
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Gpu(**content)
-    except (OSError, ValueError, TypeError) as error:
-        if isinstance(error, OptionError):
-            raise
-        raise OptionError(f"`gpu`: {path.name} is not a JSON object of {', '.join(wanted)}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise OptionError(f"`gpu`: {path.name} is not a JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise OptionError(f"`gpu`: {path.name} is not a JSON object of {', '.join(wanted)}")
+    lacks = [name for name in wanted if name not in content and name != "source"]
+    unknown = [name for name in content if name not in wanted]
+    told = [f"lacks {', '.join(lacks)}"] * bool(lacks) + [f"has unknown keys: {', '.join(unknown)}"] * bool(unknown)
+    if told:
+        raise OptionError(
+            f"`gpu`: {path.name} {', and '.join(told)}; expected {', '.join(wanted)} (source may be left out)"
+        )
+    return Gpu(**content)

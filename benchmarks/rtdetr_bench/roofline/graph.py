@@ -75,7 +75,8 @@ def item_bytes(kind: str) -> int:
 def read_graph(model: ModelProto, batch: int | None = None) -> Graph:
     """Return the operations of `model` for `batch` images (None: what the file fixes, else 1).
 
-    Raises `OptionError` for another batch than the file's, `ArtifactError` for a model whose shapes can't be known.
+    Raises `OptionError` for another batch than the file's, `ArtifactError` for a model whose shapes can't be known
+    or that lacks a weight.
     """
     shapes = find_shapes(model, batch)
     inputs = tuple(value.name for value in model.graph.input if value.name not in shapes.constants)
@@ -88,11 +89,15 @@ def _operations(shapes: Shapes) -> Iterator[Operation]:
         name: Tensor(name, shape, _kind(elem_type), name in shapes.constants)
         for name, (shape, elem_type) in shapes.tensors.items()
     }
+    computed = {name for node in shapes.nodes for name in node.output}
     for node in shapes.nodes:
         names, results = [name for name in node.input if name], [name for name in node.output if name]
-        missing = [name for name in (*names, *results) if name not in tensors]
-        if missing:
-            raise ArtifactError(f"the shape of {missing[0]} can't be known ({node.op_type} {node.name})")
+        unknown = [name for name in (*names, *results) if name not in tensors]
+        if unknown:
+            told = f"{node.op_type} {node.name}".rstrip()
+            if unknown[0] not in computed:
+                raise ArtifactError(f"the weight {unknown[0]} is missing from the file ({told} reads it)")
+            raise ArtifactError(f"the shape of {unknown[0]} can't be known ({told})")
         inputs = tuple(tensors[name] for name in names)
         constant = all(value.constant for value in inputs)
         if constant and node.op_type == "DequantizeLinear":

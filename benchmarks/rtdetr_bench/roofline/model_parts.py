@@ -17,12 +17,15 @@ from rtdetr_bench.roofline.work import MATRIX, SCATTERED
 OTHER = "other"
 SELECTION = "selection"
 SAMPLER = "sampler"
+POSTPROCESSING = "postprocessing"
 INPUT = "cast of "
 """How the name of an input's Cast begins."""
+CAST = "cast_"
+"""How the names of Casts that rtdetr-export placed begin: of a node's value, or of an input."""
 _LAYER = r"^/model/(?:decoder/)+"
 _PARTS = (
     (rf"^/(?:preprocess|before)|^{INPUT}", "input"),
-    (r"^/(?:postprocess|behind)", "postprocessing"),
+    (r"^/(?:postprocess|behind)", POSTPROCESSING),
     (r"^/model/(backbone|encoder)/", "{}"),
     (_LAYER + r"layers\.(\d+)", "decoder layer {}"),
     (_LAYER + r"query_pos_head/layers\.\d+(?:_(\d+))?/", "decoder layer {}"),
@@ -54,6 +57,12 @@ def part_of(name: str) -> str | None:
     return components[1] if name.startswith("/") and len(components) > 2 else None
 
 
+def part_of_operation(operation: Operation) -> str | None:
+    """Return the part that an operation belongs to; None where its names tell nothing."""
+    name = _telling_name(operation)
+    return None if name is None else part_of(name)
+
+
 def is_sampler(kernel: Kernel) -> bool:
     """Return whether a kernel belongs to what deformable attention does between its projections."""
     name = next(names_of(kernel), "")
@@ -72,13 +81,19 @@ def module_of(kernel: Kernel) -> str:
 def names_of(kernel: Kernel) -> Iterator[str]:
     """Yield the names of a kernel's operations that tell where they belong, that of its main operation first."""
     for operation in sorted(kernel.operations, key=_importance):
-        for name in (operation.name, *(value.name for value in operation.outputs)):
-            if name.startswith("cast_"):  # placed by rtdetr-export: of a node's value, or of an input
-                name = name.removeprefix("cast_")
-                name = name if name.startswith("/") else f"{INPUT}{name}"
-            if name.startswith(("/", INPUT)):
-                yield name
-                break
+        name = _telling_name(operation)
+        if name is not None:
+            yield name
+
+
+def _telling_name(operation: Operation) -> str | None:
+    for name in (operation.name, *(value.name for value in operation.outputs)):
+        if name.startswith(CAST):
+            name = name.removeprefix(CAST)
+            name = name if name.startswith("/") else f"{INPUT}{name}"
+        if name.startswith(("/", INPUT)):
+            return name
+    return None
 
 
 def _importance(operation: Operation) -> int:

@@ -1,4 +1,4 @@
-"""What Casts and FP32 islands of a graph cost: each module's time, beside its time with FP16 everywhere."""
+"""What Casts and FP32 islands of a graph cost: each module's time, beside its time in the same graph in FP16."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from rtdetr_bench.roofline.estimate import Estimate, estimate_graph
-from rtdetr_bench.roofline.everywhere import HALF, in_fp16, is_cast_between_floats
+from rtdetr_bench.roofline.everywhere import HALF, in_fp16, is_cast_between_floats, is_postprocessing
 from rtdetr_bench.roofline.factors import Factors
 from rtdetr_bench.roofline.model_parts import module_of
 
@@ -35,12 +35,14 @@ class Island:
 
 @dataclass(frozen=True)
 class PrecisionCost:
-    """Milliseconds of the graph with FP16 everywhere, the islands, the costly ones first, and the Casts.
+    """Milliseconds of the same graph in FP16, the islands, the costly ones first, and the Casts.
 
-    `cast_kernels` of the `casts` run as kernels of their own or begin one, which take `cast_milliseconds` together.
+    `single`: all floats are FP32, and nothing in it is an island. `cast_kernels` of the `casts` run as kernels of their
+    own or begin one, which take `cast_milliseconds` together.
     """
 
     in_fp16: float
+    single: bool
     islands: tuple[Island, ...]
     casts: int
     cast_kernels: int
@@ -48,12 +50,17 @@ class PrecisionCost:
 
 
 def measure_precision(now: Estimate, factors: Factors) -> PrecisionCost:
-    """Return what the precision of the graph of `now` costs against FP16 everywhere, on the same GPU."""
-    fast = estimate_graph(in_fp16(now.graph), now.gpu, factors)
+    """Return what the precision of the graph of `now` costs against the same graph in FP16, on the same GPU.
+
+    There the postprocessing stays as it is, where names tell which operations that is: scores of detections that are
+    alike, and boxes on large images, need FP32.
+    """
+    fast = estimate_graph(in_fp16(now.graph, is_postprocessing), now.gpu, factors)
     times, in_half = _by_module(now), _by_module(fast)
     values = {value for item in now.graph.operations for value in (*item.inputs, *item.outputs)}
-    if not any(value.kind in HALF for value in values):  # FP32 throughout: no islands in it
-        return PrecisionCost(fast.milliseconds, (), 0, 0, 0.0)
+    kinds = {value.kind for value in values}
+    if not kinds & HALF:
+        return PrecisionCost(fast.milliseconds, "float32" in kinds, (), 0, 0, 0.0)
     casts: dict[str, int] = defaultdict(int)
     single: set[str] = set()
     for item in now.timed:
@@ -69,6 +76,7 @@ def measure_precision(now: Estimate, factors: Factors) -> PrecisionCost:
     alone = [item for item in now.timed if is_cast_between_floats(item.kernel.operations[0])]
     return PrecisionCost(
         fast.milliseconds,
+        False,
         tuple(sorted((one for one in found if abs(one.cost) > NOTHING), key=lambda one: -one.cost)),
         sum(casts.values()),
         len(alone),

@@ -39,7 +39,8 @@ class Shapes:
 def find_shapes(model: ModelProto, batch: int | None) -> Shapes:
     """Return the shapes of `model` for `batch` images (None: what the file fixes, else 1).
 
-    Raises `OptionError` for another batch than the file's, `ArtifactError` for an open input size or a loop.
+    Raises `OptionError` for another batch than the file's, `ArtifactError` for an open input size, an input without a
+    batch, or a loop.
     """
     light, weights = _without_weights(model)
     for value in light.graph.input:
@@ -81,11 +82,16 @@ def _without_weights(model: ModelProto) -> tuple[ModelProto, set[str]]:
 
 
 def _fix_batch(value: ValueInfoProto, batch: int | None) -> None:
+    if not value.type.tensor_type.shape.dim:  # a scalar, a sequence, or no shape at all
+        raise ArtifactError(f"input {value.name} has no batch axis; expected a tensor whose first axis counts images")
     first, *others = value.type.tensor_type.shape.dim
     if any(not dim.HasField("dim_value") for dim in others):
         raise ArtifactError(f"input {value.name} leaves its size open; export the model for a fixed input size")
     if first.HasField("dim_value") and batch not in (None, first.dim_value):
-        raise OptionError(f"`batch` is {batch}, but the model takes {first.dim_value}; leave it out")
+        raise OptionError(
+            f"`batch` is {batch}, but the model takes {first.dim_value}; leave it out, or export with a dynamic batch: "
+            "rtdetr-export --weights ... --batch dynamic"
+        )
     if not first.HasField("dim_value"):
         first.dim_value = batch or 1
 
@@ -95,7 +101,8 @@ def _fold(light: ModelProto) -> Any:
     known = {tensor.name: numpy_helper.to_array(tensor) for tensor in light.graph.initializer}
     while True:
         inferred = shape_inference.infer_shapes(light, data_prop=True).graph
-        shapes = {value.name: _shape(value) for value in (*light.graph.input, *inferred.value_info)}
+        told = (*light.graph.input, *inferred.value_info, *inferred.output)
+        shapes = {value.name: _shape(value) for value in told} | {name: value.shape for name, value in known.items()}
         rest: list[NodeProto] = []
         found: dict[str, Any] = {}
         for node in light.graph.node:
@@ -116,15 +123,22 @@ def _evaluate(
     node: NodeProto, known: Mapping[str, Any], shapes: Mapping[str, Shape | None]
 ) -> dict[str, np.ndarray] | None:
     """Return the outputs of a node that needs no image, where they are small; else None."""
-    if node.op_type == "Shape" and not node.attribute:
+    if node.op_type == "Shape":
         shape = shapes.get(node.input[0])
-        return None if shape is None else {node.output[0]: np.array(shape, np.int64)}
+        limits = {item.name: item.i for item in node.attribute}
+        return (
+            None if shape is None else {node.output[0]: np.array(shape[limits.get("start") : limits.get("end")], "i8")}
+        )
     if node.domain or node.op_type == "DequantizeLinear" or not all(name in known for name in node.input if name):
         return None
     if any(prod(shapes.get(name) or ()) > SMALL for name in node.output):
         return None
     given = {name: known[name] for name in node.input if name}
-    arrays = [np.asarray(value) for value in ReferenceEvaluator(node).run(None, given)]
+    try:
+        with np.errstate(all="ignore"):
+            arrays = [np.asarray(value) for value in ReferenceEvaluator(node).run(None, given)]
+    except Exception:  # operators raise what they like; a node that can't be evaluated is left to run
+        return None
     return None if any(array.size > SMALL for array in arrays) else dict(zip(node.output, arrays, strict=False))
 
 

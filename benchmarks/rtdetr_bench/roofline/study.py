@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,17 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from rtdetr_bench.options import RooflineOptions
 from rtdetr_bench.roofline.estimate import Estimate, estimate
 from rtdetr_bench.roofline.factors import Factors, fitted_factors, stored_fit
-from rtdetr_bench.roofline.gpus import Gpu, find_gpu
+from rtdetr_bench.roofline.gpus import GPUS, Gpu, find_gpu
 from rtdetr_bench.roofline.model_parts import is_sampler, parts_of
 from rtdetr_bench.roofline.precision_cost import PrecisionCost, measure_precision
+from rtdetr_bench.roofline.tables import MODEL, Table, head_of, tables_of
 from rtdetr_deploy.errors import ArtifactError
 from rtdetr_deploy.files import require_file
+from rtdetr_deploy.words import plural, printable
 
 ISLANDS_SHOWN = 12
+NAME_SHOWN = 22
+TEXT_SHOWN = 52
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,33 @@ class PartCost:
 
 
 @dataclass(frozen=True)
+class KernelCost:
+    """A kernel: its nodes, the part that it belongs to, and its lower bound and estimate in milliseconds.
+
+    `flops` by the rate of `Gpu` that they run at; bytes `read` and `written`.
+    """
+
+    nodes: tuple[str, ...]
+    part: str
+    flops: Mapping[str, float]
+    read: int
+    written: int
+    bound: float
+    ms: float
+
+
+@dataclass(frozen=True)
 class ModelCost:
-    """A model file on a GPU: its parts in the order of the graph, and what its precision costs."""
+    """A model file on a GPU: its parts in the order of the graph, and what its precision costs.
+
+    `kernels` are those that were asked for, those that take longest first.
+    """
 
     name: str
     estimate: Estimate
     parts: tuple[PartCost, ...]
     precision: PrecisionCost
+    kernels: tuple[KernelCost, ...] = ()
 
     @property
     def gflops(self) -> float:
@@ -57,8 +82,9 @@ class ModelCost:
             "name": self.name,
             "milliseconds": round(self.estimate.milliseconds, 4),
             "bound": round(self.estimate.bound, 4),
-            "fp16_everywhere": round(self.precision.in_fp16, 4),
-            "kernels": len(self.estimate.timed),
+            "in_fp16": round(self.precision.in_fp16, 4),
+            "all_fp32": self.precision.single,
+            "kernel_count": len(self.estimate.timed),
             "gflops": round(self.gflops, 3),
             "megabytes": round(self.megabytes, 2),
             "casts": self.precision.casts,
@@ -66,6 +92,7 @@ class ModelCost:
             "cast_milliseconds": round(self.precision.cast_milliseconds, 4),
             "parts": [_rounded(asdict(part)) for part in self.parts],
             "islands": [_rounded({**asdict(one), "cost": one.cost}) for one in self.precision.islands],
+            "kernels": [_rounded(asdict(kernel)) for kernel in self.kernels],
         }
 
 
@@ -77,12 +104,18 @@ class Roofline:
     factors: Factors
     models: tuple[ModelCost, ...]
 
+    @property
+    def max_error(self) -> float | None:
+        """The maximum relative error on published times; None for a GPU without any."""
+        fit = stored_fit()
+        return fit["max_error"] if self.gpu == GPUS[fit["gpu"]] else None
+
     def to_json(self) -> dict[str, Any]:
         """Return all costs as plain numbers and text."""
         return {
             "gpu": asdict(self.gpu),
             "factors": asdict(self.factors),
-            "max_error": stored_fit()["max_error"],
+            "max_error": self.max_error,
             "models": [model.to_json() for model in self.models],
         }
 
@@ -91,20 +124,29 @@ def study_roofline(options: RooflineOptions) -> Roofline:
     """Return what the models cost on the GPU.
 
     Raises `OptionError` for an unknown GPU or another batch than a file's, `ArtifactError` for a file that is not an
-    ONNX model or whose shapes can't be known.
+    ONNX model, whose shapes can't be known, that lacks weights, or that has nothing to compute.
     """
     gpu, factors = find_gpu(options.gpu), fitted_factors()
     files = (options.engine, *options.against)
-    return Roofline(gpu, factors, tuple(_cost_of(file, gpu, factors, options.batch) for file in files))
+    return Roofline(gpu, factors, tuple(_cost_of(file, gpu, factors, options) for file in files))
 
 
-def _cost_of(file: Path, gpu: Gpu, factors: Factors, batch: int | None) -> ModelCost:
-    found = estimate(_load(file), gpu, batch, factors)
-    return ModelCost(file.name, found, tuple(_parts(found)), measure_precision(found, factors))
+def _cost_of(file: Path, gpu: Gpu, factors: Factors, options: RooflineOptions) -> ModelCost:
+    model = _load(file)
+    try:
+        found = estimate(model, gpu, options.batch, factors)
+    except ArtifactError as error:
+        raise ArtifactError(f"{file.name}: {error}") from error
+    if not found.timed:
+        raise ArtifactError(
+            f"{file.name}: nothing is left to compute; its outputs depend on constants alone, or are views"
+        )
+    precision = measure_precision(found, factors)
+    return ModelCost(file.name, found, tuple(_parts(found)), precision, tuple(_longest(found, options.top)))
 
 
 def _load(file: Path) -> Any:
-    if file.suffix.lower() != ".onnx":
+    if file.suffix.lower() != ".onnx" and not file.is_dir():
         raise ArtifactError(f"{file.name} is not an .onnx file; an engine's cost is that of the file it was built from")
     require_file(file, ArtifactError)
     try:
@@ -124,70 +166,47 @@ def _parts(found: Estimate) -> Iterator[PartCost]:
         yield PartCost(name, sum(item.bound for item in own), sum(item.estimate for item in own), sampler)
 
 
+def _longest(found: Estimate, count: int) -> Iterator[KernelCost]:
+    """Yield the `count` kernels that take longest."""
+    parts = parts_of([item.kernel for item in found.timed])
+    ordered = sorted(zip(parts, found.timed, strict=True), key=lambda pair: -pair[1].estimate)
+    for part, item in ordered[:count]:
+        nodes = tuple(operation.name for operation in item.kernel.operations)
+        kernel = item.kernel
+        yield KernelCost(nodes, part, kernel.flops, kernel.read, kernel.written, item.bound, item.estimate)
+
+
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:
     return {name: round(value, 5) if isinstance(value, float) else value for name, value in values.items()}
 
 
 def format_roofline(found: Roofline) -> str:
-    """Return the tables: parts of all models, then the islands of each."""
-    gpu, factors = found.gpu, found.factors
-    head = (
-        f"{gpu.name}: an estimate, not a measurement ({factors.compute:.2f} of the peak rates, {factors.bandwidth:.2f} "
-        f"of the bandwidth,\n{factors.launch:.1f} us a kernel: fitted on published T4 times, other published times "
-        f"within {stored_fit()['max_error']:.1%})"
-    )
-    lines = [head, "", *_part_lines(found), *(line for model in found.models for line in _island_lines(model))]
-    return "\n".join(line.rstrip() for line in lines)
+    """Return the tables: parts of all models, then the islands of each, and the kernels that were asked for."""
+    study = found.to_json()
+    head = textwrap.fill(f"{found.gpu.name}. {head_of(study)}", 100)
+    return "\n".join([head, *(line.rstrip() for table in tables_of(study) for line in _lines(table))])
 
 
-def _part_lines(found: Roofline) -> Iterator[str]:
-    models = found.models
-    longest_first = sorted(models, key=lambda model: -len(model.parts))
-    names = list(dict.fromkeys(part.name for model in longest_first for part in model.parts))
-    width = max(20, *map(len, names)) + 2
-    yield f"{'ms':<{width}}" + "".join(f"{_short(model.name):>24}" for model in models)
-    by_name = [{part.name: part for part in model.parts} for model in models]
-    for name in names:
-        yield f"{name:<{width}}" + "".join(
-            _cell(parts.get(name), model) for parts, model in zip(by_name, models, strict=True)
-        )
-        if any(name in parts and parts[name].sampler for parts in by_name):
-            samplers = (f"{parts[name].sampler:.3f}" if name in parts else "-" for parts in by_name)
-            yield f"{'  of it the sampler':<{width}}" + "".join(f"{time:>16}{'':>8}" for time in samplers)
-    rows: list[tuple[str, list[str]]] = [
-        ("all", [f"{model.estimate.milliseconds:.3f}" for model in models]),
-        ("lower bound", [f"{model.estimate.bound:.3f}" for model in models]),
-        ("with FP16 everywhere", [f"{model.precision.in_fp16:.3f}" for model in models]),
-        ("GFLOP", [f"{model.gflops:.1f}" for model in models]),
-        ("MB read and written", [f"{model.megabytes:.1f}" for model in models]),
-        ("kernels", [str(len(model.estimate.timed)) for model in models]),
-        ("Casts of floats", [str(model.precision.casts) for model in models]),
-    ]
-    for name, values in rows:
-        yield f"{name:<{width}}" + "".join(f"{value:>16}{'':>8}" for value in values)
+def _lines(table: Table) -> Iterator[str]:
+    yield f"\n{printable(table.title)}"
+    rows = list(table.rows)
+    if table.head[0] == "module" and len(rows) > ISLANDS_SHOWN:
+        hidden = rows[ISLANDS_SHOWN:]
+        cost = sum(float(row[3]) for row in hidden)
+        rows = [*rows[:ISLANDS_SHOWN], (f"{plural(len(hidden), 'other')}", "", "", f"{cost:+.3f}", "")]
+    if rows:
+        limit = NAME_SHOWN if table.head[0] == MODEL else TEXT_SHOWN
+        cells = [tuple(_short(cell, NAME_SHOWN) for cell in table.head)]
+        cells += [(_short(row[0], limit), *row[1:]) for row in rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for first, *others in cells:
+            yield f"{first:<{widths[0]}}" + "".join(
+                f"{cell:>{width + 2}}" for cell, width in zip(others, widths[1:], strict=True)
+            )
+    for note in table.notes:
+        yield from textwrap.wrap(note, 100)
 
 
-def _cell(part: PartCost | None, model: ModelCost) -> str:
-    if part is None:
-        return f"{'-':>16}{'':>8}"
-    return f"{part.milliseconds:>16.3f}{part.milliseconds / model.estimate.milliseconds:>7.1%} "
-
-
-def _island_lines(model: ModelCost) -> Iterator[str]:
-    islands, cost = model.precision.islands, model.precision
-    if not islands:
-        return
-    yield f"\n{model.name}: FP32 and Casts, and what they cost against FP16 everywhere"
-    yield f"{'module':<52}{'ms':>8}{'in FP16':>9}{'cost':>8}{'Casts':>7}"
-    for one in islands[:ISLANDS_SHOWN]:
-        yield f"{one.module:<52}{one.milliseconds:>8.3f}{one.in_fp16:>9.3f}{one.cost:>+8.3f}{one.casts:>7}"
-    rest = sum(one.cost for one in islands[ISLANDS_SHOWN:])
-    if len(islands) > ISLANDS_SHOWN:
-        yield f"{f'{len(islands) - ISLANDS_SHOWN} others':<69}{rest:>+8.3f}"
-    if cost.cast_kernels:
-        yield f"{cost.cast_kernels} kernels begin with a Cast and take {cost.cast_milliseconds:.3f} ms (counted above)"
-
-
-def _short(name: str) -> str:
-    name = name.removesuffix(".onnx")
-    return name if len(name) <= 22 else f"{name[:10]}..{name[-10:]}"
+def _short(name: str, limit: int) -> str:
+    name = printable(name.removesuffix(".onnx"))
+    return name if len(name) <= limit else f"{name[: limit // 2 - 1]}..{name[1 - limit // 2 :]}"
