@@ -150,6 +150,20 @@ ATTENTION = {
     "with scale and mask": (
         "p = MatMul(q, t) c = Mul(p, o) m = Add(c, o) s = Softmax<axis=-1>(m) y = MatMul(s, v)", None,
     ),
+    "with a computed mask before the scores": (
+        "n = Mul(q, o) u = Cast<to=1>(n) m = Cast<to=10>(u) p = MatMul(q, t) f = Cast<to=1>(p) h = Cast<to=10>(f) "
+        "a = Add(m, h) s = Softmax<axis=-1>(a) y = MatMul(s, v)",
+        "Cast between its first product and Softmax",
+    ),
+    "with scores before a computed mask": (
+        "n = Mul(q, o) u = Cast<to=1>(n) m = Cast<to=10>(u) p = MatMul(q, t) f = Cast<to=1>(p) h = Cast<to=10>(f) "
+        "a = Add(h, m) s = Softmax<axis=-1>(a) y = MatMul(s, v)",
+        "Cast between its first product and Softmax",
+    ),
+    "with a computed mask, as TensorRT fuses it": (
+        "n = Mul(q, o) m = Cast<to=10>(n) p = MatMul(q, t) a = Add(m, p) s = Softmax<axis=-1>(a) y = MatMul(s, v)",
+        None,
+    ),
     "with a layout change": (
         "p = MatMul(q, t) s = Softmax<axis=-1>(p) i = Identity(s) y = MatMul(i, v)",
         "Identity between Softmax and its second product",

@@ -7,6 +7,7 @@ TensorRT decides by measuring, so the form is necessary and not sufficient.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import onnx
@@ -75,17 +76,23 @@ def split_attention(graph: LintedGraph) -> Iterator[tuple[str, str]]:
 
 
 def _walk(node: onnx.NodeProto, neighbours: Neighbours) -> tuple[list[str], onnx.NodeProto | None]:
-    """Return the operators between `node` and the nearest MatMul in one direction, and that MatMul, None without."""
-    passed: list[str] = []
-    current: onnx.NodeProto | None = node
-    while current is not None:
+    """Return the operators between `node` and the nearest MatMul in one direction, and that MatMul, None without.
+
+    All ways are followed: an addition's first input may be a mask that was computed, and the scores its second.
+    """
+    ways: deque[tuple[onnx.NodeProto, list[str]]] = deque([(node, [])])
+    seen: set[str] = set()
+    while ways:
+        current, passed = ways.popleft()
         around = neighbours(current)
         product = next((other for other in around if other.op_type == "MatMul"), None)
         if product is not None:
             return passed, product
-        current = next((other for other in around if other.op_type in _PASSED), None)
-        passed += [] if current is None else [current.op_type]
-    return passed, None
+        for other in around:
+            if other.op_type in _PASSED and other.output[0] not in seen:
+                seen.add(other.output[0])
+                ways.append((other, [*passed, other.op_type]))
+    return [], None
 
 
 def _is_product(graph: LintedGraph, node: onnx.NodeProto) -> bool:
