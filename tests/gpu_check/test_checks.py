@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,12 @@ from gpu_check.stub import tensorrt as stub
 from gpu_check.stub.detector import make_detector
 from gpu_check.stub.kernels import POINTER
 from rtdetr_deploy import Predictor, open_runtime
+from rtdetr_deploy.runtimes.trt import cuda as cuda_module
+from rtdetr_deploy.runtimes.trt.batch_context import BatchContext
 from rtdetr_deploy.runtimes.trt.cuda import Cuda
 from rtdetr_deploy.runtimes.trt.cuda_resize import NAME
 from rtdetr_deploy.runtimes.trt.runtime import TensorRtRuntime
+from rtdetr_deploy.runtimes.trt.slot import Slot
 
 pytest_plugins = ("engine_world",)
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler, which stands in for the GPU's")
@@ -88,8 +93,45 @@ def test_calls_of_threads_are_compared_one_by_one(situation: Situation, monkeypa
 def test_stale_graphs_are_found(situation: Situation, monkeypatch: pytest.MonkeyPatch) -> None:
     """A replay that does nothing leaves the outputs of the call before."""
     monkeypatch.setattr(situation.cuda._module, "cudaGraphLaunch", lambda executable, stream: (0,))
-    with pytest.raises(CheckFailedError, match=r"run(_timed)?, batch \d: \w+ differs"):
+    with pytest.raises(CheckFailedError, match=r"run(_timed)? in slot 0, batch \d: \w+ differs"):
         runtime.check_calls(situation)
+
+
+@pytest.mark.parametrize(
+    ("check", "method", "message"),
+    [
+        (runtime.check_calls, "run", r"run in slot 1, batch 1: \w+ differs"),
+        (runtime.check_calls, "run_timed", r"run_timed in slot 1, batch 1: \w+ differs"),
+        (runtime.check_frames_of_the_host, "run", "a batch of 1 frames in slot 1 differs from single ones"),
+        (capture._collect_inside, "run", r"call 0 in slot 1 with garbage inside: \w+ differs"),
+    ],
+)
+def test_a_defect_of_the_second_slot_is_found(
+    check: Callable[[Situation], Any], method: str, message: str, situation: Situation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Slot] = []
+    start, right = Slot.__init__, getattr(Slot, method)
+
+    def open_slot(self: Slot, *given: Any) -> None:
+        opened.append(self)
+        start(self, *given)
+
+    def mixed_up(self: Slot, *given: Any) -> Any:
+        found = right(self, *given)
+        if opened.index(self) % 2:
+            for values in (found[0] if isinstance(found, tuple) else found).values():
+                values[:] = np.roll(values, 1)
+        return found
+
+    monkeypatch.setattr(Slot, "__init__", open_slot)
+    monkeypatch.setattr(Slot, method, mixed_up)
+    with pytest.raises(CheckFailedError, match=message):
+        check(situation)
+
+
+def test_every_slot_is_called(situation: Situation) -> None:
+    assert runtime.check_calls(situation) == {"calls": 2 * 2 * 30, "slots": 2, "batches": [1, 3, 8]}
+    assert runtime.check_frames_of_the_host(situation) == {"batches": 10, "slots": 2}
 
 
 def test_calls_that_cannot_be_recorded_are_found(situation: Situation) -> None:
@@ -159,10 +201,28 @@ def test_the_stub_holds_callers_to_the_contract(situation: Situation) -> None:
 
 def test_capture_passes_but_for_what_needs_torch(situation: Situation, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "operation not permitted when stream is capturing" in capture._fail_inside(situation.cuda)
-    assert "blocks freed" in capture._collect_inside(situation)
+    assert capture._collect_inside(situation) == "24 blocks freed, none in 8 captures"
     monkeypatch.setattr(situation.cuda._module, "cudaGraphLaunch", lambda executable, stream: (0,))
     with pytest.raises(CheckFailedError, match="a capture after one that failed is wrong"):
         capture._fail_inside(situation.cuda)
+
+
+def test_garbage_that_is_collected_inside_a_capture_is_found(
+    situation: Situation, world: fake_tensorrt.World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_module, "without_garbage_collection", nullcontext)
+    with pytest.raises(CheckFailedError, match="blocks could not be freed: .*not permitted when stream is capturing"):
+        capture._collect_inside(situation)
+    world.cuda.device.clear()  # what could not be freed
+    assert gc.get_threshold()[0] > 0
+
+
+def test_calls_without_a_capture_prove_nothing_about_garbage(
+    situation: Situation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BatchContext, "_record", lambda *given: None)
+    with pytest.raises(CheckFailedError, match="could not be collected in 0 calls, expected the 8 recorded ones"):
+        capture._collect_inside(situation)
 
 
 def test_a_thread_that_is_held_up_is_found(situation: Situation, monkeypatch: pytest.MonkeyPatch) -> None:

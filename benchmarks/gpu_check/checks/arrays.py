@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpu_check.check import Figures, Situation, SkippedError, demand
-from gpu_check.checks.runtime import SIZE, demand_equal, no_warnings, random_images, reference_of
+from gpu_check.checks.runtime import SIZE, demand_equal, no_warnings, only_slot, random_images, reference_of
 from gpu_check.stub.tensorrt import open_stub, tensorrt_stub
 from rtdetr_deploy import Predictor
 from rtdetr_deploy.packages import needed_for
@@ -25,14 +25,19 @@ def require_torch() -> Any:
 
 
 def check_arrays(situation: Situation) -> Figures:
-    """Compare tensors on the GPU with host arrays: inputs, frames, outputs that stay there, frames written late."""
+    """Compare tensors on the GPU with host arrays: inputs, frames, outputs that stay there, frames written late.
+
+    All but the frames written late in each slot.
+    """
     torch = require_torch()
     device = torch.device("cuda", situation.gpu.number)
     with tensorrt_stub(situation.gpu), no_warnings(), torch.cuda.device(device):
         runtime = open_stub(situation.gpu, *SIZE)
         with Predictor(runtime, 0.0, resizer="cuda") as predictor:
-            _compare_inputs(torch, device, predictor)
-            _compare_frames(torch, device, predictor)
+            for slot in range(runtime.slots):
+                with only_slot(runtime, slot):
+                    _compare_inputs(torch, device, predictor)
+                    _compare_frames(torch, device, predictor)
             late = _compare_late_writes(torch, device, predictor)
     return {"late_writes": late, "torch": torch.__version__}
 

@@ -7,18 +7,20 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any
 
 import numpy as np
 
 from gpu_check.check import CheckFailedError, Figures, Situation, demand
 from gpu_check.checks.arrays import require_torch
-from gpu_check.checks.runtime import SIZE, demand_equal, no_warnings, random_images, reference_of
+from gpu_check.checks.runtime import SIZE, demand_equal, no_warnings, only_slot, random_images, reference_of
 from gpu_check.stub.tensorrt import open_stub, tensorrt_stub
 from rtdetr_deploy.errors import DeviceError
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, PinnedArray, Stream
+from rtdetr_deploy.runtimes.trt.runtime import TensorRtRuntime
 
 SIZES = 1 << 16
+COLLECTED = (1, 2, 3, 4)
+"""Batches of the calls with garbage."""
 
 
 def check_capture(situation: Situation) -> Figures:
@@ -124,23 +126,29 @@ def _free(cuda: Cuda, address: int, freed: list[str]) -> None:
 
 
 def _collect_inside(situation: Situation) -> str:
-    """Let Python's collector run at every allocation while calls are recorded, with garbage that frees GPU memory."""
+    """Leave garbage that frees GPU memory, and collect it inside every call in which Python may do so.
+
+    While a call is recorded that is what the runtime must rule out.
+    """
     freed: list[str] = []
-    before: Any = gc.get_threshold()
-    reference, rng = reference_of(raw=True), np.random.default_rng(0)
-    feeds = [{"images": random_images(rng, batch, True)} for batch in (1, 2, 3, 4)]
-    expected = [reference.run(feed) for feed in feeds]
+    recorded, before = 0, gc.get_threshold()
+
+    def collect() -> None:
+        nonlocal recorded
+        recorded += not gc.isenabled()
+        if gc.isenabled():
+            gc.collect()
+
     try:
-        with tensorrt_stub(situation.gpu), no_warnings():
+        with tensorrt_stub(situation.gpu) as launcher, no_warnings():
             runtime = open_stub(situation.gpu, *SIZE)
+            launcher.on_execute = collect
+            gc.set_threshold(0)  # no collection before the one inside: the garbage must last until then
             try:
-                for turn in range(4):  # plain in each slot, then recorded, then replayed
-                    for feed, wanted in zip(feeds, expected, strict=True):
-                        gc.set_threshold(0)
-                        _Garbage(situation.cuda, freed)
-                        gc.set_threshold(1)
-                        demand_equal(runtime.run(feed), wanted, f"call {turn} with garbage collected inside")
-                        gc.set_threshold(*before)
+                for slot in range(runtime.slots):
+                    with only_slot(runtime, slot):
+                        _call_with_garbage(situation.cuda, runtime, freed, f"slot {slot}")
+                wanted = runtime.slots * len(COLLECTED)
             finally:
                 gc.set_threshold(*before)
                 runtime.close()
@@ -149,4 +157,18 @@ def _collect_inside(situation: Situation) -> str:
     gc.collect()
     wrong = [text for text in freed if text]
     demand(not wrong, f"{len(wrong)} blocks could not be freed: {wrong[:1]}")
-    return f"{len(freed)} blocks freed"
+    demand(
+        recorded == wanted, f"garbage could not be collected in {recorded} calls, expected the {wanted} recorded ones"
+    )
+    return f"{len(freed)} blocks freed, none in {recorded} captures"
+
+
+def _call_with_garbage(cuda: Cuda, runtime: TensorRtRuntime, freed: list[str], where: str) -> None:
+    """Compare calls before each of which garbage was made: plain, then recorded, then replayed."""
+    reference, rng = reference_of(raw=True), np.random.default_rng(0)
+    for turn in range(3):
+        for batch in COLLECTED:
+            feed = {"images": random_images(rng, batch, True)}
+            expected = reference.run(feed)
+            _Garbage(cuda, freed)
+            demand_equal(runtime.run(feed), expected, f"call {turn} in {where} with garbage inside")

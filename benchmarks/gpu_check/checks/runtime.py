@@ -6,7 +6,7 @@ import gc
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from rtdetr_deploy.images.frame import Frame
 from rtdetr_deploy.runtimes import open_runtime
 from rtdetr_deploy.runtimes.protocol import Runtime
 from rtdetr_deploy.runtimes.trt.cuda import Cuda
+from rtdetr_deploy.runtimes.trt.runtime import TensorRtRuntime
 
 BATCHES = (1, 3, 8, 1, 3, 8, 8, 3, 1, 1)
 """Batch sizes of calls: each is plain first, then recorded, then replayed in between others."""
@@ -56,25 +57,45 @@ def demand_equal(found: Outputs, expected: Outputs, what: str) -> None:
         demand(np.array_equal(np.asarray(found[name]), values), f"{what}: {name} differs")
 
 
+@contextmanager
+def only_slot(runtime: TensorRtRuntime, number: int) -> Iterator[None]:
+    """Let the slot of this number run the calls of the block: the others are taken. A free choice is the same one."""
+    with ExitStack() as stack:
+        for index, slot in enumerate(runtime._slots):
+            if index != number:
+                stack.enter_context(runtime._in_use(slot))
+        yield
+
+
 def check_calls(situation: Situation) -> Figures:
-    """Compare run and run_timed with ONNX Runtime, bit for bit: plain, recorded and replayed, batches mixed."""
-    rng, calls = np.random.default_rng(0), 0
+    """Compare run and run_timed with ONNX Runtime, bit for bit: each slot plain, recorded, replayed, batches mixed."""
+    rng, calls, slots = np.random.default_rng(0), 0, 0
     with tensorrt_stub(situation.gpu), no_warnings():
         for raw in (True, False):
-            runtime, reference = open_stub(situation.gpu, *SIZE, raw=raw), reference_of(raw)
+            runtime = open_stub(situation.gpu, *SIZE, raw=raw)
             try:
-                for batch in BATCHES:
-                    feed = {"images": random_images(rng, batch, raw)}
-                    expected = reference.run(feed)
-                    demand_equal(runtime.run(feed), expected, f"run, batch {batch}")
-                    for repeats in (1, 5):
-                        outputs, milliseconds = runtime.run_timed(feed, repeats)
-                        demand_equal(outputs, expected, f"run_timed, batch {batch}")
-                        demand(0.0 < milliseconds < 1000.0, f"run_timed says {milliseconds} ms")
-                    calls += 3
+                slots = runtime.slots
+                for slot in range(slots):
+                    with only_slot(runtime, slot):
+                        calls += _compare_calls(runtime, reference_of(raw), rng, raw, f"slot {slot}")
             finally:
                 runtime.close()
-    return {"calls": calls, "batches": list(dict.fromkeys(BATCHES))}
+    return {"calls": calls, "slots": slots, "batches": list(dict.fromkeys(BATCHES))}
+
+
+def _compare_calls(
+    runtime: TensorRtRuntime, reference: Runtime, rng: np.random.Generator, raw: bool, where: str
+) -> int:
+    """Compare the calls of all batches, and return how many there were."""
+    for batch in BATCHES:
+        feed = {"images": random_images(rng, batch, raw)}
+        expected = reference.run(feed)
+        demand_equal(runtime.run(feed), expected, f"run in {where}, batch {batch}")
+        for repeats in (1, 5):
+            outputs, milliseconds = runtime.run_timed(feed, repeats)
+            demand_equal(outputs, expected, f"run_timed in {where}, batch {batch}")
+            demand(0.0 < milliseconds < 1000.0, f"run_timed says {milliseconds} ms")
+    return 3 * len(BATCHES)
 
 
 def check_threads(situation: Situation) -> Figures:
@@ -158,9 +179,12 @@ def check_frames_of_the_host(situation: Situation) -> Figures:
         runtime = open_stub(situation.gpu, *SIZE)
         try:
             single = [resize_on_gpu(runtime, [frame], *SIZE, True)[0] for frame in frames]
-            for batch in BATCHES:
-                found = resize_on_gpu(runtime, frames[:batch], *SIZE, True)
-                demand(np.array_equal(found, single[:batch]), f"a batch of {batch} frames differs from single ones")
+            for slot in range(runtime.slots):
+                with only_slot(runtime, slot):
+                    for batch in BATCHES:
+                        found = resize_on_gpu(runtime, frames[:batch], *SIZE, True)
+                        what = f"a batch of {batch} frames in slot {slot} differs from single ones"
+                        demand(np.array_equal(found, single[:batch]), what)
+            return {"batches": len(BATCHES), "slots": runtime.slots}
         finally:
             runtime.close()
-    return {"batches": len(BATCHES)}

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
 
-from rtdetr_deploy.errors import DeviceError
 from rtdetr_deploy.runtimes.trt.compile_kernel import compile_kernel
-from rtdetr_deploy.runtimes.trt.cuda import Gpu
+from rtdetr_deploy.runtimes.trt.cuda import Gpu, import_cuda
 
 POINTER, INTEGER, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
 
@@ -17,26 +15,17 @@ class Kernel:
     """A kernel of `source`, compiled for a GPU; the device must be current in the calling thread."""
 
     def __init__(self, gpu: Gpu, name: str, source: str, types: Sequence[type]) -> None:
-        from cuda.bindings import driver
-
-        self._driver, self._types = driver, tuple(types)
-        self._module = _call(driver, "cuModuleLoadData", compile_kernel(source, name, gpu))
-        self._kernel = _call(driver, "cuModuleGetFunction", self._module, name.encode())
+        self._cuda, self._types = import_cuda(), tuple(types)
+        self._module = self._cuda.call_driver("cuModuleLoadData", compile_kernel(source, name, gpu))
+        self._kernel = self._cuda.call_driver("cuModuleGetFunction", self._module, name.encode())
 
     def launch(self, stream: int, grid: tuple[int, int], block: int, *values: int) -> None:
         """Queue the kernel for `grid` blocks of `block` threads in a row, with these arguments."""
         arguments = (values, self._types)
-        _call(self._driver, "cuLaunchKernel", self._kernel, *grid, 1, block, 1, 1, 0, stream, arguments, 0)
+        self._cuda.call_driver("cuLaunchKernel", self._kernel, *grid, 1, block, 1, 1, 0, stream, arguments, 0)
 
     def close(self) -> None:
         """Unload the code."""
         if self._module is not None:
-            _call(self._driver, "cuModuleUnload", self._module)
+            self._cuda.call_driver("cuModuleUnload", self._module)
             self._module = None
-
-
-def _call(module: Any, function: str, *arguments: Any) -> Any:
-    status, *values = getattr(module, function)(*arguments)
-    if int(status) != 0:
-        raise DeviceError(f"{function} says {status.name}")
-    return values[0] if values else None

@@ -7,7 +7,7 @@ graphs are the real ones.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import fake_tensorrt
@@ -31,16 +31,21 @@ extern "C" __global__ void spin(long long nanoseconds)
 
 
 class Launcher:
-    """What engines of the stub run: the detector's kernel, behind one that takes `milliseconds` where these are set."""
+    """What engines of the stub run: the detector's kernel, behind one that takes `milliseconds` where these are set.
+
+    `on_execute` is called each time before anything is queued, also while that is recorded.
+    """
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
         self._detect = Kernel(gpu, "detect", SOURCE, TYPES)
         self._spin: Kernel | None = None
         self.milliseconds = 0.0
+        self.on_execute: Callable[[], None] = lambda: None
 
     def run(self, stream: int, batch: int, numbers: int, is_uint8: bool, addresses: dict[str, int]) -> None:
         """Queue a call of the detector."""
+        self.on_execute()
         if self.milliseconds:
             if self._spin is None:
                 self._spin = Kernel(self._gpu, "spin", SPIN, (LONG,))
