@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,21 @@ from fake_driver import COMPILER, compile_for_cpu
 from gpu_check import sampler_forms as forms
 from gpu_check.checks.double import CAPABILITIES
 from gpu_check.checks.parts import make_model
-from gpu_check.checks.placement import FP32, PLACED, write_placements
+from gpu_check.checks.placement import FP32, write_files
 from gpu_check.sass import count_double, count_instructions
 from gpu_check.stub.detector import SOURCE
 from gpu_check.stub.tensorrt import SPIN
 from gpu_check.torch_graph import OPERATORS, TorchGraph
+from rtdetr_bench.studies import placements
+from rtdetr_bench.studies.placements import EXPORTED, PIXELS, PLACEMENTS, write_placements
 from rtdetr_deploy import ArtifactError, MissingPackageError, Predictor, open_runtime
 from rtdetr_deploy.model.layers.deformable_attention import GridSampler
 from rtdetr_deploy.runtimes.trt.compile_kernel import compile_kernel
 from rtdetr_deploy.runtimes.trt.cuda import Gpu
 from rtdetr_deploy.runtimes.trt.cuda_resize import KERNEL, NAME
+from rtdetr_export import ExportOptions, export_onnx
+from rtdetr_export.graph import POSTPROCESS
+from rtdetr_export.pipeline import TracedCheckpoint, trace_checkpoint
 
 LEVELS = ((12, 16), (6, 8), (3, 4))
 
@@ -215,12 +221,35 @@ def test_what_torch_cannot_run_is_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_placement_can_be_run_by_torch(small_checkpoint: Path, tmp_path: Path) -> None:
     names = []
-    for name, path in write_placements(small_checkpoint, tmp_path):
+    for name, path in write_files(small_checkpoint, tmp_path):
         names.append(name)
         assert TorchGraph(path, "cpu").file == path.name
-    assert names[:2] == [FP32, PLACED]
-    assert names[-1] == "FP16 everywhere"
-    assert len(names) > 4
+    assert names[: len(PLACEMENTS) + 1] == [FP32, *PLACEMENTS]
+    others = names[len(PLACEMENTS) + 1 :]
+    assert len(others) > 2
+    assert len(set(names)) == len(names)
+    assert not any(PIXELS in name or POSTPROCESS.name in name for name in others)
+
+
+def test_what_is_called_exported_is_the_graph_of_an_fp16_export(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nodes(path: Path) -> list[tuple[str, str]]:
+        return sorted((node.op_type, node.name) for node in onnx.load(str(path)).graph.node)
+
+    def trace(options: ExportOptions) -> TracedCheckpoint:
+        return trace_checkpoint(replace(options, size=(64, 96), layers=1))
+
+    monkeypatch.setattr(placements, "trace_checkpoint", trace)
+    options = ExportOptions(
+        small_checkpoint, tmp_path / "a.onnx", precision="fp16", verify=False, size=(64, 96), layers=1
+    )
+    exported = nodes(export_onnx(options).path)
+    written = write_placements(small_checkpoint, tmp_path / "placed.onnx")
+    assert next(written) == EXPORTED
+    assert nodes(tmp_path / "placed.onnx") == exported
+    assert list(written) == list(PLACEMENTS)[1:]
+    assert nodes(tmp_path / "placed.onnx") != exported
 
 
 @pytest.mark.slow

@@ -13,28 +13,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import onnx_ir
-
 from rtdetr_bench.accuracy import open_any
 from rtdetr_bench.options import EvaluationSet, PrecisionStudyOptions
 from rtdetr_bench.studies.graph_counts import GraphCounts, count_graph
-from rtdetr_deploy import ArtifactError, Detections, __version__
-from rtdetr_deploy.artifacts.metadata import METADATA_KEY, ArtifactInfo
+from rtdetr_bench.studies.placements import save, write_placements
+from rtdetr_deploy import ArtifactError, Detections
 from rtdetr_deploy.evaluate.coco import average_precision, require_evaluator
 from rtdetr_export import ExportOptions, export_onnx
-from rtdetr_export.graph import POSTPROCESS
 from rtdetr_export.pipeline import TracedCheckpoint, trace_checkpoint
-from rtdetr_export.precision.fp16 import to_fp16
 from rtdetr_export.precision.int8 import quantize
-from rtdetr_export.precision.placement import Placement
 from rtdetr_export.precision.reduce import choose_images, measure_quantizable
 from rtdetr_export.precision.sensitivity import choose_blocks
-from rtdetr_export.simplify import serialize
 from rtdetr_export.verify.agreement import Agreement, compare
 from rtdetr_export.verify.tolerances import TOLERANCES
-
-PIXELS = "first convolution"
-"""The FP32 scope of the convolution that reads pixels."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +67,6 @@ class _File:
     third_party: bool = False
 
 
-PLACEMENTS: dict[str, Callable[[Placement], Placement]] = {
-    "FP16 by rtdetr-export": lambda placement: placement,
-    "the same, first convolution in FP16 too": lambda placement: placement.without(PIXELS),
-    "FP16 everywhere": lambda placement: placement.only(POSTPROCESS.name),
-}
-
-
 def study_precision(
     options: PrecisionStudyOptions, *, on_row: Callable[[PrecisionRow], object] = lambda _: None
 ) -> list[PrecisionRow]:
@@ -116,11 +100,8 @@ def _files(options: PrecisionStudyOptions, folder: Path) -> Iterator[_File]:
     """Yield the files one after another; all but the first of ours are written to the same place."""
     single, trial = export_onnx(ExportOptions(options.weights, folder / "single.onnx")).path, folder / "trial.onnx"
     yield _File("FP32", single)
-    half = trace_checkpoint(ExportOptions(options.weights, precision="fp16"))
-    for name, change in PLACEMENTS.items():
-        model = half.graph.clone()
-        to_fp16(model, keep=change(half.placement).kept)
-        yield _File(name, _save(model, half.info, trial))
+    for name in write_placements(options.weights, trial):
+        yield _File(name, trial)
     for path in options.against:
         yield _File(path.stem, path, third_party=True)
     if options.calibration is not None:
@@ -137,12 +118,7 @@ def _quantized(traced: TracedCheckpoint, calibration: Path, trial: Path) -> Iter
         changed = graph.clone()
         quantize(changed, [node for node in nodes if node.block in point.blocks], scales)
         mark = "* " * (count == plan.chosen)
-        yield _File(f"{mark}INT8 to {point.blocks[-1]}", _save(changed, info, trial), point.macs)
-
-
-def _save(model: onnx_ir.Model, info: ArtifactInfo, path: Path) -> Path:
-    path.write_bytes(serialize(model, {METADATA_KEY: info.to_json()}, __version__))
-    return path
+        yield _File(f"{mark}INT8 to {point.blocks[-1]}", save(changed, info, trial), point.macs)
 
 
 def _detect(file: Path, data: EvaluationSet) -> tuple[list[Detections], float]:
