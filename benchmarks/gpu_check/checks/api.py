@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 from gpu_check.check import CheckFailedError, Figures, Situation, SkippedError
+from gpu_check.checks.resize import WRONG
 from gpu_check.options import ROOT
 
 SANITIZER_ERROR = 86
@@ -37,6 +38,8 @@ def check_memory_accesses(situation: Situation) -> Figures:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ})  # noqa: S603
     if done.returncode == SANITIZER_ERROR:
         raise CheckFailedError(f"memcheck: {tail(done.stdout)}")
+    if done.returncode == WRONG:
+        raise CheckFailedError(f"under memcheck: {tail(done.stderr)}")
     if done.returncode != 0:
         raise SkippedError(f"compute-sanitizer doesn't work here: {tail(done.stdout + done.stderr)}")
     return {"memcheck": tail(done.stdout)}
