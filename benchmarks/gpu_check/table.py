@@ -9,7 +9,7 @@ from gpu_check.checks.api import check_memory_accesses, check_tests
 from gpu_check.checks.arrays import check_arrays
 from gpu_check.checks.capture import check_capture
 from gpu_check.checks.double import check_double
-from gpu_check.checks.engine import check_engine
+from gpu_check.checks.engine import BUILDS, check_engine
 from gpu_check.checks.interpreter import check_lock
 from gpu_check.checks.parts import check_parts
 from gpu_check.checks.placement import check_placement
@@ -34,6 +34,7 @@ _ALL = (
     Check("sampler", "five forms of the sampler, timed", 120, check_sampler),
     Check("placement", "what FP16 does to detections", 300, check_placement),
     Check("parts", "where the time of FP16 models goes", 120, check_parts),
-    Check("engine", "the real TensorRT, where it is installed", 600, check_engine),
+    Check("engine", "TensorRT: FP16, two engines open at once", 900, check_engine),
+    *(build.check for build in BUILDS),
 )
 CHECKS: Mapping[str, Check] = {check.name: check for check in _ALL}

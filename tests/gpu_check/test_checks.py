@@ -171,6 +171,17 @@ def test_a_resizer_that_is_off_is_found(situation: Situation, monkeypatch: pytes
         resize.check_sizes(situation, cases=8)
 
 
+def test_wrong_pixels_have_a_status_of_their_own_under_compute_sanitizer(
+    situation: Situation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(resize.random_frame, "__defaults__", ((60, 80),))
+    assert resize.main("cuda") == 0
+    exact = resize.resize_on_gpu
+    monkeypatch.setattr(resize, "resize_on_gpu", lambda *given: exact(*given).astype(np.float64) + 4)
+    assert resize.main("cuda") == resize.WRONG
+    assert "levels off" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("raw", [True, False])
 def test_the_kernel_of_the_stub_is_its_onnx_file(raw: bool, situation: Situation) -> None:
     with stub.tensorrt_stub(situation.gpu):

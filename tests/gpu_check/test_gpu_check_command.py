@@ -20,6 +20,8 @@ pytest.importorskip("torch")
 from fake_cuda import FakeCuda
 from gpu_check import apart, cli
 from gpu_check.check import Check, CheckFailedError, Outcome, Situation, SkippedError, demand, perform
+from gpu_check.checks import resize
+from gpu_check.checks.api import check_memory_accesses
 from gpu_check.cli import choose, find_gpu, format_outcome, main, result_path
 from gpu_check.options import ROOT, CheckOptions
 from gpu_check.table import CHECKS
@@ -114,6 +116,16 @@ def test_help_tells_every_check_and_its_limit(capsys: pytest.CaptureFixture[str]
     assert len({check.work for check in CHECKS.values()}) == len(CHECKS)
 
 
+def test_the_documentation_tells_every_check_and_the_sum_of_the_limits() -> None:
+    text = (ROOT / "docs" / "tensorrt.md").read_text()
+    assert all(f"`{name}`" in text for name in CHECKS)
+    of_engines, others = (
+        sum(check.seconds for name, check in CHECKS.items() if name.startswith("engine") is wanted) // 60
+        for wanted in (True, False)
+    )
+    assert f"add up to {others} minutes, and to {of_engines} more with TensorRT" in text
+
+
 def test_checks_are_chosen_in_their_order() -> None:
     assert [check.name for check in choose([])] == list(CHECKS)
     assert [check.name for check in choose(["sampler", "calls"])] == ["calls", "sampler"]
@@ -139,6 +151,35 @@ def test_every_end_of_a_check_is_an_outcome(work: Any, status: str, reason: str)
     assert outcome.status == status
     assert outcome.reason.startswith(reason)
     assert outcome.figures == ({"ms": 2.0} if status == "passed" else {})
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "reason"),
+    [
+        (86, CheckFailedError, "memcheck: Invalid __global__ read"),
+        (resize.WRONG, CheckFailedError, "under memcheck: 12.000 levels off"),
+        (1, SkippedError, "compute-sanitizer doesn't work here: 12.000 levels off"),
+        (0, None, ""),
+    ],
+)
+def test_what_compute_sanitizer_ends_with_is_told_apart(
+    status: int, kind: type[Exception] | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\necho Invalid __global__ read\necho 12.000 levels off >&2\nexit {status}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    if kind is None:
+        assert check_memory_accesses(SITUATION) == {"memcheck": "Invalid __global__ read"}
+    else:
+        with pytest.raises(kind, match=reason):
+            check_memory_accesses(SITUATION)
+
+
+def test_without_compute_sanitizer_its_check_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SkippedError, match="compute-sanitizer is not on the PATH"):
+        check_memory_accesses(SITUATION)
 
 
 def test_what_is_demanded_must_hold() -> None:
