@@ -159,12 +159,11 @@ def _fp32_scopes(model: RTDETR) -> tuple[Fp32Scope, ...]:
     return (Fp32Scope("first convolution", first, _WEIGHTS), *_SCOPES, sampler)
 
 
+_UNQUANTIZED = ("decoder.input_proj", "decoder.enc_bbox_head", "decoder.dec_bbox_head")
+
+
 def _unquantized(model: RTDETR) -> tuple[str, ...]:
-    return (
-        ("decoder.input_proj",)
-        if model.decoder.preselection is None
-        else ("decoder.input_proj", "decoder.preselection")
-    )
+    return _UNQUANTIZED if model.decoder.preselection is None else (*_UNQUANTIZED, "decoder.preselection")
 
 
 def _fuse_for_gpu(model: RTDETR) -> None:

@@ -150,11 +150,11 @@ def test_json_lines_are_kept_when_the_model_fails_later(
 ) -> None:
     original, calls = Predictor.infer, []
 
-    def infer(self: Predictor, batch: Any) -> Any:
+    def infer(self: Predictor, batch: Any, **options: Any) -> Any:
         calls.append(batch)
         if len(calls) == 4:  # the first is the warm-up
             raise ArtifactError("broken")
-        return original(self, batch)
+        return original(self, batch, **options)
 
     monkeypatch.setattr(Predictor, "infer", infer)
     lines = tmp_path / "found.jsonl"

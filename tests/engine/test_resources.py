@@ -149,10 +149,14 @@ def test_an_interrupted_close_loses_no_memory(
         threading.Timer(0.1, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
         return real(*arguments)
 
-    with call_of_another_thread(runtime), monkeypatch.context() as waiting:
-        waiting.setattr(threading.Condition, "wait_for", wait_for)
-        with pytest.raises(KeyboardInterrupt):
-            runtime.close()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
+    try:
+        with call_of_another_thread(runtime), monkeypatch.context() as waiting:
+            waiting.setattr(threading.Condition, "wait_for", wait_for)
+            with pytest.raises(KeyboardInterrupt):
+                runtime.close()
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert runtime.run(FEED)["scores"].shape == (1, 300)
     if closed_again:
         runtime.close()
