@@ -16,8 +16,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workste
 
 help:
 	@echo "make demo [WEIGHTS=FILE]  export, detect on a picture, show boxes and times"
-	@echo "make test                 run the tests that take no minutes (about 4 minutes on two cores)"
-	@echo "make test-all             run all tests, as CI does (about 12 minutes on two cores)"
+	@echo "make test                 run the tests that take no minutes (about 6 minutes on two cores)"
+	@echo "make test-all             run all tests, as CI does (about 14 minutes on two cores)"
 	@echo "make lint                 ruff, ruff format, mypy"
 	@echo "make bench                measure this machine, rewrite benchmarks/results (after make peers; 10 to 20 minutes)"
 	@echo "make report               make build/report.html of benchmarks/results"
