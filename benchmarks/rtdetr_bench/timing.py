@@ -179,7 +179,7 @@ def _mean(counts: Sequence[int | None], batch: int) -> float | None:
 
 
 def synthetic_image() -> NDArray[np.uint8]:
-    """Return the 1280x720 frame of noise that models are shown where there are no images."""
+    """Return the 1280x720 frame of noise that models are timed on without a folder of images."""
     return np.random.default_rng(0).integers(0, 256, SYNTHETIC_SHAPE, dtype=np.uint8)
 
 

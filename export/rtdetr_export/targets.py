@@ -57,7 +57,7 @@ def _export_engine(options: ExportOptions, progress: Progress | None) -> ExportR
     with TemporaryDirectory() as folder:
         exported, onnx = None, options.weights
         if not options.from_onnx:
-            if options.precision == "int8":  # ONNX Runtime's emulation of INT8 is no judge of TensorRT's
+            if options.precision == "int8":  # ONNX Runtime's emulation of INT8 rounds otherwise than TensorRT's
                 engine = replace(engine, reference=Path(folder, f"{options.weights.stem}-fp32.onnx"))
             exported = _export_onnx(options.for_onnx(), progress, fp32_copy=engine.reference)
             onnx = exported.path

@@ -88,8 +88,7 @@ class QuerySelection(nn.Module):
         anchors, valid = (torch.from_numpy(array).to(memory.device) for array in make_anchors(tuple(sizes)))
         if among is not None:
             anchors, valid = functional.embedding(among, anchors), functional.embedding(among, valid)
-        output_memory = project(memory * valid.to(memory))
-        scores = score(output_memory)
+        output_memory, scores = _score(memory, valid, project, score)
         count = min(self.queries, int(memory.shape[1]))
         best = scores.amax(dim=-1).topk(count, dim=1).indices.to(torch.int32)  # (B, Q)
         content = gather_rows(output_memory, best)
@@ -120,6 +119,10 @@ class Preselection(nn.Module):
 
 def score_tokens(memory: Tensor, sizes: LevelSizes, *, project: nn.Module, score: nn.Module) -> tuple[Tensor, Tensor]:
     """Return output_memory `(B, T, D)` and the class logits `(B, T, K)` of all tokens; invalid ones enter as zeros."""
-    valid = torch.from_numpy(make_anchors(tuple(sizes))[1]).to(memory)
-    output_memory = project(memory * valid)
+    return _score(memory, torch.from_numpy(make_anchors(tuple(sizes))[1]).to(memory.device), project, score)
+
+
+def _score(memory: Tensor, valid: Tensor, project: nn.Module, score: nn.Module) -> tuple[Tensor, Tensor]:
+    """As `score_tokens`, of the tokens (B, T, D) whose validity (T, 1) or (B, T, 1) is given."""
+    output_memory = project(memory * valid.to(memory))
     return output_memory, score(output_memory)

@@ -146,7 +146,7 @@ class FakeDriver:
         self._sources: dict[int, str] = {}
         self.kernels: dict[int, tuple[int, str]] = {}
         self._ready = False
-        self.reads_ptx = True  # of a compiler that is no newer than the driver
+        self.reads_ptx = True  # False: the compiler is newer than the driver
 
     def cuInit(self, flags: int) -> tuple[Any, ...]:
         self._ready = True

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import fake_tensorrt
+from engine_world import make_engine
 from rtdetr_deploy import open_runtime
-from test_tensorrt_runtime import make_engine
 
 pytest_plugins = ("engine_world",)
 

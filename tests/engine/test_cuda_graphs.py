@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import fake_tensorrt
+from engine_world import make_engine
 from fake_cuda import FakeCuda, Status
 from rtdetr_deploy import DeviceError, open_runtime
 from rtdetr_deploy.runtimes.protocol import Array
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, Stream, without_garbage_collection
 from rtdetr_deploy.runtimes.trt.runtime import TensorRtRuntime
-from test_tensorrt_runtime import make_engine
 
 pytest_plugins = ("engine_world",)
 FEEDS = {

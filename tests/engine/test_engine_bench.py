@@ -15,16 +15,10 @@ from rtdetr_bench.cli import main
 from rtdetr_bench.scenarios import measure
 from rtdetr_deploy import open_runtime
 from rtdetr_deploy.runtimes import TimedRuntime
-from test_tensorrt_runtime import make_engine
 
 pytest_plugins = ("engine_world",)
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "tensorrt.md"
 FEED = {"images": np.random.default_rng(0).integers(0, 256, (2, 128, 160, 3), np.uint8)}
-
-
-@pytest.fixture
-def engine(dynamic_onnx: Path, tmp_path: Path) -> Path:
-    return make_engine(dynamic_onnx, tmp_path)
 
 
 def test_timed_calls_return_the_same_and_the_engines_own_time(world: fake_tensorrt.World, engine: Path) -> None:

@@ -21,7 +21,6 @@ from rtdetr_deploy import ArtifactError, Detections, DeviceError, ImageError, Op
 from rtdetr_deploy.images.frame import Frame, load_frame
 from rtdetr_deploy.runtimes.trt.device_output import EngineOutput
 from rtdetr_deploy.stream import Found, Unreadable
-from test_tensorrt_runtime import make_engine
 
 pytest_plugins = ("engine_world",)
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler, which stands in for the GPU's")
@@ -46,11 +45,6 @@ def place(world: fake_tensorrt.World) -> Iterator[Place]:
     yield put
     for memory in placed:
         memory.free()
-
-
-@pytest.fixture
-def engine(dynamic_onnx: Path, tmp_path: Path) -> Path:
-    return make_engine(dynamic_onnx, tmp_path)
 
 
 @pytest.fixture

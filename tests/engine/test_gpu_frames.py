@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import fake_tensorrt
 from conftest import slow_except
+from engine_world import make_engine
 from fake_driver import COMPILER, Status
 from rtdetr_deploy import ArtifactError, DeviceError, MissingPackageError, OptionError, Predictor
 from rtdetr_deploy.cli.detect import main as detect
@@ -23,7 +24,6 @@ from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 from rtdetr_deploy.runtimes import PreprocessingRuntime, open_runtime
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, Gpu, PinnedArray, Stream
 from rtdetr_deploy.runtimes.trt.cuda_resize import FrameResizer, ResizeDestination, ResizeKernel
-from test_tensorrt_runtime import make_engine
 
 pytest_plugins = ("engine_world",)
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler, which stands in for the GPU's")

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import fake_tensorrt
+from engine_world import make_engine
 from fake_tensorrt import ILogger
 from rtdetr_deploy import DeviceError, ExportError, open_runtime
 from rtdetr_deploy.runtimes.trt import logger as process_logger
 from rtdetr_deploy.runtimes.trt.logger import KEPT, get_logger, last_message, log_since, mark, messages_since
 from rtdetr_export import build_engine
-from test_tensorrt_runtime import make_engine
 
 pytest_plugins = ("engine_world",)
 FEED = {"images": np.zeros((1, 128, 160, 3), np.uint8)}

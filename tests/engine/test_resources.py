@@ -27,15 +27,9 @@ from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 from rtdetr_deploy.runtimes.trt import resources
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, Stream
 from rtdetr_deploy.runtimes.trt.runtime import TensorRtRuntime
-from test_tensorrt_runtime import make_engine
 
 pytest_plugins = ("engine_world",)
 FEED = {"images": np.zeros((1, 128, 160, 3), np.uint8)}
-
-
-@pytest.fixture
-def engine(dynamic_onnx: Path, tmp_path: Path) -> Path:
-    return make_engine(dynamic_onnx, tmp_path)
 
 
 @pytest.fixture

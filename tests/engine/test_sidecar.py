@@ -9,17 +9,12 @@ from pathlib import Path
 import pytest
 
 import fake_tensorrt
+from engine_world import make_engine
 from rtdetr_deploy import open_runtime
 from rtdetr_deploy.artifacts.hardware import read_compatibility
 from rtdetr_deploy.runtimes.trt.sidecar import read_engine_info, sidecar_path
-from test_tensorrt_runtime import make_engine
 
 pytest_plugins = ("engine_world",)
-
-
-@pytest.fixture
-def engine(dynamic_onnx: Path, tmp_path: Path) -> Path:
-    return make_engine(dynamic_onnx, tmp_path)
 
 
 @pytest.mark.parametrize(("stored", "level"), [(True, "ampere+"), (False, "none")])

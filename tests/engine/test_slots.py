@@ -18,17 +18,11 @@ from rtdetr_deploy import ArtifactError, DeviceError, OptionError, Predictor, op
 from rtdetr_deploy.cli.detect import main as detect
 from rtdetr_deploy.runtimes import RuntimeOptions
 from rtdetr_deploy.runtimes.trt.runtime import TensorRtRuntime
-from test_tensorrt_runtime import make_engine
 
 pytest_plugins = ("engine_world",)
 
 LONG = 60.0
 """Seconds after which something hangs."""
-
-
-@pytest.fixture
-def engine(dynamic_onnx: Path, tmp_path: Path) -> Path:
-    return make_engine(dynamic_onnx, tmp_path)
 
 
 @pytest.fixture

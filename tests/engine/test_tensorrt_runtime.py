@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import sys
@@ -10,7 +9,6 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 import fake_tensorrt
 from conftest import shared_folder
+from engine_world import make_engine
 from fake_cuda import FakeCuda
 from fake_driver import FakeDriver, FakeNvrtc
 from onnx_files import write_released_style
@@ -36,36 +35,12 @@ from rtdetr_deploy import (
 from rtdetr_deploy.runtimes import RuntimeOptions
 from rtdetr_deploy.runtimes.trt.cuda import native_handle
 from rtdetr_deploy.runtimes.trt.runtime import TensorRtRuntime
-from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo, sidecar_path
+from rtdetr_deploy.runtimes.trt.sidecar import sidecar_path
 
 pytest_plugins = ("engine_world",)
 
 
 pytest.importorskip("onnxruntime")
-
-
-def make_engine(onnx: Path, folder: Path, **changes: Any) -> Path:
-    """Write an engine for the double, with its sidecar."""
-    info = open_runtime(onnx).info
-    assert info is not None
-    path = folder / f"{onnx.stem}.engine"
-    path.write_bytes(fake_tensorrt.MAGIC + onnx.read_bytes())
-    facts = EngineInfo(
-        info=info,
-        tensorrt=fake_tensorrt.__version__,
-        gpu="Tesla T4",
-        capability="7.5",
-        profile=(1, 1, 4),
-        onnx_digest="",
-        engine_digest=hashlib.sha256(path.read_bytes()).hexdigest(),
-    )
-    sidecar_path(path).write_text(replace(facts, **changes).to_json())
-    return path
-
-
-@pytest.fixture
-def engine(dynamic_onnx: Path, tmp_path: Path) -> Path:
-    return make_engine(dynamic_onnx, tmp_path)
 
 
 def test_an_engine_detects_what_its_onnx_file_does(

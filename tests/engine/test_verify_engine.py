@@ -16,6 +16,7 @@ from PIL import Image
 
 import fake_tensorrt
 from conftest import slow_except
+from engine_world import make_engine
 from fake_tensorrt import BuilderFlag, ProfilingVerbosity
 from onnx_files import write_released_style
 from rtdetr_deploy import ArtifactError, ExportError, OptionError, OutputError, Predictor, open_runtime
@@ -32,7 +33,6 @@ from rtdetr_export.verify.engine import EngineReport
 from rtdetr_export.verify.reference import open_reference
 from rtdetr_export.verify.synthetic_images import structured_image
 from test_build_engine import refused
-from test_tensorrt_runtime import make_engine
 
 pytest_plugins = ("engine_world",)
 

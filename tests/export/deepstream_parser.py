@@ -86,7 +86,7 @@ class Parser:
 
 
 def build_parser(folder: Path, flags: str = "") -> Parser:
-    """Build the parser in `folder`, which holds its source and Makefile; skip the test where there is no compiler."""
+    """Build the parser in `folder`, which holds its source and Makefile; skip the test without a compiler."""
     for tool in ("make", "g++"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed, so DeepStream's output parser can't be built")

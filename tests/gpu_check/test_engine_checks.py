@@ -15,6 +15,7 @@ pytest.importorskip("onnx")
 
 import fake_tensorrt
 from conftest import slow_except
+from engine_world import make_engine
 from gpu_check.check import CheckFailedError, Situation, SkippedError
 from gpu_check.checks import engine
 from gpu_check.checks.engine import BUILDS, FP16, Build, check_build, check_engine
@@ -24,7 +25,6 @@ from rtdetr_deploy import ExportError
 from rtdetr_deploy.runtimes.trt.cuda import Cuda
 from rtdetr_deploy.runtimes.trt.runtime import TensorRtRuntime
 from rtdetr_train.data.smears import write_smears
-from test_tensorrt_runtime import make_engine
 
 pytest_plugins = ("engine_world",)
 

@@ -31,7 +31,7 @@ CLOSE = 0.05
 HEAD = 64
 """Bytes that an engine is told by."""
 PICTURES = 16
-"""Pictures that are drawn to calibrate and verify on, where there are no images."""
+"""Number of pictures that are drawn to calibrate and verify on, without a folder of images."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class LintedGraph:
         return (node for node in self.nodes if node.op_type in operators)
 
     def made_by(self, name: str, *operators: str) -> onnx.NodeProto | None:
-        """Return the node that makes the value, None where that is no node of these operators (none: any)."""
+        """Return the node that makes the value; None where none does, or one of other operators than those given."""
         maker = self.makers.get(name)
         return maker if maker is not None and (not operators or maker.op_type in operators) else None
 
