@@ -27,7 +27,7 @@ STEP_WIDTH = 72
 GROUPS = {
     "model": ("layers", "size", "batch", "queries", "class_names", "variant"),
     "file": (
-        "output", "format", "for_tensorrt", "max_detections", "sampler", "raw_input", "raw_output", "opset", "verify",
+        "output", "format", "target", "max_detections", "sampler", "raw_input", "raw_output", "opset", "verify",
     ),
     "precision": ("precision", "non_int8_precision", "calibration", "keep_fp32"),
 }  # fmt: skip

@@ -20,6 +20,7 @@ from rtdetr_export.trt.options import ENGINE_SUFFIXES, EngineOptions, check_whol
 Sampler = Literal["gather", "grid", "discrete"]
 Precision = Literal["fp32", "fp16", "int8"]
 NonInt8Precision = Literal["fp32", "fp16"]
+Target = Literal["cpu", "tensorrt"]
 
 OPSETS = (17, 18, 19)
 
@@ -48,8 +49,9 @@ class ExportOptions:
     `max_detections` rows returned. `sampler` of deformable attention: "gather" (default; no GridSample), "grid", or
     "discrete" for models trained that way. `raw_input` takes uint8 NHWC (None: for engines, whose input then crosses
     the bus in a quarter of the bytes; ONNX files take float32). `raw_output` returns logits and cxcywh boxes.
-    `for_tensorrt` makes an ONNX file as engines are built from, for an engine that is built elsewhere: with engines'
-    defaults, and with operators that TensorRT fuses; engines and formats that TensorRT runs have it always.
+    `target` is what will run the file: "cpu" (ONNX Runtime or OpenVINO), or "tensorrt" for an ONNX file as engines are
+    built from, with engines' defaults and operators that TensorRT fuses, for an engine that is built elsewhere. None is
+    "tensorrt" for engines and for formats that TensorRT runs, else "cpu".
     `class_names` replace those of the checkpoint: names, or the path of a file with one per line; `variant` says what
     shapes can't tell. `verify` False skips the parity report; engines are always verified.
 
@@ -91,11 +93,13 @@ class ExportOptions:
     )  # fmt: skip
     raw_input: bool | None = option(
         None, "take uint8 RGB images (B, H, W, 3), scaled in the graph; else float32 (B, 3, H, W) in [0, 1]", type=bool,
-        default_help="uint8 for engines and --for-tensorrt, float32 for .onnx files",
+        default_help="uint8 for engines and --target tensorrt, float32 for .onnx files",
     )  # fmt: skip
-    for_tensorrt: bool = option(
-        False, "make the .onnx file as engines are built from, to build one elsewhere: uint8 input, FP16 beside INT8, "
-        "operators that TensorRT fuses",
+    target: Target | None = option(
+        None,
+        "what will run the file: cpu (ONNX Runtime, OpenVINO), or tensorrt, for an engine that is built elsewhere: "
+        "uint8 input, FP16 beside INT8, operators that TensorRT fuses",
+        choices=get_args(Target), default_help="tensorrt for engines and formats of NVIDIA, else cpu",
     )  # fmt: skip
     raw_output: bool = option(False, "return logits and cxcywh boxes instead of labels, boxes, scores")
     class_names: tuple[str, ...] | Path | str | None = option(
@@ -114,7 +118,7 @@ class ExportOptions:
     )
     non_int8_precision: NonInt8Precision | None = option(
         None, "precision of what is not INT8, with --precision int8", choices=get_args(NonInt8Precision),
-        default_help="fp16 in engines and --for-tensorrt, else fp32", old=("--rest",),
+        default_help="fp16 for TensorRT, else fp32", old=("--rest",),
     )  # fmt: skip
     keep_fp32: tuple[str, ...] = option(
         (), "nodes whose name matches this regular expression stay in FP32; may be repeated", metavar="PATTERN",
@@ -142,10 +146,9 @@ class ExportOptions:
             raise OptionError(f"`output` is {self.output}, expected a name that ends in {_listed(suffixes)}")
         if self.from_onnx and (self.is_engine or self.format is not None):
             return
-        if self.is_engine or (self.format is not None and FORMATS[self.format].tensorrt):
-            self._set("for_tensorrt", True)
+        self._decide_target()
         if self.raw_input is None:
-            self._set("raw_input", self.for_tensorrt and self.format is None)
+            self._set("raw_input", self.target == "tensorrt" and self.format is None)
         self._check_values()
         self._check_precision()
         self._check_opset()
@@ -168,6 +171,14 @@ class ExportOptions:
         batch: object = self.batch
         if batch == "dynamic":
             self._set("batch", None)
+
+    def _decide_target(self) -> None:
+        if self.target not in (None, *get_args(Target)):
+            raise OptionError(f"`target` is {self.target!r}, expected {_listed(get_args(Target))}")
+        needs_tensorrt = self.is_engine or (self.format is not None and FORMATS[self.format].tensorrt)
+        if needs_tensorrt and self.target == "cpu":
+            raise OptionError('`target="cpu"` does not go with what TensorRT runs; leave it out')
+        self._set("target", self.target or ("tensorrt" if needs_tensorrt else "cpu"))
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -206,7 +217,9 @@ class ExportOptions:
         if self.precision == "int8" and self.calibration is None:
             raise OptionError('`precision="int8"` needs `calibration`, a folder of images like those to detect on')
         if self.non_int8_precision is None:
-            self._set("non_int8_precision", "fp16" if self.precision == "int8" and self.for_tensorrt else "fp32")
+            self._set(
+                "non_int8_precision", "fp16" if self.precision == "int8" and self.target == "tensorrt" else "fp32"
+            )
         if self.non_int8_precision not in get_args(NonInt8Precision) or (
             self.non_int8_precision != "fp32" and self.precision != "int8"
         ):
@@ -253,7 +266,7 @@ class ExportOptions:
     @property
     def fuses_for_gpu(self) -> bool:
         """Whether the graph is for a GPU's compiler: for TensorRT, or with FP16 in it."""
-        return self.for_tensorrt or self.places_fp16
+        return self.target == "tensorrt" or self.places_fp16
 
     @property
     def graph_opset(self) -> int:
@@ -294,7 +307,7 @@ class ExportOptions:
             "uint8": info.raw_input,
             "raw": info.outputs == "raw",
             "kept": bool(self.keep_fp32),
-            "trt": self.for_tensorrt and self.format is None,
+            "trt": self.target == "tensorrt" and self.format is None,
             "unverified": not info.verified,
         }
         name = "-".join([stem, *(name for name, given in extras.items() if given)])

@@ -49,13 +49,13 @@ def test_the_sampler_is_one_gather_and_element_wise_operations(changes: dict[str
     assert kinds == [ir.DataType.FLOAT16 if half else ir.DataType.FLOAT, ir.DataType.INT32]
 
 
-@pytest.mark.parametrize("for_tensorrt", [False, True])
-def test_fp32_engines_multiply_no_row_by_a_matrix(for_tensorrt: bool, small_export: Any) -> None:
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_fp32_engines_multiply_no_row_by_a_matrix(target: str, small_export: Any) -> None:
     """On a GPU the sum over samples belongs to the gather's kernel; on a CPU a product is faster."""
-    name = "fp32-engine.onnx" if for_tensorrt else "fp32-cpu.onnx"
-    model = _open(small_export(name, for_tensorrt=for_tensorrt, raw_input=False, verify=False))
+    name = f"fp32-{target}.onnx"
+    model = _open(small_export(name, target=target, raw_input=False, verify=False))
     products = [node.name for node in model.graph if node.op_type == "MatMul" and "/sampler/" in str(node.name)]
-    assert len(products) == (0 if for_tensorrt else 2)
+    assert len(products) == (0 if target == "tensorrt" else 2)
 
 
 def test_half_casts_no_table_of_values(small_export: Any) -> None:

@@ -34,7 +34,7 @@ WEIGHTS = Path("models/r50.pth")
             {"max_detections": 50, "opset": 18, "verify": False},
             "r50-l4-640x640-fp32-d50-op18-unverified.onnx",
         ),
-        ({"for_tensorrt": True}, "r50-l4-640x640-fp32-uint8-trt.onnx"),
+        ({"target": "tensorrt"}, "r50-l4-640x640-fp32-uint8-trt.onnx"),
         ({"queries": 100, "sampler": "grid", "raw_output": True}, "r50-l4-640x640-fp32-q100-grid-raw.onnx"),
     ],
 )
@@ -150,14 +150,14 @@ def test_batches_and_classes_are_parsed() -> None:
     [
         ({}, False, False),
         ({"precision": "fp16"}, True, False),
-        ({"for_tensorrt": True}, True, True),
-        ({"for_tensorrt": True, "raw_input": False}, True, False),
+        ({"target": "tensorrt"}, True, True),
+        ({"target": "tensorrt", "raw_input": False}, True, False),
         ({"output": Path("r50.engine")}, True, True),
         ({"output": Path("r50.engine"), "raw_input": False}, True, False),
         ({"format": "deepstream"}, True, False),
         ({"precision": "int8", "calibration": Path("photos"), "non_int8_precision": "fp32"}, False, False),
         (
-            {"precision": "int8", "calibration": Path("photos"), "non_int8_precision": "fp32", "for_tensorrt": True},
+            {"precision": "int8", "calibration": Path("photos"), "non_int8_precision": "fp32", "target": "tensorrt"},
             True,
             True,
         ),
@@ -176,9 +176,21 @@ def test_graphs_for_tensorrt_fuse_in_every_precision(changes: dict[str, Any], fu
 
 def test_a_file_for_tensorrt_has_the_defaults_of_engines() -> None:
     given: dict[str, Any] = {"precision": "int8", "calibration": Path("photos")}
-    elsewhere = ExportOptions(WEIGHTS, Path("r50.onnx"), for_tensorrt=True, **given)
+    elsewhere = ExportOptions(WEIGHTS, Path("r50.onnx"), target="tensorrt", **given)
     beside = ExportOptions(WEIGHTS, Path("r50.engine"), **given).for_onnx()
     assert replace(beside, output=Path("r50.onnx")) == elsewhere
     assert (elsewhere.non_int8_precision, elsewhere.graph_opset) == ("fp16", 19)
-    with pytest.raises(OptionError, match="`for_tensorrt` is decided in r50.onnx already; export it again"):
-        ExportOptions(Path("r50.onnx"), Path("r50.engine"), for_tensorrt=True)
+    with pytest.raises(OptionError, match="`target` is decided in r50.onnx already; export it again"):
+        ExportOptions(Path("r50.onnx"), Path("r50.engine"), target="tensorrt")
+
+
+def test_the_target_is_that_of_the_output() -> None:
+    assert ExportOptions(WEIGHTS).target == "cpu"
+    assert ExportOptions(WEIGHTS, precision="fp16").target == "cpu"
+    assert ExportOptions(WEIGHTS, Path("r50.engine")).target == "tensorrt"
+    assert ExportOptions(WEIGHTS, format="deepstream").target == "tensorrt"
+    with pytest.raises(OptionError, match="`target` is 'gpu', expected cpu or tensorrt"):
+        ExportOptions(WEIGHTS, target="gpu")  # type: ignore[arg-type]
+    for output in ({"output": Path("r50.engine")}, {"format": "deepstream"}):
+        with pytest.raises(OptionError, match='`target="cpu"` does not go with what TensorRT runs'):
+            ExportOptions(WEIGHTS, target="cpu", **output)
