@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from rtdetr_bench.models.contestant import Contestant, contestant_argument
 from rtdetr_bench.models.nms import NmsOptions
 from rtdetr_bench.parts import part
 from rtdetr_bench.scenarios.results import SCENARIOS
@@ -109,7 +110,12 @@ class RunOptions:
         return next((name for name, known in RUNTIMES.items() if known.opens(path)), None)
 
     def check_runtime(self, paths: Sequence[Path]) -> None:
-        """Raise `OptionError` for a `runtime` that opens none of the models: it would be ignored."""
+        """Raise `OptionError` for a `runtime` that opens none of the models: it would be ignored.
+
+        `paths` are those of models that don't name a runtime of their own.
+        """
+        if self.runtime is not None and not paths:
+            raise OptionError(f'`runtime="{self.runtime}"` would be ignored: every model names its own; leave it out')
         if self.runtime is not None and not any(RUNTIMES[self.runtime].opens(path) for path in paths):
             names = ", ".join(path.name for path in paths)
             known = ", ".join(RUNTIMES[self.runtime].suffixes)
@@ -207,15 +213,20 @@ def names_argument(text: str) -> tuple[str, ...]:
 class LatencyOptions:
     """Models timed in turn: `engine` first, to which the others, `against`, are compared.
 
+    Each is a path, or a `Contestant` (or its text) with a runtime of its own, which goes before `run`'s.
     `batch` are the numbers of images per call; empty: what the first model takes, else 1. `scenario` are those of
     MLPerf inference that are measured too, each with as many queries as there are rounds ("offline": with one query, of
     as many batches).
     """
 
-    engine: Path = option(help="model file or checkpoint to time", type=path_argument, metavar="MODEL")
-    against: tuple[Path, ...] = option(
-        (), "model timed in turn with it, RT-DETR or YOLO (may be repeated)",
-        type=path_argument, metavar="MODEL", repeated=True,
+    engine: Contestant | Path | str = option(
+        help="model file or checkpoint to time; FILE@RUNTIME[,SETTING=VALUE ...] for a runtime of its own, e.g. "
+        "r18.onnx@openvino,threads=1",
+        type=contestant_argument, metavar="MODEL",
+    )  # fmt: skip
+    against: tuple[Contestant | Path | str, ...] = option(
+        (), "model timed in turn with it, RT-DETR or YOLO, named as --engine is (may be repeated)",
+        type=contestant_argument, metavar="MODEL", repeated=True,
     )  # fmt: skip
     batch: tuple[int, ...] = option(
         (), "images per call (default: what the first model takes, else 1)", type=batches_argument, metavar="N[,N]"
@@ -234,9 +245,9 @@ class LatencyOptions:
         check_scenarios(self.scenario)
 
     @property
-    def models(self) -> tuple[Path, ...]:
+    def models(self) -> tuple[Contestant, ...]:
         """All models, the one that the others are compared with first."""
-        return (self.engine, *self.against)
+        return tuple(Contestant.of(model) for model in (self.engine, *self.against))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtdetr_bench.machine import gpu_memory, resident_memory
+from rtdetr_bench.models.contestant import Contestant
 from rtdetr_bench.models.open import check_applies, open_timed_model
 from rtdetr_bench.models.timed_model import PAPER_SPAN, SPANS, TimedModel
 from rtdetr_bench.options import RunOptions, TimingOptions
@@ -80,17 +81,19 @@ class Latency:
 
 
 @contextmanager
-def open_all(paths: Sequence[Path], run: RunOptions) -> Iterator[list[LoadedModel]]:
+def open_all(models: Sequence[Path | Contestant], run: RunOptions) -> Iterator[list[LoadedModel]]:
     """Open the models one after the other, run each once, and close all of them at the end."""
-    run.check_runtime(paths)
-    for name in {run.runtime_of(path) for path in paths} - {None}:
+    contestants = [Contestant.of(model) for model in models]
+    run.check_runtime([one.path for one in contestants if one.runtime is None])
+    for name in {one.apply(run).runtime_of(one.path) for one in contestants} - {None}:
         with suppress(ImportError):  # said when the model is opened; the first one shall not pay for the import
             import_module(str(name))  # runtimes are called like their packages
     with ExitStack() as stack:
         loaded = []
-        for path in paths:
+        for one in contestants:
             before, used, start = resident_memory(), gpu_memory(run.where.device), time.perf_counter()
-            model = open_timed_model(path, run)
+            model = open_timed_model(one.path, one.apply(run))
+            model.name = str(one)
             seconds = time.perf_counter() - start
             stack.callback(model.close)
             model.call([synthetic_image()] * (model.batch or 1))
