@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 SIZE = 640
-ULTRALYTICS = ("rtdetr-l", "yolov8s", "yolov8m", "yolov8l", "yolo11s", "yolo11m", "yolo11l")
+ULTRALYTICS = ("rtdetr-l", "rtdetr-resnet50", "yolov8s", "yolov8m", "yolov8l", "yolo11s", "yolo11m", "yolo11l")
 HUGGING_FACE = {"huggingface-r18": ("resnet18", 3), "huggingface-r50": ("resnet50", 6)}
 
 
