@@ -28,7 +28,7 @@ from rtdetr_deploy.images.preprocess import to_image
 from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 from rtdetr_deploy.postprocess import decode_outputs, keep_best
 from rtdetr_deploy.runtimes import RuntimeOptions, open_runtime
-from rtdetr_deploy.runtimes.protocol import Array, DeviceOutput, GpuRuntime, Runtime
+from rtdetr_deploy.runtimes.protocol import Array, DeviceOutput, GpuRuntime, ParallelRuntime, Runtime
 from rtdetr_deploy.signature import IOSignature, check_outputs, infer_signature
 from rtdetr_deploy.stream import Batch, Found, Stages, Unreadable, check_iterable, detections_of, run_stream
 
@@ -196,7 +196,7 @@ class Predictor:
             decode=lambda outputs, frames: self.decode(
                 outputs, [frame.size for frame in frames], threshold=limit, classes=labels
             ),
-            calls=self._runtime.slots if isinstance(self._runtime, GpuRuntime) else 1,
+            calls=self._runtime.slots if isinstance(self._runtime, ParallelRuntime) else 1,
         )
         return run_stream(stages, check_iterable(images), self._check_batch(batch))
 
@@ -279,6 +279,8 @@ class Predictor:
             for _ in range(runs):
                 if isinstance(self._runtime, GpuRuntime):
                     self._runtime.run_in_each_slot(self._feed(batch), on_device=on_device)
+                elif isinstance(self._runtime, ParallelRuntime) and not on_device:
+                    self._runtime.run_in_each_slot(self._feed(batch))
                 else:
                     self.infer(batch, on_device=on_device)
 

@@ -157,12 +157,20 @@ class DeviceOutput(Protocol):
 
 
 @runtime_checkable
-class GpuRuntime(PreprocessingRuntime, Protocol):
-    """A runtime that reads arrays where they lie on its GPU, can leave outputs there, and runs calls side by side."""
+class ParallelRuntime(Runtime, Protocol):
+    """A runtime that gains by calls from several threads: it runs `slots` of them side by side."""
 
     @property
     def slots(self) -> int:
         """Calls that run at the same time; further ones wait."""
+
+    def run_in_each_slot(self, feed: Feed) -> None:
+        """Run once in each slot: what the first calls of a batch size prepare is then there for all."""
+
+
+@runtime_checkable
+class GpuRuntime(PreprocessingRuntime, ParallelRuntime, Protocol):
+    """A runtime that reads arrays where they lie on its GPU, can leave outputs there, and runs calls side by side."""
 
     def receive(self, array: object, what: str) -> GpuArray:
         """Return an array of another library on the GPU as `run` takes it: as an input, or as the pixels of a frame.
@@ -175,7 +183,7 @@ class GpuRuntime(PreprocessingRuntime, Protocol):
         """As `run`, with the outputs left on the GPU."""
 
     def run_in_each_slot(self, feed: Feed, *, on_device: bool = False) -> None:
-        """Run once in each slot: what the first calls of a batch size prepare is then there for all.
+        """As `ParallelRuntime.run_in_each_slot`.
 
         With `on_device` as `run_on_device` does, which prepares something else.
         """

@@ -130,7 +130,7 @@ class TensorRtRuntime:
 
     @property
     def slots(self) -> int:
-        """See `GpuRuntime.slots`."""
+        """See `ParallelRuntime.slots`."""
         return len(self._slots)
 
     def preprocessor(self, name: str, resizer: str, spec: PreprocessSpec) -> Preprocessor:
