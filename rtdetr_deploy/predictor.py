@@ -28,6 +28,7 @@ from rtdetr_deploy.images.preprocess import to_image
 from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 from rtdetr_deploy.postprocess import decode_outputs, keep_best
 from rtdetr_deploy.runtimes import RuntimeOptions, open_runtime
+from rtdetr_deploy.runtimes.options import Hint, Precision
 from rtdetr_deploy.runtimes.protocol import Array, DeviceOutput, GpuRuntime, ParallelRuntime, Runtime
 from rtdetr_deploy.signature import IOSignature, check_outputs, infer_signature
 from rtdetr_deploy.stream import Batch, Found, Stages, Unreadable, check_iterable, detections_of, run_stream
@@ -47,9 +48,9 @@ class Predictor:
     stored in the file. `resizer` is "opencv" or "pillow", or what the runtime offers besides: "cuda" of TensorRT
     engines, where frames cross the bus as they are and are resized on the GPU; frames that lie there already are always
     resized there. `runtime` ("onnxruntime", "openvino", "tensorrt", "torch") runs the file instead of the one that its
-    suffix names; `device`, `threads`, `slots` and `blocking_sync` are those of `RuntimeOptions`. `size` (height, width)
-    is needed for third-party files that leave it open, and may be given for checkpoints. `max_pixels` is the largest
-    image that is decoded.
+    suffix names; `device`, `threads`, `precision`, `hint`, `slots`, `cache` and `blocking_sync` are those of
+    `RuntimeOptions`. `size` (height, width) is needed for third-party files that leave it open, and may be given for
+    checkpoints. `max_pixels` is the largest image that is decoded.
 
     Raises `ArtifactError` when the file can't be run, `OptionError` for other arguments.
     """
@@ -64,7 +65,10 @@ class Predictor:
         runtime: str | None = None,
         device: str | None = None,
         threads: int | None = None,
+        precision: Precision | None = None,
+        hint: Hint | None = None,
         slots: int | None = None,
+        cache: str | Path | None = None,
         blocking_sync: bool = False,
         size: tuple[int, int] | None = None,
         max_pixels: int = MAX_PIXELS,
@@ -73,7 +77,8 @@ class Predictor:
         limit = check_max_pixels(max_pixels)
         if class_names is not None and not isinstance(class_names, (str, Path, Sequence, np.ndarray)):
             raise OptionError(f"`class_names` is {class_names!r}, expected a list of names or a file with one per line")
-        how = {"device": device, "threads": threads, "slots": slots, "blocking_sync": blocking_sync}
+        how: dict[str, Any] = {"device": device, "threads": threads, "precision": precision, "hint": hint}
+        how |= {"slots": slots, "cache": cache, "blocking_sync": blocking_sync}
         self._runtime = _open(engine, runtime, how, size)
         try:
             self._signature = infer_signature(self._runtime, self._runtime.file, size)
@@ -116,8 +121,16 @@ class Predictor:
 
     @property
     def runtime(self) -> str:
-        """The engine that runs the model, and its version."""
+        """What runs the model, its version and device, and its arithmetic where that is not FP32."""
         return self._runtime.name
+
+    @property
+    def arithmetic(self) -> str | None:
+        """What the parts of the file that are in FP32 are computed in: "fp32", "bf16" or "fp16".
+
+        None where the runtime doesn't tell: engines have it decided for each layer.
+        """
+        return getattr(self._runtime, "arithmetic", None)
 
     def detect(
         self,
@@ -167,7 +180,8 @@ class Predictor:
 
         `frames` may be endless: it is pulled from by a thread, a few frames further than what is yielded (see
         `rtdetr_deploy.stream`). `batch` is how many go through the model at once, by default as many as a fixed batch
-        takes, and 8 where it is dynamic; 1 gives each result soonest. Engines of two slots run two batches at once.
+        takes, and 8 where it is dynamic; 1 gives each result soonest. Runtimes of several slots (engines, OpenVINO with
+        `hint="throughput"`) run as many batches at once.
         Arrays on a GPU are not copied when they are read: each stays as it is until its result is there. Leaving the
         loop, or `close()` of the iterator, ends the threads. Other arguments and errors are those of `detect`; an image
         that can't be read ends the stream in its turn. `stream_results` goes on, and tells which image a result belongs

@@ -42,7 +42,10 @@ class DetectOptions(RuntimeOptions):
     )
     resizer: Resizer = option("opencv", "what resizes; cuda is for engines", choices=RESIZERS)
     runtime: str | None = option(
-        None, "what runs the model", choices=tuple(RUNTIMES), default_help="what the model's suffix names"
+        None,
+        "what runs the model",
+        choices=tuple(RUNTIMES),
+        default_help="what is best for the model, see docs/files.md",
     )
     size: tuple[int, int] | None = option(
         None, "640 or HEIGHTxWIDTH, for third-party models that leave it open", type=size_argument, metavar="SIZE"

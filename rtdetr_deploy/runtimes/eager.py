@@ -28,6 +28,8 @@ class TorchRuntime:
     several threads can use it at once. `source` and `source_digest` name the checkpoint that it comes from.
     """
 
+    arithmetic = "fp32"
+
     def __init__(
         self,
         model: nn.Module,

@@ -48,6 +48,10 @@ class Graph:
     integers: dict[str, int] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
 
+    def dequantizes(self) -> bool:
+        """Tell whether something is computed in INT8: values are quantized and restored."""
+        return any(node.operator == "DequantizeLinear" for node in self.makers.values())
+
     def dequantizes_to_half(self) -> bool:
         """Tell whether INT8 values are restored to FP16 somewhere: a scale has the type of what it restores."""
         scales = (node.inputs[1:2] for node in self.makers.values() if node.operator == "DequantizeLinear")

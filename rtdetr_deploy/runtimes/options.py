@@ -5,18 +5,23 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
 from rtdetr_deploy.artifacts.input_size import check_input_size
 from rtdetr_deploy.errors import OptionError
-from rtdetr_deploy.options import option
+from rtdetr_deploy.options import option, path_argument
 
 THREADS_PER_CORE = 4
 """More threads than this do nothing but wait for each other: 64 on two cores took five seconds per image."""
-SLOTS = (1, 2)
-"""A third call would wait for the GPU, which the second keeps busy."""
+MAX_SLOTS = 64
+"""More calls at once than this would wait for each other on any device."""
+Arithmetic = Literal["fp32", "bf16", "fp16"]
+"""What is computed in."""
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
+Hint = Literal["latency", "throughput"]
 
 _DEVICE = re.compile(r"[a-z]+([:.][\w.:,()]+)?", re.IGNORECASE | re.ASCII)
 _CPU_OR_CUDA = re.compile(r"(cpu|cuda)(?:(?<=cuda):(\d{1,4}))?", re.IGNORECASE | re.ASCII)
@@ -31,10 +36,18 @@ class RuntimeOptions:
     by another one. `threads` limits the runtime's own threads; None leaves their number to it. `size` (height, width)
     is the input size of a checkpoint (None: what it names, else 640x640); files have theirs.
 
-    `slots` is how many calls an engine runs at once, 1 or 2: copies of one overlap with the work of the other, and each
-    has GPU memory of its own for the maximum batch. None is two, or one, with a warning, where two would leave less
-    than a tenth of the GPU's memory. `blocking_sync` lets threads sleep while an engine works (CUDA's blocking
-    synchronization): cores are free for other work, as a Jetson may want, and each call takes a little longer.
+    `precision` is what OpenVINO computes in where a file is in FP32: "fp32" (None: too, but for NPUs, which have none),
+    "bf16" or "fp16" where the device has it, or "auto": BF16 where the processor has it and the export has found that
+    it keeps the detections, else FP32. The runtime's `arithmetic` tells what runs. `hint` is what OpenVINO divides the
+    cores for: "latency" of one call, which has all of them, or "throughput" of several. `cache` is a folder where
+    OpenVINO keeps compiled models, so that a file opens faster the next time; nobody else should write to it.
+
+    `slots` is how many calls run side by side; further ones wait. Engines have 1 or 2: copies of one overlap with the
+    work of the other, and each has GPU memory of its own for the maximum batch. None is two, or one, with a warning,
+    where two would leave less than a tenth of the GPU's memory. For OpenVINO None is one, or as many as it finds best
+    with `hint="throughput"`, which more than one imply. `blocking_sync` lets threads sleep while an engine works
+    (CUDA's blocking synchronization): cores are free for other work, as a Jetson may want, and each call takes a little
+    longer.
 
     Raises `OptionError` for values that no runtime takes; each runtime refuses what it can't use.
     """
@@ -49,13 +62,33 @@ class RuntimeOptions:
         None, "threads of the runtime", type=int, metavar="N", default_help="the runtime decides"
     )
 
+    precision: Precision | None = option(
+        None,
+        "what OpenVINO computes in where the file is in FP32; auto: BF16 where the processor has it and it kept the "
+        "detections in the file's export",
+        choices=get_args(Precision),
+        flag="--arithmetic",
+        default_help="fp32",
+    )
+    hint: Hint | None = option(
+        None,
+        "what OpenVINO divides the cores for: one call, or several at once",
+        choices=get_args(Hint),
+        default_help="latency; throughput with --slots",
+    )
+    cache: Path | None = option(
+        None,
+        "folder where OpenVINO keeps compiled models, to open them faster",
+        type=path_argument,
+        metavar="DIR",
+        default_help="none",
+    )
     slots: int | None = option(
         None,
-        "calls that an engine runs at once, 1 or 2",
+        "calls that run side by side: 1 or 2 of an engine, any number with OpenVINO",
         type=int,
-        choices=SLOTS,
         metavar="N",
-        default_help="2 where GPU memory suffices",
+        default_help="engines: 2 where GPU memory suffices; OpenVINO: 1, or what fits --hint throughput",
     )
     blocking_sync: bool = option(False, "sleep instead of spinning while an engine works: leaves cores to other work")
     size: tuple[int, int] | None = None
@@ -65,8 +98,15 @@ class RuntimeOptions:
             object.__setattr__(self, "size", check_input_size(self.size))
         if self.threads is not None:
             check_threads(self.threads)
-        if self.slots is not None and (isinstance(self.slots, bool) or self.slots not in SLOTS):
-            raise OptionError(f"`slots` is {self.slots!r}, expected 1 or 2")
+        if self.slots is not None and not (type(self.slots) is int and 1 <= self.slots <= MAX_SLOTS):
+            raise OptionError(f"`slots` is {self.slots!r}, expected a whole number from 1 to {MAX_SLOTS}")
+        for name, choices in (("precision", get_args(Precision)), ("hint", get_args(Hint))):
+            if getattr(self, name) not in (None, *choices):
+                raise OptionError(f"`{name}` is {getattr(self, name)!r}, expected {' or '.join(choices)}")
+        if self.hint == "latency" and (self.slots or 1) > 1:
+            raise OptionError(f'`slots` is {self.slots}, but `hint="latency"` gives all cores to one call')
+        if self.cache is not None:
+            object.__setattr__(self, "cache", Path(self.cache))
         if not isinstance(self.blocking_sync, bool):
             raise OptionError(f"`blocking_sync` is {self.blocking_sync!r}, expected True or False")
         if self.device is not None and not (isinstance(self.device, str) and _DEVICE.fullmatch(self.device)):

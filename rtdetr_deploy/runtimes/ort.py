@@ -31,6 +31,8 @@ _DTYPES = {
 class OnnxRuntime:
     """One inference session; ONNX Runtime allocates the outputs of each call and hands them over."""
 
+    arithmetic = "fp32"
+
     def __init__(self, session: Any, file: str, name: str, graph: Graph) -> None:
         self._session: Any = session
         self.file, self.name = file, name

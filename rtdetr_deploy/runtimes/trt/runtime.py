@@ -27,6 +27,7 @@ from rtdetr_deploy.images.gpu_array import GpuArray
 from rtdetr_deploy.runtimes.feed import check_feed
 from rtdetr_deploy.runtimes.options import RuntimeOptions, cpu_or_cuda
 from rtdetr_deploy.runtimes.protocol import Array, Feed, Preprocessor
+from rtdetr_deploy.runtimes.slots import Slots
 from rtdetr_deploy.runtimes.trt.bindings import batch_range, check_bindings, resize_destination
 from rtdetr_deploy.runtimes.trt.calls import PYBIND_ERRORS, ask, explain
 from rtdetr_deploy.runtimes.trt.cuda import Cuda, DeviceMemory, Event, Gpu, Stream, import_cuda
@@ -38,7 +39,6 @@ from rtdetr_deploy.runtimes.trt.receive import Receiver
 from rtdetr_deploy.runtimes.trt.resources import Resources
 from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo, check_fits, read_engine_info, warn_if_accepted
 from rtdetr_deploy.runtimes.trt.slot import Common, LazyKernel, Slot
-from rtdetr_deploy.runtimes.trt.slots import Slots
 from rtdetr_deploy.runtimes.trt.supported import fit_driver, require_tensorrt
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 
+SLOTS = (None, 1, 2)
+"""A third call would wait for the GPU, which the second keeps busy."""
 MEMORY_LEFT = 0.1
 """Share of the GPU's memory that a second slot leaves where nobody asked for it: contexts take more later."""
 
@@ -311,6 +313,8 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> TensorRtRuntime:
         raise OptionError(f'`device="cpu"` is not for engines: {file} runs on NVIDIA GPUs only; leave it out')
     if options.threads is not None:
         raise OptionError(f"`threads` is not for engines: {file} has none; leave it out")
+    if options.slots not in SLOTS:
+        raise OptionError(f"`slots` is {options.slots}, expected 1 or 2: a third call would wait for the GPU")
     trt = require_tensorrt("running engines")
     engine_info = None
     if isinstance(model, Path):

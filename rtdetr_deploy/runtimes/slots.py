@@ -1,16 +1,17 @@
-"""Which of an engine's slots runs a call: each is lent to one call at a time."""
+"""Which of a model's slots runs a call: each is lent to one call at a time."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
-from rtdetr_deploy.runtimes.trt.slot import Slot
+Slot = TypeVar("Slot")
 
 
-class Slots:
-    """The slots of an engine. Calls from several threads take one each; further calls wait for one."""
+class Slots(Generic[Slot]):
+    """The slots of a model. Calls from several threads take one each; further calls wait for one."""
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         self._all = tuple(slots)
