@@ -95,13 +95,13 @@ class Predictor:
 
     @property
     def info(self) -> ArtifactInfo | ThirdPartyInfo:
-        """What is stored with the file; of third-party files what can be told, and where their names come from."""
+        """What is stored with the file, and what runs it; of third-party files what can be told of them."""
         signature = self._signature
         if signature.info is not None:
-            return signature.info
+            return replace(signature.info, runtime=self.runtime)
         size = (signature.height, signature.width)
         return ThirdPartyInfo(
-            self._names, self._names_source, *size, signature.batch, signature.kind, signature.raw_input
+            self._names, self._names_source, *size, signature.batch, signature.kind, signature.raw_input, self.runtime
         )
 
     @property

@@ -21,7 +21,7 @@ from rtdetr_deploy.evaluate.coco import Annotations, read_annotations, require_e
 from rtdetr_deploy.evaluate.published import ENCODERS
 from rtdetr_deploy.images.preprocess import RESIZERS, Resizer
 from rtdetr_deploy.options import option, path_argument, size_argument
-from rtdetr_deploy.runtimes import RUNTIMES, RuntimeOptions
+from rtdetr_deploy.runtimes import RUNTIMES, RuntimeOptions, choose_runtime
 
 MAX_BATCH = 1024
 MAX_RUNS = 1_000_000
@@ -74,8 +74,8 @@ class TimingOptions:
 class RunOptions:
     """How models are opened and run, the same for all of them: arguments of `Predictor`, and thresholds.
 
-    `size` (height, width) is the input of checkpoints and of models that leave it open. `runtime` None is what a
-    file's suffix says. `where` says on which device and with how many threads.
+    `size` (height, width) is the input of checkpoints and of models that leave it open. `runtime` None is the
+    default of each file. `where` says on which device and with how many threads.
     """
 
     title: ClassVar[str] = "how models are run"
@@ -92,7 +92,10 @@ class RunOptions:
         RESIZERS[0], "library that resizes images for RT-DETR; cuda: on the GPU, for engines", choices=RESIZERS
     )
     runtime: str | None = option(
-        None, "runtime of the models that it opens", choices=tuple(RUNTIMES), default_help="what a file's suffix says"
+        None,
+        "runtime of the models that it opens",
+        choices=tuple(RUNTIMES),
+        default_help="what is best for each, see docs/files.md",
     )
     where: RuntimeOptions = part(RuntimeOptions)
 
@@ -101,13 +104,16 @@ class RunOptions:
             raise OptionError(f"`runtime` is {self.runtime!r}, expected one of {', '.join(RUNTIMES)}")
 
     def runtime_of(self, path: Path) -> str | None:
-        """Return the name of what opens the model file or checkpoint `path`: `runtime` if it can, else by the suffix.
+        """Return the name of what opens the model file or checkpoint `path`: `runtime` if it can, else the default.
 
         None where no runtime has the suffix.
         """
         if self.runtime is not None and RUNTIMES[self.runtime].opens(path):
             return self.runtime
-        return next((name for name, known in RUNTIMES.items() if known.opens(path)), None)
+        found = [name for name, known in RUNTIMES.items() if known.opens(path)]
+        if len(found) > 1 and path.is_file():
+            return choose_runtime(path, self.where)
+        return found[0] if found else None
 
     def check_runtime(self, paths: Sequence[Path]) -> None:
         """Raise `OptionError` for a `runtime` that opens none of the models: it would be ignored.
@@ -122,7 +128,7 @@ class RunOptions:
             raise OptionError(f'`runtime="{self.runtime}"` opens {known}, and none of {names}; leave it out')
 
 
-OPENED = ("size", "resizer", "runtime", "device", "threads")
+OPENED = ("size", "resizer", "runtime", "device", "threads", "precision", "hint", "slots", "cache")
 """Options of `RunOptions` for studies that set the thresholds themselves."""
 
 

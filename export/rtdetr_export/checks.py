@@ -35,6 +35,8 @@ def check_files(options: ExportOptions) -> ExportOptions:
         written["`timing_cache`"] = options.engine.timing_cache
     if options.is_engine:
         written |= _beside_engine(options)
+    if options.is_xml and options.output is not None:
+        written["the weights beside `output`"] = options.output.with_suffix(".bin")
     if options.format is not None and options.output is not None:
         check_writable(options.output, folder=True)
         written = _in_folder(options.output, options.format)

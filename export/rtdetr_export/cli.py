@@ -37,6 +37,7 @@ EXAMPLES = """examples:
   rtdetr-export --weights r50.pth --layers 4
   rtdetr-export --weights r50.pth --precision fp16 --calibration photos/
   rtdetr-export --weights r18.pth --size 480x800 --batch dynamic --output r18.onnx
+  rtdetr-export --weights r50.pth --output r50.xml
   rtdetr-export --weights r50.pth --precision fp16 --batch dynamic --output r50.engine
   rtdetr-export --weights r50.pth --precision fp16 --format deepstream --output r50-deepstream
   rtdetr-export --lint r18.onnx
@@ -50,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `rtdetr-export`."""
     parser = Parser(
         "rtdetr-export",
-        "Export an RT-DETR or RT-DETRv2 checkpoint to ONNX or TensorRT, and check what it detects.",
+        "Export an RT-DETR or RT-DETRv2 checkpoint to ONNX, OpenVINO or TensorRT, and check what it detects.",
         EXAMPLES,
     )
     what = parser.add_mutually_exclusive_group(required=True)
@@ -131,7 +132,8 @@ def print_result(result: ExportResult) -> None:
         print(f"accepted in spite of: {'; '.join(result.report.problems()) if result.report else ''}")
     if result.trtexec is not None:
         print(f"the same with NVIDIA's tool: {result.trtexec}")
-    print(f"wrote {result.path} ({result.path.stat().st_size / 1e6:.1f} MB): {', '.join(_facts(result))}")
+    size = sum(path.stat().st_size for path in result.files)
+    print(f"wrote {' and '.join(map(str, result.files))} ({size / 1e6:.1f} MB): {', '.join(_facts(result))}")
     if result.package is not None:
         print(f"wrote {result.package.folder}: {', '.join(path.name for path in result.package.files)}")
         print(result.package.next_steps)

@@ -15,6 +15,7 @@ from rtdetr_deploy.artifacts.metadata import ArtifactInfo
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.options import option, path_argument, refuse_options, size_argument
 from rtdetr_export.formats import FORMATS
+from rtdetr_export.openvino_file import SUFFIX as XML_SUFFIX
 from rtdetr_export.trt.options import ENGINE_SUFFIXES, EngineOptions, check_whole_numbers
 
 Sampler = Literal["gather", "grid", "discrete"]
@@ -39,16 +40,17 @@ class ExportOptions:
     """Options of `export`.
 
     `weights` is the checkpoint, or an `.onnx` file written here, for engines and for `format`; `output` the file to
-    write, whose suffix decides what it is: `.onnx`, or `.engine` or `.plan` for TensorRT (default: an ONNX file beside
-    the weights, see `default_output`). `format` "deepstream" makes `output` a folder for NVIDIA DeepStream: the ONNX
-    file, nvinfer's configuration, labels and an output parser. `engine` are options of engines.
+    write, whose suffix decides what it is: `.onnx`, `.xml` for OpenVINO (its weights go beside it, as `.bin`), or
+    `.engine` or `.plan` for TensorRT (default: an ONNX file beside the weights, see `default_output`). `format`
+    "deepstream" makes `output` a folder for NVIDIA DeepStream: the ONNX file, nvinfer's configuration, labels and an
+    output parser. `engine` are options of engines.
 
     `layers` decoder layers to keep (default: what the variant runs); `size` (height, width) of the input in pixels,
     multiples of 32 from 64 up (default: what the checkpoint names, else 640x640); `batch` a number, or None for any
     number of images ("dynamic" is understood too). `queries` selected by the encoder (default: the model's 300);
     `max_detections` rows returned. `sampler` of deformable attention: "gather" (default; no GridSample), "grid", or
-    "discrete" for models trained that way. `raw_input` takes uint8 NHWC (None: for engines, whose input then crosses
-    the bus in a quarter of the bytes; ONNX files take float32). `raw_output` returns logits and cxcywh boxes.
+    "discrete" for models trained that way. `raw_input` takes uint8 NHWC (None: for engines and OpenVINO's files, whose
+    input is a quarter of the bytes then; ONNX files take float32). `raw_output` returns logits and cxcywh boxes.
     `target` is what will run the file: "cpu" (ONNX Runtime or OpenVINO), or "tensorrt" for an ONNX file as engines are
     built from, with engines' defaults and operators that TensorRT fuses, for an engine that is built elsewhere. None is
     "tensorrt" for engines and for formats that TensorRT runs, else "cpu".
@@ -70,7 +72,7 @@ class ExportOptions:
         type=path_argument, metavar="FILE",
     )  # fmt: skip
     output: Path | None = option(
-        None, "file to write: .onnx, or .engine for TensorRT", type=path_argument, metavar="FILE",
+        None, "file to write: .onnx, .xml for OpenVINO, or .engine for TensorRT", type=path_argument, metavar="FILE",
         default_help="beside the weights, e.g. r50-l6-640x640-fp32.onnx",
     )  # fmt: skip
     layers: int | None = option(
@@ -93,7 +95,7 @@ class ExportOptions:
     )  # fmt: skip
     raw_input: bool | None = option(
         None, "take uint8 RGB images (B, H, W, 3), scaled in the graph; else float32 (B, 3, H, W) in [0, 1]", type=bool,
-        default_help="uint8 for engines and --target tensorrt, float32 for .onnx files",
+        default_help="uint8 for engines, .xml files and --target tensorrt, float32 for .onnx files",
     )  # fmt: skip
     target: Target | None = option(
         None,
@@ -139,7 +141,7 @@ class ExportOptions:
     def __post_init__(self) -> None:
         self._convert()
         refuse_ignored(self.weights, self.output, self._chosen(), self.format)
-        suffixes = (".onnx", *ENGINE_SUFFIXES)
+        suffixes = (".onnx", XML_SUFFIX, *ENGINE_SUFFIXES)
         if self.format is not None:
             self._check_format(self.format)
         elif self.output is not None and self.output.suffix.lower() not in suffixes:
@@ -148,7 +150,7 @@ class ExportOptions:
             return
         self._decide_target()
         if self.raw_input is None:
-            self._set("raw_input", self.target == "tensorrt" and self.format is None)
+            self._set("raw_input", (self.target == "tensorrt" or self.is_xml) and self.format is None)
         self._check_values()
         self._check_precision()
         self._check_opset()
@@ -178,6 +180,8 @@ class ExportOptions:
         needs_tensorrt = self.is_engine or (self.format is not None and FORMATS[self.format].tensorrt)
         if needs_tensorrt and self.target == "cpu":
             raise OptionError('`target="cpu"` does not go with what TensorRT runs; leave it out')
+        if self.is_xml and self.target == "tensorrt":
+            raise OptionError(f'`target="tensorrt"` does not go with {XML_SUFFIX} files, which OpenVINO runs')
         self._set("target", self.target or ("tensorrt" if needs_tensorrt else "cpu"))
 
     def _set(self, name: str, value: object) -> None:
@@ -203,7 +207,7 @@ class ExportOptions:
     def _check_format(self, name: str) -> None:
         if name not in FORMATS:
             raise OptionError(f"`format` is {name!r}, expected {_listed((None, *FORMATS))}")
-        if self.output is not None and self.output.suffix.lower() in (".onnx", *ENGINE_SUFFIXES):
+        if self.output is not None and self.output.suffix.lower() in (".onnx", XML_SUFFIX, *ENGINE_SUFFIXES):
             raise OptionError(
                 f'`output` is {self.output}, but `format="{name}"` writes a folder; leave {self.output.suffix} out'
             )
@@ -224,6 +228,11 @@ class ExportOptions:
             self.non_int8_precision != "fp32" and self.precision != "int8"
         ):
             raise OptionError('`non_int8_precision` is fp32 or fp16, for what is not INT8; add `precision="int8"`')
+        if self.is_xml and self.places_fp16:
+            raise OptionError(
+                f"FP16 is not for {XML_SUFFIX} files: OpenVINO computes FP32 ones in BF16 or FP16 where it is told "
+                "so when it opens them (docs/openvino.md)"
+            )
         for pattern in self.keep_fp32:
             try:
                 re.compile(pattern)
@@ -247,6 +256,11 @@ class ExportOptions:
     def is_engine(self) -> bool:
         """Whether the output is a TensorRT engine."""
         return self.format is None and is_engine(self.output)
+
+    @property
+    def is_xml(self) -> bool:
+        """Whether the output is a file of OpenVINO."""
+        return self.format is None and self.output is not None and self.output.suffix.lower() == XML_SUFFIX
 
     @property
     def from_onnx(self) -> bool:

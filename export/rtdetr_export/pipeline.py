@@ -1,4 +1,4 @@
-"""Checkpoint to ONNX: load, fold, trace, simplify, verify, and only then put the file in its place.
+"""Checkpoint to ONNX or OpenVINO: load, fold, trace, simplify, verify, and only then put the file in its place.
 
 The graph is traced by torch's TorchScript-based exporter and simplified by onnxscript. Against the dynamo exporter
 this gives fewer nodes (545 against 564 for r18 at opset 18), every opset from 17 to 19 without conversion (dynamo
@@ -34,6 +34,7 @@ from rtdetr_deploy.words import plural
 from rtdetr_export.checks import check_files
 from rtdetr_export.graph import DeployedModel, NormalizeUint8, PostProcessor
 from rtdetr_export.module_map import ModuleMap, record_modules
+from rtdetr_export.openvino_file import SUFFIX, write_xml, written_together
 from rtdetr_export.options import ExportOptions
 from rtdetr_export.precision.fp16 import compile_pattern
 from rtdetr_export.precision.placement import Placement, place
@@ -77,12 +78,11 @@ def export_onnx(
     if options.places_fp16:
         with step(f"measure values on {plural(len(images), 'image')}, place FP16"), _enough_memory(options):
             fp16 = reduce_to_fp16(graph, traced.placement, info, images, options.keep_fp32)
-    content = _to_file(graph, info)
     path = options.output or options.default_output(info)
     report: Report | None = None
-    with atomic_write(path) as beside:
-        with step(f"write {len(content) / 1e6:.0f} MB"):
-            beside.write_bytes(content)
+    with written_together(path) if options.is_xml else atomic_write(path) as beside:
+        with step("write"):
+            _write(beside, graph, info)
         if options.verify:
             with step("verify against torch"), _enough_memory(options):
                 if options.precision == "fp32":
@@ -92,8 +92,17 @@ def export_onnx(
                 report.require(path.name)
             if isinstance(report, ReducedPrecisionReport):
                 info = replace(info, match_rate=round(report.agreement.match_rate(-1), 4))
-                beside.write_bytes(_to_file(graph, info))
+                _write(beside, graph, info)
     return ExportResult(path, info, report, fp16, quantization)
+
+
+def _write(path: Path, graph: onnx_ir.Model, info: ArtifactInfo) -> None:
+    """Write the graph as what `path` is called: an ONNX file, or OpenVINO's files."""
+    content = _to_file(graph, info)
+    if path.suffix.lower() == SUFFIX:
+        write_xml(content, {METADATA_KEY: info.to_json()}, path)
+    else:
+        path.write_bytes(content)
 
 
 def _to_file(graph: onnx_ir.Model, info: ArtifactInfo) -> bytes:

@@ -44,3 +44,9 @@ class ExportResult:
     engine_info: EngineInfo | None = None
     onnx: ExportResult | None = None
     trtexec: str | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file at `path`, and the weights beside it that it can't do without."""
+        weights = self.path.with_suffix(".bin") if self.path.suffix.lower() == ".xml" else None
+        return (self.path,) if weights is None else (self.path, weights)

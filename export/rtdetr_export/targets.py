@@ -40,6 +40,8 @@ def export(options: ExportOptions, progress: Progress | None = None) -> ExportRe
 def _export_onnx(options: ExportOptions, progress: Progress | None, *, fp32_copy: Path | None = None) -> ExportResult:
     for module in ("onnx_ir", "onnxscript", "torch"):
         require(module, "exporting", "export")
+    if options.is_xml:
+        require("openvino", "writing .xml files", "openvino")
     from rtdetr_export.pipeline import export_onnx
 
     return export_onnx(options, progress, fp32_copy=fp32_copy)

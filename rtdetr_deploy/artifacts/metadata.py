@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from rtdetr_deploy.artifacts.decoding import RTDETR_DECODING, ScoreDecoding
@@ -36,7 +36,8 @@ class ArtifactInfo:
     `verified` False where the parity report was skipped; `version` of this package that wrote it; `family` of the
     model ("rtdetr"); `preprocess` what its input wants (None: what RT-DETR wants); `decoding` of raw scores;
     `match_rate` the share of FP32's detections that a file of lower precision kept within 2 px and 0.05 when it was
-    verified (None: FP32, or not verified).
+    verified (None: FP32, or not verified). `runtime` is what runs the file, and in which arithmetic, where a Predictor
+    has opened it (`Predictor.info`); it is not stored.
 
     Raises `ArtifactError` for values of another kind, and where they contradict each other.
     """
@@ -62,6 +63,7 @@ class ArtifactInfo:
     preprocess: PreprocessSpec = None  # type: ignore[assignment]  # set below: it depends on the size
     decoding: ScoreDecoding = RTDETR_DECODING
     match_rate: float | None = None
+    runtime: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.preprocess is None and self._is_size():
@@ -89,7 +91,9 @@ class ArtifactInfo:
 
     def to_stored(self) -> dict[str, Any]:
         """Return what is stored, as a map that JSON can hold; see `read_stored`."""
-        return {"format": FORMAT, **asdict(self)}
+        stored = {"format": FORMAT, **asdict(self)}
+        del stored["runtime"]
+        return stored
 
     def to_json(self) -> str:
         """Return the JSON text that is stored, with sorted keys."""
@@ -112,6 +116,7 @@ class ThirdPartyInfo:
     batch: int | None
     outputs: OutputKind
     raw_input: bool
+    runtime: str | None = field(default=None, compare=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -148,14 +153,14 @@ def read_stored(stored: Any, name: str) -> ArtifactInfo:
 
 
 def _from_stored(stored: dict[str, Any], name: str) -> ArtifactInfo:
-    known = {field.name: field.default is MISSING for field in fields(ArtifactInfo)}
-    missing = sorted(field for field, required in known.items() if required and field not in stored)
+    known = {one.name: one.default is MISSING for one in fields(ArtifactInfo) if one.name != "runtime"}
+    missing = sorted(name for name, required in known.items() if required and name not in stored)
     if missing:
         raise ArtifactError(f"{name} lacks {', '.join(missing)} in its metadata; export it again")
     stored = {key: value for key, value in stored.items() if key in known}
-    for field, kind in _PARTS.items():
-        if stored.get(field) is not None:
-            stored[field] = read_part(kind, stored[field], f"{field} of {name}")
+    for part, kind in _PARTS.items():
+        if stored.get(part) is not None:
+            stored[part] = read_part(kind, stored[part], f"{part} of {name}")
     names = stored["class_names"]
     stored["class_names"] = tuple(names) if isinstance(names, list) else names
     try:

@@ -37,6 +37,8 @@ class RtDetrModel:
         }
         if isinstance(info, ArtifactInfo):
             self.facts |= {"model": f"{info.variant}, {plural(info.layers, 'layer')}", "precision": info.precision}
+        if predictor.arithmetic not in (None, "fp32"):
+            self.facts["arithmetic"] = str(predictor.arithmetic)
         self.nms_input_boxes: int | None = None
 
     def inspect(self) -> None:

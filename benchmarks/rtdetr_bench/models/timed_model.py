@@ -87,6 +87,7 @@ class SpanRuntime:
         self.min_batch, self.max_batch = runtime.min_batch, runtime.max_batch
         self.resizers = runtime.resizers if isinstance(runtime, PreprocessingRuntime) else frozenset()
         self.slots = int(getattr(runtime, "slots", 1))
+        self.arithmetic: str | None = getattr(runtime, "arithmetic", None)
         self.model: float | None = None
         self._calls = 1
 

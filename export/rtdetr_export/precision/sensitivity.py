@@ -141,7 +141,7 @@ class _Trials:
         with TemporaryDirectory() as folder:
             path = Path(folder, "trial.onnx")
             ir.save(changed, path)
-            with Predictor(path, threshold=0.0) as predictor:
+            with Predictor(path, threshold=0.0, runtime="onnxruntime") as predictor:
                 self._prepared = self._prepared or self._prepare(predictor)
                 found = [
                     detections

@@ -149,7 +149,7 @@ def verify_file(path: Path, reference: nn.Module, info: ArtifactInfo) -> ParityR
 
     A dynamic batch is run with one and with three images. Raises `ArtifactError` when the file can't be run.
     """
-    runtime = open_runtime(path)
+    runtime = open_runtime(path, "onnxruntime" if path.suffix.lower() == ".onnx" else None)
     try:
         plans: list[tuple[str, list[ImageMaker]]] = [("structured", [structured_image]), ("noisy", [noisy_image])]
         if info.batch is None:

@@ -57,7 +57,8 @@ def verify_reduced_precision(
     names = info.class_names
     with Predictor(TorchRuntime(reference, names, info.height, info.width), threshold=0.0) as torch_model:
         expected = [torch_model.detect(image) for image in images]
-    with Predictor(path, threshold=0.0) as predictor:
+    runtime = "onnxruntime" if path.suffix.lower() == ".onnx" else None
+    with Predictor(path, threshold=0.0, runtime=runtime) as predictor:
         found = predictor.detect_batch(images)
         agreement = compare(expected, found, LIMITS[info.precision].tolerances, at_least=MIN_COMPARED)
         return ReducedPrecisionReport(predictor.runtime, info.precision, len(images), agreement)

@@ -31,9 +31,11 @@ def open_reference(path: Path | None, onnx: Path, info: ArtifactInfo) -> Referen
     """
     if path is None:
         limits = engine_limits(info.precision, against_fp32=False, match_rate=info.match_rate)
-        return Reference(open_runtime(onnx), "ONNX Runtime", limits)
-    is_onnx = path.suffix.lower() == ".onnx"
-    runtime = open_runtime(path) if is_onnx else open_runtime(path, "torch", RuntimeOptions(size=info.size))
+        return Reference(open_runtime(onnx, "onnxruntime"), "ONNX Runtime", limits)
+    if path.suffix.lower() == ".onnx":
+        runtime = open_runtime(path, "onnxruntime")
+    else:
+        runtime = open_runtime(path, "torch", RuntimeOptions(size=info.size))
     try:
         _check(runtime.info, path.name, info)
     except OptionError:
