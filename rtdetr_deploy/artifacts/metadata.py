@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
 
+from rtdetr_deploy.artifacts.cascade import Cascade, check_cascade
 from rtdetr_deploy.artifacts.decoding import RTDETR_DECODING, ScoreDecoding
 from rtdetr_deploy.artifacts.fields import find_wrong_field, read_part
-from rtdetr_deploy.errors import ArtifactError
+from rtdetr_deploy.errors import ArtifactError, OptionError
 from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 
 METADATA_KEY = "rtdetr_deploy"
@@ -30,13 +31,14 @@ class ArtifactInfo:
     """Metadata of an exported model.
 
     `class_names` in the order of the labels; `height` and `width` of the input in pixels; `batch` None where it is
-    dynamic; `layers` decoder layers in the file; `precision` of the weights ("fp32", ...); `sampler` of deformable
-    attention; `outputs` "detections" (labels, boxes, scores) or "raw" (logits, boxes); `raw_input` True where the
-    input is uint8 NHWC; `max_detections` rows of the output; `source_digest` SHA-256 of the checkpoint;
-    `verified` False where the parity report was skipped; `version` of this package that wrote it; `family` of the
-    model ("rtdetr"); `preprocess` what its input wants (None: what RT-DETR wants); `decoding` of raw scores;
-    `match_rate` the share of FP32's detections that a file of lower precision kept within 2 px and 0.05 when it was
-    verified (None: FP32, or not verified).
+    dynamic; `layers` decoder layers in the file; `queries` that are selected for the first of them; `precision` of the
+    weights ("fp32", ...); `sampler` of deformable attention; `outputs` "detections" (labels, boxes, scores) or
+    "raw" (logits, boxes); `raw_input` True where the input is uint8 NHWC; `max_detections` rows of the output;
+    `source_digest` SHA-256 of the checkpoint; `verified` False where the parity report was skipped; `version` of
+    this package that wrote it; `family` of the model ("rtdetr"); `preprocess` what its input wants (None: what
+    RT-DETR wants); `decoding` of raw scores; `match_rate` the share of FP32's detections that a file of lower
+    precision kept within 2 px and 0.05 when it was verified (None: FP32, or not verified); `cascade` (K, N) where
+    only the N best queries go on after layer K.
 
     Raises `ArtifactError` for values of another kind, and where they contradict each other.
     """
@@ -62,6 +64,7 @@ class ArtifactInfo:
     preprocess: PreprocessSpec = None  # type: ignore[assignment]  # set below: it depends on the size
     decoding: ScoreDecoding = RTDETR_DECODING
     match_rate: float | None = None
+    cascade: Cascade | None = None
 
     def __post_init__(self) -> None:
         if self.preprocess is None and self._is_size():
@@ -76,6 +79,7 @@ class ArtifactInfo:
             raise ArtifactError(f"input {self.height}x{self.width}, batch {self.batch} is not a size")
         if self.match_rate is not None and not 0.0 <= self.match_rate <= 1.0:
             raise ArtifactError(f"match_rate {self.match_rate} is not a share in a model's metadata")
+        self._check_cascade()
         if (self.preprocess.size, self.preprocess.dtype == "uint8") != (self.size, self.raw_input):
             raise ArtifactError(f"preprocess is for another input than {self.height}x{self.width}: {self.preprocess}")
 
@@ -83,6 +87,19 @@ class ArtifactInfo:
     def size(self) -> tuple[int, int]:
         """Height and width of the input in pixels."""
         return self.height, self.width
+
+    @property
+    def output_queries(self) -> int:
+        """Queries of the last decoder layer, which detections are made of; rows of raw outputs."""
+        return self.queries if self.cascade is None else self.cascade[1]
+
+    def _check_cascade(self) -> None:
+        if self.cascade is not None:
+            try:
+                check_cascade(self.cascade, self.layers, self.queries)
+            except OptionError as error:
+                told = str(error).replace("`", "")
+                raise ArtifactError(f"{told}, in a model's metadata") from error
 
     def _is_size(self) -> bool:
         return all(type(side) is int and side > 0 for side in self.size)
@@ -156,8 +173,9 @@ def _from_stored(stored: dict[str, Any], name: str) -> ArtifactInfo:
     for field, kind in _PARTS.items():
         if stored.get(field) is not None:
             stored[field] = read_part(kind, stored[field], f"{field} of {name}")
-    names = stored["class_names"]
-    stored["class_names"] = tuple(names) if isinstance(names, list) else names
+    for field in ("class_names", "cascade"):
+        if isinstance(stored.get(field), list):
+            stored[field] = tuple(stored[field])
     try:
         return ArtifactInfo(**stored)
     except ArtifactError as error:
