@@ -14,7 +14,7 @@ from rtdetr_deploy.artifacts.decoding import MAX_DETECTIONS
 from rtdetr_deploy.artifacts.input_size import DEFAULT_INPUT_SIZE, check_input_size
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo
 from rtdetr_deploy.errors import OptionError
-from rtdetr_deploy.options import option, path_argument, refuse_options, size_argument
+from rtdetr_deploy.options import cascade_argument, option, path_argument, refuse_options, size_argument
 from rtdetr_export.formats import FORMATS
 from rtdetr_export.trt.options import ENGINE_SUFFIXES, EngineOptions, check_whole_numbers
 
@@ -33,14 +33,6 @@ def batch_argument(text: str) -> int | Literal["dynamic"]:
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"batch {text!r} is not understood; write a number or dynamic")
     return int(text)
-
-
-def cascade_argument(text: str) -> Cascade:
-    """As `parse_cascade`, for argparse."""
-    try:
-        return parse_cascade(text)
-    except OptionError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 @dataclass(frozen=True)

@@ -31,14 +31,15 @@ class ArtifactInfo:
     """Metadata of an exported model.
 
     `class_names` in the order of the labels; `height` and `width` of the input in pixels; `batch` None where it is
-    dynamic; `layers` decoder layers in the file; `queries` that are selected for the first of them; `precision` of the
-    weights ("fp32", ...); `sampler` of deformable attention; `outputs` "detections" (labels, boxes, scores) or
-    "raw" (logits, boxes); `raw_input` True where the input is uint8 NHWC; `max_detections` rows of the output;
-    `source_digest` SHA-256 of the checkpoint; `verified` False where the parity report was skipped; `version` of
-    this package that wrote it; `family` of the model ("rtdetr"); `preprocess` what its input wants (None: what
-    RT-DETR wants); `decoding` of raw scores; `match_rate` the share of FP32's detections that a file of lower
-    precision kept within 2 px and 0.05 when it was verified (None: FP32, or not verified); `cascade` (K, N) where
-    only the N best queries go on after layer K.
+    dynamic; `layers` decoder layers in the file; `precision` of the weights ("fp32", ...); `sampler` of deformable
+    attention; `outputs` "detections" (labels, boxes, scores) or "raw" (logits, boxes); `raw_input` True where the
+    input is uint8 NHWC; `max_detections` rows of the output; `source_digest` SHA-256 of the checkpoint;
+    `verified` False where the parity report was skipped; `version` of this package that wrote it; `family` of the
+    model ("rtdetr"); `preprocess` what its input wants (None: what RT-DETR wants); `decoding` of raw scores;
+    `match_rate` the share of FP32's detections that a file of lower precision kept within 2 px and 0.05 when it was
+    verified (None: FP32, or not verified).
+
+    `queries` are those that the encoder selects; in a `cascade` (K, N) only the N best of them go on after layer K.
 
     Raises `ArtifactError` for values of another kind, and where they contradict each other.
     """
