@@ -16,6 +16,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rtdetr_deploy.artifacts.cascade import Cascade, parse_cascade
 from rtdetr_deploy.errors import OptionError
 
 _KEY = "option"
@@ -75,6 +76,11 @@ def parse_size(text: str) -> tuple[int, int]:
 def size_argument(text: str) -> tuple[int, int]:
     """As `parse_size`, for argparse."""
     return _for_argparse(parse_size, text)
+
+
+def cascade_argument(text: str) -> Cascade:
+    """As `parse_cascade`, for argparse."""
+    return _for_argparse(parse_cascade, text)
 
 
 def parse_classes(text: str) -> list[int | str]:

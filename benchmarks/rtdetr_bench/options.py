@@ -17,10 +17,11 @@ from rtdetr_bench.models.nms import NmsOptions
 from rtdetr_bench.parts import part
 from rtdetr_bench.scenarios.results import SCENARIOS
 from rtdetr_deploy import OptionError, find_images
+from rtdetr_deploy.artifacts.cascade import Cascade
 from rtdetr_deploy.evaluate.coco import Annotations, read_annotations, require_evaluator
 from rtdetr_deploy.evaluate.published import ENCODERS
 from rtdetr_deploy.images.preprocess import RESIZERS, Resizer
-from rtdetr_deploy.options import option, path_argument, size_argument
+from rtdetr_deploy.options import cascade_argument, option, path_argument, size_argument
 from rtdetr_deploy.runtimes import RUNTIMES, RuntimeOptions, choose_runtime
 
 MAX_BATCH = 1024
@@ -267,10 +268,18 @@ class AccuracyOptions:
 
 @dataclass(frozen=True)
 class AblationOptions:
-    """A checkpoint, evaluated with one thing changed at a time."""
+    """A checkpoint, evaluated with one thing changed at a time, and timed where that changes the model's work.
+
+    `cascade` are those that are tried; empty: after each of the first three layers, with 200 and 100 queries left.
+    """
 
     weights: Path = option(help="checkpoint to evaluate", type=path_argument, metavar="CHECKPOINT")
     data: EvaluationSet = part(EvaluationSet, required=True)
+    cascade: tuple[Cascade, ...] = option(
+        (), "cascade to try (may be repeated; default: 200 and 100 queries after each of the first 3 layers)",
+        type=cascade_argument, metavar="K:N", repeated=True,
+    )  # fmt: skip
+    timing: TimingOptions = part(TimingOptions)
     run: RunOptions = part(RunOptions, only=("size", "device", "threads"))
 
 

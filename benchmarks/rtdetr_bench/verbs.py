@@ -47,7 +47,7 @@ VERBS: Mapping[str, Verb] = {
     ),
     "accuracy": Verb("evaluate a model on a COCO json", AccuracyOptions, ("json",), commands.accuracy),
     "ablation": Verb(
-        "evaluate a checkpoint with fewer layers and queries, both resizers, in torch and ONNX",
+        "evaluate and time a checkpoint with fewer layers and queries and in cascades; both resizers, torch and ONNX",
         AblationOptions, ("json",), commands.ablation,
     ),
     "nms": Verb(

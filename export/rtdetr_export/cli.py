@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rtdetr_deploy.artifacts.input_size import count_tokens
 from rtdetr_deploy.cli.arguments import Parser, add_options, in_words_of_the_command, options_of, parse_given
 from rtdetr_deploy.cli.run import run_main
 from rtdetr_deploy.options import find_options, path_argument, refuse_options
@@ -19,13 +20,14 @@ from rtdetr_export.targets import export
 from rtdetr_export.trt.options import EngineOptions
 
 if TYPE_CHECKING:
+    from rtdetr_deploy.artifacts.metadata import ArtifactInfo
     from rtdetr_export.progress import Progress, Step
     from rtdetr_export.result import ExportResult
 
 STEP_WIDTH = 72
 
 GROUPS = {
-    "model": ("layers", "size", "batch", "queries", "class_names", "variant"),
+    "model": ("layers", "size", "batch", "queries", "cascade", "class_names", "variant"),
     "file": (
         "output", "format", "target", "max_detections", "sampler", "raw_input", "raw_output", "opset", "verify",
     ),
@@ -144,10 +146,19 @@ def _facts(result: ExportResult) -> list[str]:
     batch = "dynamic batch" if info.batch is None else f"batch {info.batch}"
     if engine is not None and engine.profile[0] < engine.profile[-1]:
         batch = f"batch {engine.profile[0]} to {engine.profile[-1]}"
-    facts = [info.variant, plural(info.layers, "decoder layer"), f"{info.height}x{info.width}", batch, info.precision]
+    facts = [info.variant, plural(info.layers, "decoder layer"), *_queries(info)]
+    facts += [f"{info.height}x{info.width}", batch, info.precision]
     if engine is not None:
         return [*facts, f"for TensorRT {engine.tensorrt} on {engine.gpu}"]
     return [*facts, plural(len(info.class_names), "class")]
+
+
+def _queries(info: ArtifactInfo) -> Iterator[str]:
+    """Yield what is special about the queries: a cascade, and an input of fewer tokens than the model selects."""
+    if info.queries == count_tokens(info.height, info.width):
+        yield f"{info.queries} queries (as many as the input has tokens)"
+    if info.cascade is not None:
+        yield "{1} queries after layer {0}".format(*info.cascade)
 
 
 def print_findings(path: Path) -> int:

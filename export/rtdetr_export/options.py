@@ -9,11 +9,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from rtdetr_deploy.artifacts.cascade import Cascade, check_cascade, parse_cascade
 from rtdetr_deploy.artifacts.decoding import MAX_DETECTIONS
 from rtdetr_deploy.artifacts.input_size import DEFAULT_INPUT_SIZE, check_input_size
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo
 from rtdetr_deploy.errors import OptionError
-from rtdetr_deploy.options import option, path_argument, refuse_options, size_argument
+from rtdetr_deploy.options import cascade_argument, option, path_argument, refuse_options, size_argument
 from rtdetr_export.formats import FORMATS
 from rtdetr_export.openvino_file import SUFFIX as XML_SUFFIX
 from rtdetr_export.trt.options import ENGINE_SUFFIXES, EngineOptions, check_whole_numbers
@@ -47,10 +48,13 @@ class ExportOptions:
 
     `layers` decoder layers to keep (default: what the variant runs); `size` (height, width) of the input in pixels,
     multiples of 32 from 64 up (default: what the checkpoint names, else 640x640); `batch` a number, or None for any
-    number of images ("dynamic" is understood too). `queries` selected by the encoder (default: the model's 300);
-    `max_detections` rows returned. `sampler` of deformable attention: "gather" (default; no GridSample), "grid", or
-    "discrete" for models trained that way. `raw_input` takes uint8 NHWC (None: for engines and OpenVINO's files, whose
-    input is a quarter of the bytes then; ONNX files take float32). `raw_output` returns logits and cxcywh boxes.
+    number of images ("dynamic" is understood too). `queries` selected by the encoder (default: the model's 300,
+    never more than the input has tokens); `cascade` (K, N), or "K:N": after decoder layer K only the N best queries go
+    on through the later layers. `max_detections` rows returned.
+
+    `sampler` of deformable attention: "gather" (default; no GridSample), "grid", or "discrete" for models trained that
+    way. `raw_input` takes uint8 NHWC (None: for engines and OpenVINO's files, whose input is a quarter of the bytes
+    then; ONNX files take float32). `raw_output` returns logits and cxcywh boxes.
     `target` is what will run the file: "cpu" (ONNX Runtime or OpenVINO), or "tensorrt" for an ONNX file as engines are
     built from, with engines' defaults and operators that TensorRT fuses, for an engine that is built elsewhere. None is
     "tensorrt" for engines and for formats that TensorRT runs, else "cpu".
@@ -86,6 +90,10 @@ class ExportOptions:
     queries: int | None = option(
         None, "queries that the encoder selects", type=int, metavar="Q", default_help="the model's, 300"
     )
+    cascade: Cascade | None = option(
+        None, "after decoder layer K only the N best queries go on, e.g. 2:100: faster, little less accurate",
+        type=cascade_argument, metavar="K:N", default_help="all go on",
+    )  # fmt: skip
     max_detections: int = option(MAX_DETECTIONS, "rows returned per image", type=int, metavar="N")
     sampler: Sampler | None = option(
         None,
@@ -173,6 +181,8 @@ class ExportOptions:
         batch: object = self.batch
         if batch == "dynamic":
             self._set("batch", None)
+        if isinstance(self.cascade, str):
+            self._set("cascade", parse_cascade(self.cascade))
 
     def _decide_target(self) -> None:
         if self.target not in (None, *get_args(Target)):
@@ -198,6 +208,8 @@ class ExportOptions:
         if self.batch is not None and (type(self.batch) is not int or self.batch < 1):
             raise OptionError(f"`batch` is {self.batch!r}, expected a whole number from 1 up, or None: dynamic")
         check_whole_numbers(self, "layers", "queries", "max_detections")
+        if self.cascade is not None:
+            self._set("cascade", check_cascade(self.cascade, self.layers, self.queries))
         for name, choices in (("sampler", (None, *get_args(Sampler))), ("precision", get_args(Precision))):
             if getattr(self, name) not in choices:
                 raise OptionError(f"`{name}` is {getattr(self, name)!r}, expected {_listed(choices)}")
@@ -314,6 +326,7 @@ class ExportOptions:
         extras = {
             "bn" if info.batch is None else f"b{info.batch}": info.batch != 1,
             f"q{self.queries}": self.queries is not None,
+            "" if info.cascade is None else "c{}x{}".format(*info.cascade): info.cascade is not None,
             f"d{info.max_detections}": self.max_detections != MAX_DETECTIONS,
             info.sampler: info.sampler != "gather",
             "fp16": self.non_int8_precision == "fp16",

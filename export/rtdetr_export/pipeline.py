@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from rtdetr_deploy import __version__
+from rtdetr_deploy.artifacts.cascade import check_cascade
 from rtdetr_deploy.artifacts.class_names import read_class_names
 from rtdetr_deploy.artifacts.metadata import INPUT, METADATA_KEY, ArtifactInfo
 from rtdetr_deploy.errors import ExportError, OptionError
@@ -138,16 +139,17 @@ def trace_checkpoint(options: ExportOptions, step: Steps | None = None) -> Trace
             variant=options.variant,
             layers=options.layers,
             queries=options.queries,
+            cascade=options.cascade,
             class_names=names,
         )
         sampler = decide_sampler(checkpoint, options.sampler)
     options = options.fitted_to(checkpoint.input_size)
+    info = describe_export(checkpoint, options, sampler)
     with step("fold batch normalization and RepVGG branches"):
         deployed = build_deployed(checkpoint.model, sampler, options)
     with step("trace"), _enough_memory(options):
         traced = trace(deployed, options)
     with step("simplify"):
-        info = describe_export(checkpoint, options, sampler)
         graph = simplify(traced.content)
         for pattern in options.keep_fp32:
             compile_pattern(pattern, list(graph.graph))
@@ -195,6 +197,8 @@ def describe_export(checkpoint: Checkpoint, options: ExportOptions, sampler: str
     height, width = options.input_size
     family = family_of(checkpoint.model)
     facts = family.facts(checkpoint.model, height, width)
+    if options.cascade is not None:  # there may be fewer tokens than queries
+        check_cascade(options.cascade, facts.layers, facts.queries)
     return ArtifactInfo(
         class_names=checkpoint.class_names,
         height=height,
@@ -203,7 +207,7 @@ def describe_export(checkpoint: Checkpoint, options: ExportOptions, sampler: str
         variant=facts.variant,
         layers=facts.layers,
         queries=facts.queries,
-        max_detections=min(options.max_detections, facts.queries * facts.classes),
+        max_detections=min(options.max_detections, facts.output_queries * facts.classes),
         precision=options.precision,
         sampler=sampler,
         outputs="raw" if options.raw_output else "detections",
@@ -216,6 +220,7 @@ def describe_export(checkpoint: Checkpoint, options: ExportOptions, sampler: str
         family=family.name,
         preprocess=family.preprocess((height, width), "uint8" if options.takes_uint8 else "float32"),
         decoding=family.decoding,
+        cascade=facts.cascade,
     )
 
 

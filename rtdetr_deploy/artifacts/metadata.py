@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from rtdetr_deploy.artifacts.cascade import Cascade, check_cascade
 from rtdetr_deploy.artifacts.decoding import RTDETR_DECODING, ScoreDecoding
 from rtdetr_deploy.artifacts.fields import find_wrong_field, read_part
-from rtdetr_deploy.errors import ArtifactError
+from rtdetr_deploy.errors import ArtifactError, OptionError
 from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 
 METADATA_KEY = "rtdetr_deploy"
@@ -39,6 +40,8 @@ class ArtifactInfo:
     verified (None: FP32, or not verified). `runtime` is what runs the file, and in which arithmetic, where a Predictor
     has opened it (`Predictor.info`); it is not stored.
 
+    `queries` are those that the encoder selects; in a `cascade` (K, N) only the N best of them go on after layer K.
+
     Raises `ArtifactError` for values of another kind, and where they contradict each other.
     """
 
@@ -63,6 +66,7 @@ class ArtifactInfo:
     preprocess: PreprocessSpec = None  # type: ignore[assignment]  # set below: it depends on the size
     decoding: ScoreDecoding = RTDETR_DECODING
     match_rate: float | None = None
+    cascade: Cascade | None = None
     runtime: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -78,6 +82,7 @@ class ArtifactInfo:
             raise ArtifactError(f"input {self.height}x{self.width}, batch {self.batch} is not a size")
         if self.match_rate is not None and not 0.0 <= self.match_rate <= 1.0:
             raise ArtifactError(f"match_rate {self.match_rate} is not a share in a model's metadata")
+        self._check_cascade()
         if (self.preprocess.size, self.preprocess.dtype == "uint8") != (self.size, self.raw_input):
             raise ArtifactError(f"preprocess is for another input than {self.height}x{self.width}: {self.preprocess}")
 
@@ -85,6 +90,19 @@ class ArtifactInfo:
     def size(self) -> tuple[int, int]:
         """Height and width of the input in pixels."""
         return self.height, self.width
+
+    @property
+    def output_queries(self) -> int:
+        """Queries of the last decoder layer, which detections are made of; rows of raw outputs."""
+        return self.queries if self.cascade is None else self.cascade[1]
+
+    def _check_cascade(self) -> None:
+        if self.cascade is not None:
+            try:
+                check_cascade(self.cascade, self.layers, self.queries)
+            except OptionError as error:
+                told = str(error).replace("`", "")
+                raise ArtifactError(f"{told}, in a model's metadata") from error
 
     def _is_size(self) -> bool:
         return all(type(side) is int and side > 0 for side in self.size)
@@ -161,8 +179,9 @@ def _from_stored(stored: dict[str, Any], name: str) -> ArtifactInfo:
     for part, kind in _PARTS.items():
         if stored.get(part) is not None:
             stored[part] = read_part(kind, stored[part], f"{part} of {name}")
-    names = stored["class_names"]
-    stored["class_names"] = tuple(names) if isinstance(names, list) else names
+    for entry in ("class_names", "cascade"):
+        if isinstance(stored.get(entry), list):
+            stored[entry] = tuple(stored[entry])
     try:
         return ArtifactInfo(**stored)
     except ArtifactError as error:

@@ -1,7 +1,7 @@
 """Decoder: query selection, then layers that each refine Q boxes and have class and box heads of their own.
 
     input    3 maps (B, D_encoder, H/s, W/s)   s = 8, 16, 32
-    output   per layer: class logits (B, Q, K) and boxes (B, Q, 4) as cxcywh in [0, 1]
+    output   per layer: class logits (B, Q, K) and boxes (B, Q, 4) as cxcywh in [0, 1]; in a cascade, Q shrinks
 
 Because every layer has its own heads, the first k layers are a complete model without retraining (arXiv 2304.08069,
 section 5.4). Parameter names follow the released checkpoints (strict=True).
@@ -20,8 +20,8 @@ from torch.nn import functional
 from rtdetr_deploy.model.layers.attention import SelfAttention
 from rtdetr_deploy.model.layers.conv_norm import ConvNorm
 from rtdetr_deploy.model.layers.deformable_attention import DeformableAttention
-from rtdetr_deploy.model.layers.tokens import LevelSizes, flatten_map
-from rtdetr_deploy.model.query_selection import Preselection, QuerySelection, Selection, score_tokens
+from rtdetr_deploy.model.layers.tokens import LevelSizes, flatten_map, gather_rows
+from rtdetr_deploy.model.query_selection import Preselection, QueryCut, QuerySelection, Selection, score_tokens
 from rtdetr_deploy.model.variants import DECODER_WIDTH, HEADS, Variant
 
 FEEDFORWARD = 1024
@@ -32,7 +32,10 @@ itself is the same function and needs no 1 - 1e-5, which half precision can't ho
 
 @dataclass(frozen=True)
 class DecoderOutput:
-    """One entry per layer that ran: logits (B, Q, K) and boxes (B, Q, 4); and the encoder's selection."""
+    """One entry per layer that ran: logits (B, Q, K) and boxes (B, Q, 4); and the encoder's selection.
+
+    In a cascade K:N the entries from layer K on have N rows, those of the queries that go on.
+    """
 
     logits: list[Tensor]
     boxes: list[Tensor]
@@ -148,6 +151,7 @@ class Decoder(nn.Module):
         self.query_pos_head = Mlp(4, 2 * width, width, 2)
         self.query_selection = QuerySelection(variant.queries)
         self.preselection: Preselection | None = None
+        self.cascade: QueryCut | None = None
         self.enc_output = SelectionProjection(width)
         self.enc_score_head = nn.Linear(width, classes)
         self.enc_bbox_head = Mlp(width, width, 4, 3)
@@ -159,12 +163,10 @@ class Decoder(nn.Module):
     def forward(self, maps: list[Tensor], extra: ExtraQueries | None = None) -> DecoderOutput:
         """3 maps (B, D_encoder, H/s, W/s) -> logits (B, Q, K) and boxes (B, Q, 4) cxcywh of every layer.
 
-        With `extra` queries, E of them, each output has E + Q rows, theirs first.
+        With `extra` queries, E of them, each output has E + Q rows, theirs first; a cascade takes none.
         """
         memory, sizes = self.flatten(maps)
-        among, candidates = (None, memory) if self.preselection is None else self.preselection(memory, sizes)
-        heads = {"project": self.enc_output, "score": self.enc_score_head, "box": self.enc_bbox_head}
-        selection = self.query_selection(candidates, sizes, **heads, among=among)
+        selection = self.select(memory, sizes)
         # Training: the decoder's losses don't reach the encoder's heads, which have losses of their own.
         content, reference, mask = selection.content.detach(), selection.reference.detach(), None
         if extra is not None:
@@ -173,6 +175,13 @@ class Decoder(nn.Module):
             mask = extra.mask
         logits, boxes = self.refine(content, reference, memory, sizes, mask)
         return DecoderOutput(logits, boxes, selection)
+
+    def select(self, memory: Tensor, sizes: LevelSizes) -> Selection:
+        """Memory (B, T, D) of levels with `sizes` -> the queries of the first layer."""
+        among, candidates = (None, memory) if self.preselection is None else self.preselection(memory, sizes)
+        heads = {"project": self.enc_output, "score": self.enc_score_head, "box": self.enc_bbox_head}
+        selection: Selection = self.query_selection(candidates, sizes, **heads, among=among)
+        return selection
 
     def preselect(self) -> None:
         """Choose twice as many tokens as queries first, for files that score all of them in half precision."""
@@ -193,12 +202,16 @@ class Decoder(nn.Module):
         self, content: Tensor, reference: Tensor, memory: Tensor, sizes: LevelSizes, mask: Tensor | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Run the layers from `content` (B, Q, D) and box logits `reference` (B, Q, 4); one output per layer."""
+        assert mask is None or self.cascade is None
         logits, boxes = [], []
-        for layer, score_head, box_head in zip(
-            self.decoder.layers, self.dec_score_head, self.dec_bbox_head, strict=True
+        for number, (layer, score_head, box_head) in enumerate(
+            zip(self.decoder.layers, self.dec_score_head, self.dec_bbox_head, strict=True), start=1
         ):
             box = self.reference_box(reference).detach()
             content = layer(content, self.query_pos_head(box), box, memory, sizes, mask)
+            if self.cascade is not None and self.cascade.after == number:
+                rows = self.cascade(score_head(content))
+                content, reference = gather_rows(content, rows), gather_rows(reference, rows)
             refined, reference = self.refinement(reference, box_head(content))
             boxes.append(refined)
             logits.append(score_head(content))

@@ -12,12 +12,14 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from rtdetr_deploy.artifacts.cascade import Cascade
 from rtdetr_deploy.artifacts.decoding import RTDETR_DECODING, ScoreDecoding
 from rtdetr_deploy.artifacts.input_size import count_tokens
 from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 from rtdetr_deploy.model.checkpoints.infer_variant import infer_variant
 from rtdetr_deploy.model.fp32_scope import Fp32Scope
 from rtdetr_deploy.model.layers.deformable_attention import CellSampler
+from rtdetr_deploy.model.masked_cascade import cut_margin, decode_by_masks
 from rtdetr_deploy.model.reparameterize import reparameterize
 from rtdetr_deploy.model.rtdetr import RTDETR, RawOutput
 from rtdetr_deploy.model.variants import HgNetV2Config, Variant
@@ -30,7 +32,8 @@ class ModelFacts:
     """What a file's metadata say about the model, and how many classes it has.
 
     `variant` is its name, `layers` those of the decoder, `sampler` what it samples by.
-    `queries` are those of one input size: there are no more than an image has tokens.
+    `queries` are those of one input size: there are no more than an image has tokens. `cascade` (K, N) where only the N
+    best of them go on after layer K.
     """
 
     variant: str
@@ -38,6 +41,12 @@ class ModelFacts:
     queries: int
     classes: int
     sampler: str
+    cascade: Cascade | None = None
+
+    @property
+    def output_queries(self) -> int:
+        """Queries of the last layer."""
+        return self.queries if self.cascade is None else self.cascade[1]
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,9 @@ class Family(Generic[Model]):
     Samplers
         `samplers(model)`: the names of those that compute what the model was trained with, first the one that exports
         use; `use_sampler(model, name)`. A family without a choice has one name.
+    Cascade
+        `use_cascade(model, (K, N))`: only the N best queries go on after layer K, None: all do. Raises `OptionError`
+        where the model has no such layer, or fewer queries.
     Precision
         `fp32_scopes(model)`: see `Fp32Scope`. `quantization_blocks(model)`: globs of the parts that go to INT8 as a
         whole; the first that matches a module names its block. `unquantized(model)`: globs of what stays out of INT8,
@@ -59,8 +71,9 @@ class Family(Generic[Model]):
         TensorRT and those with FP16 in them, and `to_fp16_form(model)` as FP16 needs it.
     Verification
         `encode(model, images)` gives feature maps and `decode(model, maps)` the raw output: the model in two parts, of
-        which the second is run on slightly disturbed maps too. `selection_margin(model, maps)`: by how much (logits)
-        the last selected query of one image beats the first rejected one, infinite where nothing is selected.
+        which the second is run on slightly disturbed maps too, of one image; what files are compared with: a cascade is
+        computed in another way than in files. `selection_margin(model, maps)`: by how much (logits) the last selected
+        query of one image beats the first rejected one, in a cascade too; infinite where nothing is selected.
     Metadata
         `facts(model, height, width)` for an input of that size; `preprocess(size, dtype)`: what such an input wants of
         images; `decoding` of the raw scores. `name` is stored too.
@@ -73,6 +86,7 @@ class Family(Generic[Model]):
     fold: Callable[[Model], Model]
     samplers: Callable[[Model], tuple[str, ...]]
     use_sampler: Callable[[Model, str], None]
+    use_cascade: Callable[[Model, Cascade | None], None]
     fp32_scopes: Callable[[Model], tuple[Fp32Scope, ...]]
     quantization_blocks: Callable[[Model], tuple[str, ...]]
     unquantized: Callable[[Model], tuple[str, ...]]
@@ -99,15 +113,22 @@ def _samplers(model: RTDETR) -> tuple[str, ...]:
 
 
 def _decode(model: RTDETR, maps: list[Tensor]) -> RawOutput:
+    if model.cascade is not None:
+        return RawOutput(*decode_by_masks(model.decoder, maps))
     output = model.decoder(maps)
     return RawOutput(output.logits[-1], output.boxes[-1])
 
 
+def _selection_margin(model: RTDETR, maps: list[Tensor]) -> float:
+    selected = model.decoder.selection_margin(maps)
+    return selected if model.cascade is None else min(selected, cut_margin(model.decoder, maps))
+
+
 def _facts(model: RTDETR, height: int, width: int) -> ModelFacts:
     variant = model.variant
-    return ModelFacts(
-        variant.name, model.layers, min(variant.queries, count_tokens(height, width)), variant.classes, model.sampler
-    )
+    queries = min(variant.queries, count_tokens(height, width))
+    cascade = None if model.cascade is None else (model.cascade[0], min(model.cascade[1], queries))
+    return ModelFacts(variant.name, model.layers, queries, variant.classes, model.sampler, cascade)
 
 
 def _has_hgnet(model: RTDETR) -> bool:
@@ -143,6 +164,7 @@ _SCOPES = (
     ),
     Fp32Scope("class heads", "decoder.dec_score_head", "confidence that users compare with a threshold"),
 )
+_CASCADE = Fp32Scope("cascade", "decoder.cascade", "rounded scores tie, and ties let other queries go on")
 
 
 def _fp32_scopes(model: RTDETR) -> tuple[Fp32Scope, ...]:
@@ -156,7 +178,8 @@ def _fp32_scopes(model: RTDETR) -> tuple[Fp32Scope, ...]:
             "indices of cells and shares of a cell: what is left of a coordinate after its whole part is taken off",
         )
     )
-    return (Fp32Scope("first convolution", first, _WEIGHTS), *_SCOPES, sampler)
+    cascade = () if model.cascade is None else (_CASCADE,)
+    return (Fp32Scope("first convolution", first, _WEIGHTS), *_SCOPES, *cascade, sampler)
 
 
 _UNQUANTIZED = ("decoder.input_proj", "decoder.enc_bbox_head", "decoder.dec_bbox_head")
@@ -191,6 +214,7 @@ RTDETR_FAMILY: Family[RTDETR] = Family(
     fold=reparameterize,
     samplers=_samplers,
     use_sampler=RTDETR.use_sampler,
+    use_cascade=RTDETR.use_cascade,
     fp32_scopes=_fp32_scopes,
     quantization_blocks=_quantization_blocks,
     unquantized=_unquantized,
@@ -198,7 +222,7 @@ RTDETR_FAMILY: Family[RTDETR] = Family(
     to_fp16_form=lambda model: model.decoder.preselect(),
     encode=RTDETR.encode,
     decode=_decode,
-    selection_margin=lambda model, maps: model.decoder.selection_margin(maps),
+    selection_margin=_selection_margin,
     facts=_facts,
     preprocess=PreprocessSpec.rtdetr,
     decoding=RTDETR_DECODING,

@@ -117,6 +117,23 @@ class Preselection(nn.Module):
         return tokens, gather_rows(memory, tokens)
 
 
+class QueryCut(nn.Module):
+    """Chooses the `keep` queries with the largest class score, best first (all of them where there are fewer).
+
+    For cascades: they alone go on after decoder layer `after`. Of equal scores the first query is taken in ONNX files,
+    by the definition of TopK. A module without parameters, so that exports can keep its scores in FP32.
+    """
+
+    def __init__(self, after: int, keep: int) -> None:
+        super().__init__()
+        self.after, self.keep = after, keep
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Class logits (B, Q, K) -> the chosen queries (B, N), int32."""
+        count = min(self.keep, int(logits.shape[1]))
+        return logits.amax(dim=-1).topk(count, dim=1).indices.to(torch.int32)
+
+
 def score_tokens(memory: Tensor, sizes: LevelSizes, *, project: nn.Module, score: nn.Module) -> tuple[Tensor, Tensor]:
     """Return output_memory `(B, T, D)` and the class logits `(B, T, K)` of all tokens; invalid ones enter as zeros."""
     return _score(memory, torch.from_numpy(make_anchors(tuple(sizes))[1]).to(memory.device), project, score)

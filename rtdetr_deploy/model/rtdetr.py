@@ -13,12 +13,14 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from rtdetr_deploy.artifacts.cascade import Cascade, check_cascade
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.model.backbones.hgnetv2 import HgNetV2Backbone
 from rtdetr_deploy.model.backbones.resnet_vd import ResNetVdBackbone
 from rtdetr_deploy.model.decoder import Decoder, DecoderOutput, ExtraQueries
 from rtdetr_deploy.model.hybrid_encoder import HybridEncoder
 from rtdetr_deploy.model.layers.deformable_attention import DeformableAttention
+from rtdetr_deploy.model.query_selection import QueryCut
 from rtdetr_deploy.model.variants import ResNetVdConfig, Variant
 from rtdetr_deploy.words import plural
 
@@ -75,6 +77,21 @@ class RTDETR(nn.Module):
         """Sample in deformable attention with `grid`, `gather` (the same function) or `discrete`."""
         for attention in self._cross_attention():
             attention.use_sampler(name)
+
+    @property
+    def cascade(self) -> Cascade | None:
+        """(K, N) where only the N best queries go on after layer K; None where all do."""
+        cut = self.decoder.cascade
+        return None if cut is None else (cut.after, cut.keep)
+
+    def use_cascade(self, cascade: Cascade | None) -> None:
+        """Let only the N best queries go on after layer K, for inference; None: all.
+
+        Raises `OptionError` unless K is in 1 .. layers - 1 and N in 1 .. queries.
+        """
+        if cascade is not None:
+            cascade = check_cascade(cascade, self.layers, self.variant.queries)
+        self.decoder.cascade = None if cascade is None else QueryCut(*cascade)
 
     def _cross_attention(self) -> list[DeformableAttention]:
         return [module for module in self.decoder.modules() if isinstance(module, DeformableAttention)]

@@ -130,7 +130,7 @@ def _describe(
         variant=facts.variant,
         layers=facts.layers,
         queries=facts.queries,
-        max_detections=min(MAX_DETECTIONS, facts.queries * facts.classes),
+        max_detections=min(MAX_DETECTIONS, facts.output_queries * facts.classes),
         precision="fp32",
         sampler=facts.sampler,
         outputs="raw",
@@ -141,6 +141,7 @@ def _describe(
         verified=False,
         version="",
         family=family.name,
+        cascade=facts.cascade,
         preprocess=family.preprocess(size, "float32"),
         decoding=family.decoding,
     )

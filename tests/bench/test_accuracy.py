@@ -128,21 +128,39 @@ def test_the_study_changes_one_thing_at_a_time(
     weights = tmp_path / "two.pth"
     torch.save({"model": model.state_dict(), "class_names": list(NAMES), "input_size": [128, 160]}, weights)
     command = ["ablation", "--weights", str(weights), "--annotations", str(data[0]), "--images", str(data[1])]
-    assert main([*command, "--json", str(tmp_path / "study.json")]) == 0
+    timing = ["--runs", "3", "--warmup", "1"]
+    assert main([*command, *timing, "--json", str(tmp_path / "study.json")]) == 0
     rows = json.loads((tmp_path / "study.json").read_text())["rows"]
-    keys = ("runtime", "layers", "queries", "resizer")
+    keys = ("runtime", "layers", "queries", "resizer", "cascade")
     assert [tuple(row[key] for key in keys) for row in rows] == [
-        ("onnxruntime", 2, 300, "opencv"),
-        ("torch", 2, 300, "opencv"),
-        ("onnxruntime", 2, 300, "pillow"),
-        ("onnxruntime", 1, 300, "opencv"),
-        ("onnxruntime", 2, 200, "opencv"),
-        ("onnxruntime", 2, 100, "opencv"),
+        ("onnxruntime", 2, 300, "opencv", None),
+        ("torch", 2, 300, "opencv", None),
+        ("onnxruntime", 2, 300, "pillow", None),
+        ("onnxruntime", 1, 300, "opencv", None),
+        ("onnxruntime", 2, 200, "opencv", None),
+        ("onnxruntime", 2, 100, "opencv", None),
+        ("onnxruntime", 2, 300, "opencv", "1:200"),
+        ("onnxruntime", 2, 300, "opencv", "1:100"),
     ]
+    timed = [index for index, row in enumerate(rows) if "ratio" in row]
+    assert timed == [0, 3, 4, 5, 6, 7]
+    assert rows[0]["ratio"] == [1.0, 1.0, 1.0]
+    assert all(len(rows[index]["samples"]["infer"]) == 3 for index in timed)
     assert rows[0]["metrics"] == pytest.approx(rows[1]["metrics"], abs=1e-3)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 7
-    assert lines[1].endswith("+0.0000")
+    assert len(lines) == 9
+    assert lines[1].endswith("1.000 [1.000, 1.000]")
+    assert lines[2].endswith("+0.0000")
+    assert " 1:100 " in lines[8]
+
+
+def test_an_ablation_refuses_a_cascade_that_the_model_can_not_run_before_it_exports(
+    small_checkpoint: Path, data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rtdetr_export.export_onnx", lambda *_: pytest.fail("it was exported"))
+    command = ["ablation", "--weights", str(small_checkpoint), "--annotations", str(data[0]), "--images", str(data[1])]
+    assert main([*command, "--cascade", "1:100", "--cascade", "3:100"]) == 2
+    assert "--cascade leaves queries out after decoder layer 3, which no other follows" in capsys.readouterr().err
 
 
 def test_an_ablation_needs_a_checkpoint(

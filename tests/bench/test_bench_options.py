@@ -36,7 +36,7 @@ TAKEN = {
     "latency": f"--engine --against --batch --scenario --images --annotations {TIMED} {OPENED} --slots --blocking-sync "
     f"--threshold --iou --nms {WRITTEN}",
     "accuracy": f"--engine --annotations --images {OPENED} --json",
-    "ablation": "--weights --annotations --images --size --device --threads --json",
+    "ablation": f"--weights --annotations --images --cascade {TIMED} --size --device --threads --json",
     "nms": f"--engine --against --images --annotations {OPENED} {WRITTEN}",
     "decoder": f"--weights --images --annotations {TIMED} {OPENED} --threshold {WRITTEN}",
     "encoder": f"--variant --encoders {TIMED} {OPENED} --threshold {WRITTEN}",

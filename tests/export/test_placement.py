@@ -201,6 +201,7 @@ CENTRES: Family[_Centres] = Family(
     fold=lambda model: model,
     samplers=lambda _: ("none",),
     use_sampler=lambda *_: None,
+    use_cascade=lambda *_: None,
     fp32_scopes=lambda _: (Fp32Scope("boxes", "boxes", "coordinates"),),
     quantization_blocks=lambda _: ("body", "scores"),
     unquantized=lambda _: (),

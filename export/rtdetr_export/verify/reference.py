@@ -10,7 +10,7 @@ from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.runtimes import Runtime, RuntimeOptions, open_runtime
 from rtdetr_export.verify.tolerances import Limits, engine_limits
 
-SAME = ("class_names", "size", "layers", "queries")
+SAME = ("class_names", "size", "layers", "queries", "cascade")
 """What the model of a reference must share with that of the engine."""
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from rtdetr_deploy.artifacts.cascade import Cascade
 from rtdetr_deploy.artifacts.class_names import check_class_names, default_class_names
 from rtdetr_deploy.artifacts.weights_file import find_weights
 from rtdetr_deploy.errors import CheckpointError, OptionError
@@ -65,6 +66,7 @@ def load_checkpoint(
     variant: str | None = None,
     layers: int | None = None,
     queries: int | None = None,
+    cascade: Cascade | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Checkpoint:
     """Load a checkpoint of one of the `SOURCES` into a model that runs the first `layers` layers.
@@ -72,7 +74,8 @@ def load_checkpoint(
     `path` is a file of torch.save or safetensors, or a folder of Hugging Face's `save_pretrained`, whose `config.json`
     tells class names, queries and sampling. Exponential moving averages are preferred where the file has them.
     `variant` says what shapes can't tell: the number of layers that run by default, and discrete sampling (`r18-dsp`).
-    Class names come from `class_names`, else from the file, else they are COCO's for 80 classes or `class 0`, ...
+    `cascade` (K, N) lets only the N best queries go on after layer K. Class names come from `class_names`, else from
+    the file, else they are COCO's for 80 classes or `class 0`, ...
 
     Raises `CheckpointError` when the file is not such a checkpoint, `OptionError` for arguments that don't fit it.
     """
@@ -84,6 +87,7 @@ def load_checkpoint(
     found = _as_stored(inferred, weights)
     architecture = _with_queries(found if wanted is None else _as_wanted(found, wanted, path), queries)
     model = family.build(architecture, layers)
+    family.use_cascade(model, cascade)
     _check_finite(learned, path)
     _fill(model, learned)
     names = _decide_names(class_names, weights.class_names, architecture.classes, path)
