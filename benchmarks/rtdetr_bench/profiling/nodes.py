@@ -95,7 +95,9 @@ def _profile_openvino(path: Path, runs: int, threads: int | None, precision: str
         settings["INFERENCE_NUM_THREADS"] = threads
     request = core.compile_model(model, "CPU", settings).create_infer_request()
     feed = [
-        _noise(path, [n.get_length() if n.is_static else None for n in port.partial_shape], port.element_type.to_dtype())
+        _noise(
+            path, [n.get_length() if n.is_static else None for n in port.partial_shape], port.element_type.to_dtype()
+        )
         for port in model.inputs
     ]
     calls, times = [], defaultdict(list)

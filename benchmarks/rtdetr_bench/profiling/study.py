@@ -1,4 +1,4 @@
-"""A model's time by part and by operator, and how far that is above the floor of the machine (`rtdetr-bench profile`)."""
+"""A model's time by part and by operator, and how far it is above the machine's floor (`rtdetr-bench profile`)."""
 
 from __future__ import annotations
 
@@ -134,12 +134,18 @@ def format_profile(found: ModelProfile, top: int) -> str:
         f"peak of convolutions here, GFLOP/s: {peaks}",
     ]
     if found.floor is not None and found.gflops is not None and found.reached is not None:
-        lines.append(f"{found.gflops:.1f} GFLOP: floor {found.floor:.1f} ms, {found.reached:.0%} of the peak is reached")
+        lines.append(
+            f"{found.gflops:.1f} GFLOP: floor {found.floor:.1f} ms, {found.reached:.0%} of the peak is reached"
+        )
     lines += _table("part", found.parts, total)
     lines += _table("operator", found.operators, total)
     longest = sorted(found.profile.nodes, key=lambda node: -node.ms)[:top]
     if longest:
-        lines += ["", "nodes that take longest", *(f"{node.ms:9.2f} ms  {node.operator}  {node.name}" for node in longest)]
+        lines += [
+            "",
+            "nodes that take longest",
+            *(f"{node.ms:9.2f} ms  {node.operator}  {node.name}" for node in longest),
+        ]
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """The decoder on the encoder's maps themselves: its input projection is part of the products that read it.
 
-    input    3 maps (B, D_encoder, H/s, W/s)   s = 8, 16, 32
-    output   per layer: class logits (B, Q, K) and boxes (B, Q, 4) as cxcywh in [0, 1]
+input    3 maps (B, D_encoder, H/s, W/s)   s = 8, 16, 32
+output   per layer: class logits (B, Q, K) and boxes (B, Q, 4) as cxcywh in [0, 1]
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from rtdetr_deploy.model.layers.tokens import LevelSizes, gather_rows
 from rtdetr_deploy.model.query_selection import QuerySelection, Selection, make_anchors
 
 
-class MapProjection(nn.Module):
+class MapProjection(SelectionProjection):
     """The selection's projection and norm, of maps: 3 maps (B, D_encoder, h, w) -> output_memory (B, T, D)."""
 
     def __init__(self, projection: SelectionProjection, inputs: list[nn.Conv2d]) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         linear = projection.proj
-        self.proj = LevelProjection([join(conv, linear.weight, linear.bias) for conv in inputs])
+        self.proj = LevelProjection([join(conv, linear.weight, linear.bias) for conv in inputs])  # type: ignore[assignment]
         self.norm = projection.norm
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
+    def forward(self, maps: list[Tensor]) -> Tensor:  # type: ignore[override]
         """3 maps (B, D_encoder, h, w) -> (B, T, D)."""
         return self.norm(self.proj(maps))
 
@@ -79,7 +79,7 @@ class CpuDecoder(Decoder):
         del self.input_proj
         assert isinstance(decoder.enc_output, SelectionProjection)
         self.query_selection = MapSelection(decoder.query_selection, decoder.enc_output, decoder.enc_score_head)
-        self.enc_output: nn.Module = MapProjection(decoder.enc_output, inputs)
+        self.enc_output = MapProjection(decoder.enc_output, inputs)
         layers = [layer for layer in decoder.decoder.layers if isinstance(layer, DecoderLayer)]
         projections = [layer.cross_attn.value_proj for layer in layers]
         weight = torch.cat([linear.weight for linear in projections])

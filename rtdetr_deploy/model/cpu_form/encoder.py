@@ -41,8 +41,9 @@ class SplitProjection(nn.Module):
 class UpsamplingFusion(nn.Module):
     """A `FusionBlock` of an upsampled map and a lateral one; the lateral's own projection may be part of it."""
 
-    def __init__(self, block: FusionBlock, lateral: nn.Conv2d | None) -> None:
+    def __init__(self, block: nn.Module, lateral: nn.Conv2d | None) -> None:
         super().__init__()
+        assert isinstance(block, FusionBlock)
         self.conv1 = SplitProjection(block.conv1, lateral)
         self.conv2 = SplitProjection(block.conv2, lateral)
         self.bottlenecks = block.bottlenecks
@@ -53,11 +54,11 @@ class UpsamplingFusion(nn.Module):
         return self.conv3(self.bottlenecks(self.conv1(coarse, fine)) + self.conv2(coarse, fine))
 
 
-class CpuEncoder(nn.Module):
+class CpuEncoder(HybridEncoder):
     """A folded `HybridEncoder`, whose modules it takes over under their names."""
 
     def __init__(self, encoder: HybridEncoder) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         s3, s4, s5 = encoder.input_proj
         top, bottom = encoder.fpn_blocks
         laterals = [_lateral(block, project) for block, project in ((top, s4), (bottom, s3))]
@@ -65,7 +66,9 @@ class CpuEncoder(nn.Module):
         self.input_proj = nn.ModuleList([rest[1], rest[0], s5])
         self.encoder = encoder.encoder
         self.lateral_convs = encoder.lateral_convs
-        self.fpn_blocks = nn.ModuleList(map(UpsamplingFusion, (top, bottom), laterals))
+        self.fpn_blocks = nn.ModuleList(
+            UpsamplingFusion(block, lateral) for block, lateral in zip((top, bottom), laterals, strict=True)
+        )
         self.downsample_convs = encoder.downsample_convs
         self.pan_blocks = encoder.pan_blocks
 
@@ -84,7 +87,6 @@ def _lateral(block: nn.Module, project: nn.Module) -> nn.Conv2d | None:
     """Return the projection of a lateral map if the two convolutions that read it take it in with fewer products."""
     assert isinstance(block, FusionBlock)
     conv = convolution_of(project)
-    assert isinstance(block.conv1, nn.Sequential)
-    hidden = block.conv1[0].out_channels
+    hidden = convolution_of(block.conv1).out_channels
     apart = conv.in_channels * conv.out_channels + conv.out_channels * 2 * hidden
     return conv if conv.in_channels * 2 * hidden < apart else None

@@ -31,7 +31,7 @@ def join(first: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
 
 
 def convolution_of(folded: nn.Module) -> nn.Conv2d:
-    """Return the convolution of a folded `ConvNorm` without activation."""
+    """Return the convolution of a folded `ConvNorm`."""
     assert isinstance(folded, nn.Sequential)
     conv = folded[0]
     assert isinstance(conv, nn.Conv2d)

@@ -1,9 +1,9 @@
 """Deformable attention that reads a table shared by all layers, with the axes of coordinates in front of the points.
 
-    query       (B, Q, D)
-    reference   (B, Q, 4)            cxcywh in [0, 1]
-    table       (B, T, layers * D)   values of all layers, side by side
-    output      (B, Q, D)
+query       (B, Q, D)
+reference   (B, Q, 4)            cxcywh in [0, 1]
+table       (B, T, layers * D)   values of all layers, side by side
+output      (B, Q, D)
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.model.layers.deformable_attention import (
     BilinearCells,
     CellSampler,
@@ -48,18 +49,31 @@ class PlanarNearestCells(NearestCells):
         return self.find(locations, weights, sizes)
 
 
+PLANAR_CELLS: dict[str, type[PlanarBilinearCells] | type[PlanarNearestCells]] = {
+    "gather": PlanarBilinearCells,
+    "discrete": PlanarNearestCells,
+}
+
+
 class TableAttention(DeformableAttention):
     """A `DeformableAttention` without its value projection, whose values are columns of a table of all `layers`."""
 
     def __init__(self, attention: DeformableAttention, layer: int, layers: int) -> None:
         nn.Module.__init__(self)
-        self.points, self.sampler_name = attention.points, attention.sampler_name
+        self.points, self.layer, self.layers = attention.points, layer, layers
         self.coordinates = PlanarLocations(self.points)
-        cells = PlanarNearestCells if attention.sampler_name == "discrete" else PlanarBilinearCells
-        self.sampler = CellSampler(cells(self.points, layer, layers))
+        assert isinstance(attention.sampler, CellSampler)
+        self.use_sampler("discrete" if isinstance(attention.sampler.cells, NearestCells) else "gather")
         self.sampling_offsets = _axes_first(attention.sampling_offsets, sum(self.points))
         self.attention_weights = attention.attention_weights
         self.output_proj = attention.output_proj
+
+    def use_sampler(self, name: str) -> None:
+        """Sample with `gather` or `discrete`. Raises `OptionError` for another name: GridSample reads no table."""
+        if name not in PLANAR_CELLS:
+            raise OptionError(f"a table of values is sampled by {' or '.join(PLANAR_CELLS)}, not by {name}")
+        self.sampler_name = name
+        self.sampler = CellSampler(PLANAR_CELLS[name](self.points, self.layer, self.layers))
 
     def forward(self, query: Tensor, reference: Tensor, memory: Tensor, sizes: LevelSizes) -> Tensor:
         """Query (B, Q, D), reference (B, Q, 4) cxcywh, the table as `memory`, levels of `sizes` -> (B, Q, D)."""
@@ -75,5 +89,6 @@ def _axes_first(linear: nn.Linear, total: int) -> nn.Linear:
     ordered = nn.Linear(linear.in_features, linear.out_features, device=linear.weight.device)
     with torch.no_grad():
         for target, source in ((ordered.weight, linear.weight), (ordered.bias, linear.bias)):
-            target.copy_(source.unflatten(0, (HEADS, total, 2)).transpose(1, 2).flatten(0, 2))
+            rows = source.reshape(HEADS, total, 2, *source.shape[1:]).transpose(1, 2)
+            target.copy_(rows.reshape(source.shape))
     return ordered
