@@ -18,11 +18,13 @@ if TYPE_CHECKING:
         LatencyOptions,
         NmsStudyOptions,
         PrecisionStudyOptions,
+        ProfileOptions,
         ReportOptions,
         RooflineOptions,
         RunOptions,
         TimingOptions,
     )
+    from rtdetr_bench.profiling.study import study_profile
     from rtdetr_bench.report.page import combine_results
     from rtdetr_bench.roofline.study import Roofline, study_roofline
     from rtdetr_bench.studies.ablation import study_ablation
@@ -35,9 +37,10 @@ if TYPE_CHECKING:
 __all__ = [
     "AblationOptions", "AccuracyOptions", "Comparison", "DecoderStudyOptions", "EncoderStudyOptions",
     "EvaluationSet", "ImageOptions", "InsertNmsOptions", "Latency", "LatencyOptions", "NmsOptions",
-    "NmsStudyOptions", "PrecisionStudyOptions", "ReportOptions", "Roofline", "RooflineOptions", "RunOptions",
-    "TimingOptions", "combine_results", "compare_models", "evaluate", "insert_nms", "measure_latency",
-    "study_ablation", "study_decoder", "study_encoders", "study_nms", "study_precision", "study_roofline",
+    "NmsStudyOptions", "PrecisionStudyOptions", "ProfileOptions", "ReportOptions", "Roofline", "RooflineOptions",
+    "RunOptions", "TimingOptions", "combine_results", "compare_models", "evaluate", "insert_nms", "measure_latency",
+    "study_ablation", "study_decoder", "study_encoders", "study_nms", "study_precision", "study_profile",
+    "study_roofline",
 ]  # fmt: skip
 
 _MODULES = {
@@ -55,6 +58,7 @@ _MODULES = {
     "study_encoders": "studies.decoder",
     "study_nms": "studies.nms",
     "study_precision": "studies.precision",
+    "study_profile": "profiling.study",
     "study_roofline": "roofline.study",
 }
 """Where names are defined; all others are in `options`."""

@@ -24,6 +24,7 @@ from rtdetr_bench.options import (
     LatencyOptions,
     NmsStudyOptions,
     PrecisionStudyOptions,
+    ProfileOptions,
     ReportOptions,
     RooflineOptions,
 )
@@ -37,8 +38,8 @@ from rtdetr_deploy.packages import needed_for
 from rtdetr_deploy.words import printable
 
 __all__ = [
-    "ablation", "accuracy", "decoder", "encoder", "insert", "latency", "nms", "precision", "report", "require_plots",
-    "roofline", "write_report",
+    "ablation", "accuracy", "decoder", "encoder", "insert", "latency", "nms", "precision", "profile", "report",
+    "require_plots", "roofline", "write_report",
 ]  # fmt: skip
 
 
@@ -138,6 +139,16 @@ def roofline(options: RooflineOptions) -> Json:
     found = study_roofline(options)
     print(format_roofline(found))
     return {"roofline": found.to_json()}
+
+
+def profile(options: ProfileOptions) -> Json:
+    """Profile a file."""
+    with needed_for("profiles", "bench"):
+        from rtdetr_bench.profiling.study import format_profile, study_profile
+    found = study_profile(options)
+    print(machine_text(describe_machine(), options.where.threads))
+    print(format_profile(found, options.top))
+    return {"profile": found.to_json()}
 
 
 def report(options: ReportOptions) -> Json:

@@ -30,6 +30,7 @@ MAX_SECONDS = 86_400
 """Seconds of a day: more rounds, or a longer measurement or pause, are taken for typing errors."""
 RUNS = 100
 NmsKind = Literal["onnx", "tensorrt"]
+PROFILED = ("onnxruntime", "openvino")
 NMS_KINDS: tuple[NmsKind, ...] = ("onnx", "tensorrt")
 
 
@@ -369,6 +370,33 @@ class RooflineOptions:
             raise OptionError(f"`batch` is {self.batch}, expected a number from 1 to {MAX_BATCH}")
         if self.top < 0:
             raise OptionError(f"`top` is {self.top}, expected a number of kernels, 0 or more")
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """A file that a CPU runs, profiled in `runtime`; `runs` calls, and the `top` nodes that take longest are listed.
+
+    `precision` is what OpenVINO computes floats in: "fp32", or "bf16" where the processor has it.
+    """
+
+    engine: Path = option(help="model file to profile", type=path_argument, metavar="MODEL")
+    runtime: str = option("onnxruntime", "runtime that is profiled", choices=PROFILED)
+    precision: str = option("fp32", "what OpenVINO computes floats in", choices=("fp32", "bf16"))
+    runs: int = option(20, "calls that are measured", type=int, metavar="N")
+    top: int = option(20, "list the N nodes that take longest", type=int, metavar="N")
+    where: RuntimeOptions = part(RuntimeOptions, only=("threads",))
+
+    def __post_init__(self) -> None:
+        if self.runtime not in PROFILED:
+            raise OptionError(f"`runtime` is {self.runtime!r}, expected one of {', '.join(PROFILED)}")
+        if self.precision not in ("fp32", "bf16"):
+            raise OptionError(f"`precision` is {self.precision!r}, expected fp32 or bf16")
+        if self.precision == "bf16" and self.runtime != "openvino":
+            raise OptionError('`precision="bf16"` is for OpenVINO; add `runtime="openvino"`, or leave it out')
+        if not 1 <= self.runs <= MAX_RUNS:
+            raise OptionError(f"`runs` is {self.runs}, expected a number from 1 to {MAX_RUNS}")
+        if self.top < 0:
+            raise OptionError(f"`top` is {self.top}, expected a number of nodes, 0 or more")
 
 
 @dataclass(frozen=True)

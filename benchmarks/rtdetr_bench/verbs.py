@@ -20,6 +20,7 @@ from rtdetr_bench.options import (
     LatencyOptions,
     NmsStudyOptions,
     PrecisionStudyOptions,
+    ProfileOptions,
     ReportOptions,
     ResultOptions,
     RooflineOptions,
@@ -67,6 +68,10 @@ VERBS: Mapping[str, Verb] = {
     "roofline": Verb(
         "estimate what ONNX files cost on a GPU that is not at hand, part by part", RooflineOptions,
         ("json", "report"), commands.roofline,
+    ),
+    "profile": Verb(
+        "where a file's time goes on this processor, and the floor of the machine", ProfileOptions, ("json",),
+        commands.profile,
     ),
     "report": Verb("make one page of results that were written with --json", ReportOptions, (), commands.report),
     "insert-nms": Verb("write a YOLO with NMS in its graph", InsertNmsOptions, (), commands.insert),

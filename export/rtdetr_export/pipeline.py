@@ -180,6 +180,8 @@ def build_deployed(model: nn.Module, sampler: str, options: ExportOptions) -> De
     family.use_sampler(folded, sampler)
     if options.fuses_for_gpu:
         family.fuse_for_gpu(folded)
+    else:
+        family.to_cpu_form(folded)
     if options.places_fp16:
         family.to_fp16_form(folded)
     preprocess = NormalizeUint8() if options.takes_uint8 else None

@@ -165,8 +165,7 @@ class Decoder(nn.Module):
 
         With `extra` queries, E of them, each output has E + Q rows, theirs first; a cascade takes none.
         """
-        memory, sizes = self.flatten(maps)
-        selection = self.select(memory, sizes)
+        selection, memory, sizes = self.select(maps)
         # Training: the decoder's losses don't reach the encoder's heads, which have losses of their own.
         content, reference, mask = selection.content.detach(), selection.reference.detach(), None
         if extra is not None:
@@ -176,12 +175,12 @@ class Decoder(nn.Module):
         logits, boxes = self.refine(content, reference, memory, sizes, mask)
         return DecoderOutput(logits, boxes, selection)
 
-    def select(self, memory: Tensor, sizes: LevelSizes) -> Selection:
-        """Memory (B, T, D) of levels with `sizes` -> the queries of the first layer."""
+    def select(self, maps: list[Tensor]) -> tuple[Selection, Tensor, LevelSizes]:
+        """Select queries; return the tokens that layers read, memory (B, T, D), and the size of each level, too."""
+        memory, sizes = self.flatten(maps)
         among, candidates = (None, memory) if self.preselection is None else self.preselection(memory, sizes)
         heads = {"project": self.enc_output, "score": self.enc_score_head, "box": self.enc_bbox_head}
-        selection: Selection = self.query_selection(candidates, sizes, **heads, among=among)
-        return selection
+        return self.query_selection(candidates, sizes, **heads, among=among), memory, sizes
 
     def preselect(self) -> None:
         """Choose twice as many tokens as queries first, for files that score all of them in half precision."""

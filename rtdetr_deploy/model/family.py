@@ -17,6 +17,7 @@ from rtdetr_deploy.artifacts.decoding import RTDETR_DECODING, ScoreDecoding
 from rtdetr_deploy.artifacts.input_size import count_tokens
 from rtdetr_deploy.images.preprocess_spec import PreprocessSpec
 from rtdetr_deploy.model.checkpoints.infer_variant import infer_variant
+from rtdetr_deploy.model.cpu_form import CpuDecoder, to_cpu_form
 from rtdetr_deploy.model.fp32_scope import Fp32Scope
 from rtdetr_deploy.model.layers.deformable_attention import CellSampler
 from rtdetr_deploy.model.masked_cascade import cut_margin, decode_by_masks
@@ -66,9 +67,10 @@ class Family(Generic[Model]):
     Precision
         `fp32_scopes(model)`: see `Fp32Scope`. `quantization_blocks(model)`: globs of the parts that go to INT8 as a
         whole; the first that matches a module names its block. `unquantized(model)`: globs of what stays out of INT8,
-        besides the scopes. Of all three, each must match something in the model. Two functions change a folded model
+        besides the scopes. Of all three, each must match something in the model. Three functions change a folded model
         in place into another form of the same computation: `fuse_for_gpu(model)` as GPUs fuse it, for files for
-        TensorRT and those with FP16 in them, and `to_fp16_form(model)` as FP16 needs it.
+        TensorRT and those with FP16 in them, `to_cpu_form(model)` as CPUs run it fastest, for all others, and
+        `to_fp16_form(model)` as FP16 needs it.
     Verification
         `encode(model, images)` gives feature maps and `decode(model, maps)` the raw output: the model in two parts, of
         which the second is run on slightly disturbed maps too, of one image; what files are compared with: a cascade is
@@ -91,6 +93,7 @@ class Family(Generic[Model]):
     quantization_blocks: Callable[[Model], tuple[str, ...]]
     unquantized: Callable[[Model], tuple[str, ...]]
     fuse_for_gpu: Callable[[Model], None]
+    to_cpu_form: Callable[[Model], None]
     to_fp16_form: Callable[[Model], None]
     encode: Callable[[Model, Tensor], list[Tensor]]
     decode: Callable[[Model, list[Tensor]], RawOutput]
@@ -182,11 +185,13 @@ def _fp32_scopes(model: RTDETR) -> tuple[Fp32Scope, ...]:
     return (Fp32Scope("first convolution", first, _WEIGHTS), *_SCOPES, *cascade, sampler)
 
 
-_UNQUANTIZED = ("decoder.input_proj", "decoder.enc_bbox_head", "decoder.dec_bbox_head")
+_UNQUANTIZED = ("decoder.enc_bbox_head", "decoder.dec_bbox_head")
 
 
 def _unquantized(model: RTDETR) -> tuple[str, ...]:
-    return _UNQUANTIZED if model.decoder.preselection is None else (*_UNQUANTIZED, "decoder.preselection")
+    projection = () if isinstance(model.decoder, CpuDecoder) else ("decoder.input_proj",)
+    preselection = () if model.decoder.preselection is None else ("decoder.preselection",)
+    return (*projection, *_UNQUANTIZED, *preselection)
 
 
 def _fuse_for_gpu(model: RTDETR) -> None:
@@ -201,6 +206,7 @@ def _quantization_blocks(model: RTDETR) -> tuple[str, ...]:
     return (
         *(hgnet if _has_hgnet(model) else resnet),
         "encoder.*.*",
+        *(("decoder.values",) if isinstance(model.decoder, CpuDecoder) else ()),
         "decoder.decoder.layers.*",
         "decoder.query_pos_head",
     )
@@ -219,6 +225,7 @@ RTDETR_FAMILY: Family[RTDETR] = Family(
     quantization_blocks=_quantization_blocks,
     unquantized=_unquantized,
     fuse_for_gpu=_fuse_for_gpu,
+    to_cpu_form=to_cpu_form,
     to_fp16_form=lambda model: model.decoder.preselect(),
     encode=RTDETR.encode,
     decode=_decode,

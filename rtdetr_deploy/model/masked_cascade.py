@@ -20,8 +20,8 @@ def decode_by_masks(decoder: Decoder, maps: list[Tensor]) -> tuple[Tensor, Tenso
     `decoder` has a cascade.
     """
     assert decoder.cascade is not None
-    memory, sizes = decoder.flatten(maps)
-    content, reference = decoder.select(memory, sizes)[1:3]
+    selection, memory, sizes = decoder.select(maps)
+    content, reference = selection.content, selection.reference
     hidden, kept = None, None
     for number, layer in enumerate(decoder.decoder.layers):
         box = decoder.reference_box(reference)
@@ -44,8 +44,8 @@ def cut_margin(decoder: Decoder, maps: list[Tensor]) -> float:
     """
     cut = decoder.cascade
     assert cut is not None
-    memory, sizes = decoder.flatten(maps)
-    content, reference = decoder.select(memory, sizes)[1:3]
+    selection, memory, sizes = decoder.select(maps)
+    content, reference = selection.content, selection.reference
     for number, layer in enumerate(decoder.decoder.layers[: cut.after]):
         box = decoder.reference_box(reference)
         content = layer(content, decoder.query_pos_head(box), box, memory, sizes)

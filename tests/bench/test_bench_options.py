@@ -42,6 +42,7 @@ TAKEN = {
     "encoder": f"--variant --encoders {TIMED} {OPENED} --threshold {WRITTEN}",
     "roofline": f"--engine --against --gpu --batch --top {WRITTEN}",
     "precision": "--weights --annotations --images --calibration --against --json",
+    "profile": "--engine --runtime --precision --runs --top --threads --json",
     "report": "--output",
     "insert-nms": "--engine --output --kind --threshold --iou --size",
 }
@@ -55,6 +56,7 @@ REQUIRED = {
     "encoder": "",
     "precision": "--weights w.pth --annotations val.json --images val",
     "roofline": "--engine m.onnx",
+    "profile": "--engine m.onnx",
     "report": "a.json --output a.html",
     "insert-nms": "--engine y.onnx --output z.onnx",
 }

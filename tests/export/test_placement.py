@@ -206,6 +206,7 @@ CENTRES: Family[_Centres] = Family(
     quantization_blocks=lambda _: ("body", "scores"),
     unquantized=lambda _: (),
     fuse_for_gpu=lambda _: None,
+    to_cpu_form=lambda _: None,
     to_fp16_form=lambda _: None,
     encode=lambda model, images: [model.body(images)],
     decode=_Centres.decode,

@@ -24,10 +24,11 @@ from rtdetr_deploy.model import RTDETR, Checkpoint, load_checkpoint  # noqa: E40
 from rtdetr_deploy.model import decoder as decoder_module  # noqa: E402
 from rtdetr_deploy.model import hybrid_encoder as encoder_module  # noqa: E402
 from rtdetr_deploy.model import query_selection as selection_module  # noqa: E402
+from rtdetr_deploy.model.cpu_form import decoder as cpu_decoder_module  # noqa: E402
 from rtdetr_deploy.model.layers import deformable_attention as attention_module  # noqa: E402
 from rtdetr_deploy.model.layers.tokens import gather_rows  # noqa: E402
 from rtdetr_deploy.model.random_weights import fill_randomly  # noqa: E402
-from rtdetr_deploy.model.variants import find_variant  # noqa: E402
+from rtdetr_deploy.model.variants import HEADS, find_variant  # noqa: E402
 from rtdetr_export import ExportOptions  # noqa: E402
 from rtdetr_export import graph as graph_module  # noqa: E402
 from rtdetr_export.pipeline import build_deployed, decide_sampler, describe_export, trace  # noqa: E402
@@ -108,7 +109,7 @@ def _aligned_corners(model: Any, patch: pytest.MonkeyPatch) -> None:
 
         def shifted(cells: Any, inputs: Any, points: Any = points) -> Any:
             locations, weights, sizes = inputs
-            axes = attention_module._per_point(sizes, points, locations).sizes.T
+            axes = attention_module._per_point(sizes, points, HEADS, 0, 1, locations.device).sizes
             return locations + (0.5 - locations) / axes, weights, sizes
 
         layer.cross_attn.sampler.cells.register_forward_pre_hook(shifted)
@@ -116,7 +117,7 @@ def _aligned_corners(model: Any, patch: pytest.MonkeyPatch) -> None:
 
 def _swapped_axes(model: Any, patch: pytest.MonkeyPatch) -> None:
     for layer in model.decoder.decoder.layers:
-        layer.cross_attn.coordinates.register_forward_hook(lambda module, inputs, locations: locations.flip(-1))
+        layer.cross_attn.coordinates.register_forward_hook(lambda module, inputs, locations: locations.flip(-2))
 
 
 def _lost_bias(model: Any, patch: pytest.MonkeyPatch) -> None:
@@ -153,7 +154,7 @@ def _corner_anchors(model: Any, patch: pytest.MonkeyPatch) -> None:
         return np.where(valid > 0, np.log(boxes / (1 - boxes + 1e-12)), logits).astype(np.float32), valid
 
     moved.cache_clear = lambda: None  # type: ignore[attr-defined]
-    patch.setattr(selection_module, "make_anchors", moved)
+    patch.setattr(cpu_decoder_module, "make_anchors", moved)
 
 
 def _equal_anchors(model: Any, patch: pytest.MonkeyPatch) -> None:
@@ -167,7 +168,7 @@ def _equal_anchors(model: Any, patch: pytest.MonkeyPatch) -> None:
         return logits, valid
 
     equal.cache_clear = lambda: None  # type: ignore[attr-defined]
-    patch.setattr(selection_module, "make_anchors", equal)
+    patch.setattr(cpu_decoder_module, "make_anchors", equal)
 
 
 def _y_major_embedding(model: Any, patch: pytest.MonkeyPatch) -> None:
@@ -193,15 +194,13 @@ def _heads_of_the_layer_before(model: Any, patch: pytest.MonkeyPatch) -> None:
 
 def _masked_values(model: Any, patch: pytest.MonkeyPatch) -> None:
     """Some tokens as zeros in cross-attention, as if its values were masked like the selection's."""
-    flatten = model.decoder.flatten
 
-    def masked(maps: list[Tensor]) -> Any:
-        memory, shapes = flatten(maps)
-        keep = torch.ones(memory.shape[1])
+    def masked(module: Any, inputs: Any, values: Tensor) -> Any:
+        keep = torch.ones(values.shape[1])
         keep[::7] = 0.0
-        return memory * keep[None, :, None], shapes
+        return values * keep[None, :, None]
 
-    model.decoder.flatten = masked
+    model.decoder.values.register_forward_hook(masked)
 
 
 def _one_class_per_query(model: Any, patch: pytest.MonkeyPatch) -> None:

@@ -48,22 +48,30 @@ class BilinearCells(nn.Module):
     Bilinear and attention weights are multiplied here, so that a weighted sum over 4 S rows is all that is left.
     """
 
-    def __init__(self, points: Sequence[int]) -> None:
+    def __init__(self, points: Sequence[int], layer: int = 0, layers: int = 1) -> None:
         super().__init__()
         self.points = tuple(points)
+        self.layer, self.layers = layer, layers
 
     def forward(self, locations: Tensor, weights: Tensor, sizes: LevelSizes) -> tuple[Tensor, Tensor]:
         """Locations (B, Q, heads, S, 2), weights (B, Q, heads, S) -> rows int32 and weights (B, Q, heads, 4 S).
 
-        A row is token * heads + head, the same in every image. The two sides of a location are a constant that
-        broadcasts: a Concat of them would end the chain of element-wise operations that engines fuse. Points come
-        last, because CPUs broadcast along long rows faster.
+        A row is token * heads + head, the same in every image; where `layers` share a table, that of `layer` is
+        (token * layers + layer) * heads + head.
         """
-        constants = _per_point(sizes, self.points, locations)
+        return self.find(locations.transpose(-1, -2), weights, sizes)
+
+    def find(self, locations: Tensor, weights: Tensor, sizes: LevelSizes) -> tuple[Tensor, Tensor]:
+        """As `forward`, of locations (B, Q, heads, 2, S).
+
+        The two sides of a location are a constant that broadcasts: a Concat of them would end the chain of element-wise
+        operations that engines fuse. Points come last, because CPUs broadcast along long rows faster.
+        """
+        constants = _per_point(sizes, self.points, int(locations.shape[2]), self.layer, self.layers, locations.device)
         size = constants.sizes.to(locations.dtype)
         # Beyond one pixel outside the map all four neighbours weigh zero, so clamping changes nothing and keeps
         # far locations within the integer range.
-        position = torch.minimum((locations.transpose(-1, -2) * size - 0.5).clamp(min=-1.0), size).unsqueeze(-2)
+        position = torch.minimum((locations * size - 0.5).clamp(min=-1.0), size).unsqueeze(-2)
         side = torch.tensor([[0.0], [1.0]], dtype=locations.dtype, device=locations.device)
         corner = position.floor() + side  # (B, Q, heads, 2 axes, 2 sides, S)
         share = 1.0 - (position - corner).abs()
@@ -84,18 +92,23 @@ def _cross(sides: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
 class NearestCells(nn.Module):
     """RT-DETRv2's discrete sampling: the cell floor(location * size + 0.5), clamped to the map."""
 
-    def __init__(self, points: Sequence[int]) -> None:
+    def __init__(self, points: Sequence[int], layer: int = 0, layers: int = 1) -> None:
         super().__init__()
         self.points = tuple(points)
+        self.layer, self.layers = layer, layers
 
     def forward(self, locations: Tensor, weights: Tensor, sizes: LevelSizes) -> tuple[Tensor, Tensor]:
         """Locations (B, Q, heads, S, 2), weights (B, Q, heads, S) -> rows int32 (B, Q, heads, S) and the weights.
 
-        A row is token * heads + head, the same in every image.
+        A row is counted as by `BilinearCells`.
         """
-        constants = _per_point(sizes, self.points, locations)
+        return self.find(locations.transpose(-1, -2), weights, sizes)
+
+    def find(self, locations: Tensor, weights: Tensor, sizes: LevelSizes) -> tuple[Tensor, Tensor]:
+        """As `forward`, of locations (B, Q, heads, 2, S)."""
+        constants = _per_point(sizes, self.points, int(locations.shape[2]), self.layer, self.layers, locations.device)
         size = constants.sizes.to(locations.dtype)
-        cell = torch.minimum((locations.transpose(-1, -2) * size + 0.5).floor().clamp(min=0.0), size - 1.0)
+        cell = torch.minimum((locations * size + 0.5).floor().clamp(min=0.0), size - 1.0)
         steps = cell.to(torch.int32) * constants.steps  # (B, Q, heads, 2 axes, S)
         rows = (steps[..., :1, :] + steps[..., 1:, :]) + constants.starts.squeeze(-2)
         return rows.reshape(-1, *(int(n) for n in weights.shape[1:])), weights
@@ -123,7 +136,7 @@ class CellSampler(nn.Module):
         rows = rows + batch_starts(value, tokens * heads)[:, None, None, None]
         fetched = functional.embedding(rows, value.reshape(-1, dim))  # (B, Q, heads, N, d)
         mixed = (mix.unsqueeze(-1) * fetched).sum(-2) if self.fuses else mix.unsqueeze(-2) @ fetched
-        return mixed.reshape(-1, int(rows.shape[1]), heads * dim)
+        return mixed.reshape(-1, int(rows.shape[1]), int(rows.shape[2]) * dim)
 
 
 class GridSampler(nn.Module):
@@ -168,14 +181,17 @@ class _PerPoint(NamedTuple):
     starts: Tensor
 
 
-def _per_point(sizes: LevelSizes, points: Sequence[int], like: Tensor) -> _PerPoint:
-    levels = torch.tensor([i for i, count in enumerate(points) for _ in range(count)], device=like.device)
-    heads = torch.arange(int(like.shape[2]), dtype=torch.int32)[:, None, None, None].to(like.device)
-    height, width = torch.tensor(list(sizes), dtype=torch.int32, device=like.device).unbind(1)
+def _per_point(
+    sizes: LevelSizes, points: Sequence[int], heads: int, layer: int, layers: int, device: torch.device
+) -> _PerPoint:
+    levels = torch.tensor([i for i, count in enumerate(points) for _ in range(count)], device=device)
+    columns = torch.arange(layer * heads, (layer + 1) * heads, dtype=torch.int32)[:, None, None, None].to(device)
+    height, width = torch.tensor(list(sizes), dtype=torch.int32, device=device).unbind(1)
     cells = height * width
     first = cells.cumsum(0, dtype=torch.int32) - cells
-    steps = torch.stack((torch.ones_like(width), width)) * len(heads)
-    return _PerPoint(torch.stack((width, height))[:, levels], steps[:, levels], (first * len(heads))[levels] + heads)
+    row = heads * layers
+    steps = torch.stack((torch.ones_like(width), width)) * row
+    return _PerPoint(torch.stack((width, height))[:, levels], steps[:, levels], (first * row)[levels] + columns)
 
 
 SAMPLERS: dict[str, Callable[[Sequence[int]], nn.Module]] = {
