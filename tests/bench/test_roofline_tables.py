@@ -15,8 +15,7 @@ import pytest
 from graphs import graph, half
 from rtdetr_bench import RooflineOptions, study_roofline
 from rtdetr_bench.cli import main
-from rtdetr_bench.report.plots import COLORS, bar_places, plot_roofline
-from rtdetr_bench.report.roofline import roofline_section
+from rtdetr_bench.report.sections.roofline import bar_places, plot_roofline, roofline_section
 from rtdetr_bench.roofline.factors import fitted_factors, stored_fit
 from rtdetr_bench.roofline.gpus import GPUS
 from rtdetr_bench.roofline.study import Roofline, format_roofline
