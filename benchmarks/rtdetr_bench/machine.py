@@ -57,8 +57,8 @@ def describe_machine() -> dict[str, object]:
 
 def machine_text(machine: Mapping[str, Any], threads: int | None = None) -> str:
     """Return what `describe_machine` found, and the number of threads asked for, as one line to read."""
-    cores, kinds = machine["cores"], machine.get("instruction_set")
-    parts = [machine["processor"] + (f" ({kinds})" if kinds else ""), plural(cores, "core")]
+    cores = machine["cores"]
+    parts = [machine["processor"], plural(cores, "core")]
     if machine.get("pinned") and machine.get("affinity"):
         parts[-1] += f" of more (numbers {_ranges(machine['affinity'])})"
     parts.append("threads as the runtime chooses" if threads is None else plural(threads, "thread"))

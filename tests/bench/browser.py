@@ -30,7 +30,7 @@ frame.onload = () => find().then(
 _HEADLESS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=60000")
 
 
-def find_in_page(page: str, measure: str, folder: Path, width: int = 1200) -> Any:
+def find_in_page(page: str, measure: str, folder: Path, width: int = 1200, options: tuple[str, ...] = ()) -> Any:
     """Return what the script `measure` returns about `page`, whose plots are drawn, so many pixels wide.
 
     The script has `page` (its document), `root`, `frame` and `box(element)`.
@@ -40,7 +40,9 @@ def find_in_page(page: str, measure: str, folder: Path, width: int = 1200) -> An
         f'<!doctype html><meta charset="utf-8"><body>{frame}<pre id="found"></pre>'
         f"<script>{_WAIT.replace('MEASURE', measure)}</script>"
     )
-    result = _run([f"--window-size={max(width, 500)},900", "--dump-dom"], folder, folder / "frame.html")
+    result = run_headless(
+        [f"--window-size={max(width, 500)},900", "--dump-dom", *options], folder, folder / "frame.html"
+    )
     found = re.search(r'<pre id="found">(.+?)</pre>', result, re.DOTALL)
     assert found is not None, "the page was not drawn in time"
     told = json.loads(unescape(found[1]))
@@ -50,9 +52,10 @@ def find_in_page(page: str, measure: str, folder: Path, width: int = 1200) -> An
 
 def take_picture(page: Path, picture: Path, size: tuple[int, int], *options: str) -> None:
     """Write a picture of a page, `size` (width, height) in pixels."""
-    _run([f"--window-size={size[0]},{size[1]}", f"--screenshot={picture}", *options], picture.parent, page)
+    run_headless([f"--window-size={size[0]},{size[1]}", f"--screenshot={picture}", *options], picture.parent, page)
 
 
-def _run(options: list[str], folder: Path, page: Path) -> str:
+def run_headless(options: list[str], folder: Path, page: Path) -> str:
+    """Open a page with these options of Chromium; return what it prints."""
     command = [str(BROWSER), *_HEADLESS, *options, f"--user-data-dir={folder / 'profile'}", page.as_uri()]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout

@@ -19,10 +19,10 @@ from conftest import slow_except
 
 pytest.importorskip("plotly")
 
-from browser import needs_browser, take_picture
 from plotly import graph_objects
-from report_content import HOSTILE, ablation_study, all_results, model_row, precision_study, sweep
 
+from browser import needs_browser, take_picture
+from report_content import HOSTILE, ablation_study, all_results, model_row, precision_study, profile_study, sweep
 from rtdetr_bench.cli import main
 from rtdetr_bench.models.timed_model import SPANS
 from rtdetr_bench.report.page import SECTIONS, write_report
@@ -38,7 +38,7 @@ VOID = {"meta", "br", "link", "img", "input", "hr"}
 
 
 class Elements(HTMLParser):
-    """Every element of a page in order, with its attributes and text; fails where one is not closed as it was opened."""
+    """Every element of a page in order, with attributes and text; fails where one is not closed as it was opened."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -66,7 +66,7 @@ class Elements(HTMLParser):
 
 
 def everything() -> list[dict[str, Any]]:
-    return [all_results(), sweep(), precision_study(), ablation_study()]
+    return [all_results(), sweep(), precision_study(), ablation_study(), profile_study()]
 
 
 def test_the_page_is_one_file_that_fetches_nothing(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_the_page_says_when_how_and_on_what_it_was_measured_and_what_it_weighs(t
         "Measured 2026-11-24 06:54:02 UTC on EPYC, 2 cores", "40 rounds.", "minimum of 3 rounds", "60 rounds.",
         "15 rounds.", "rtdetr-bench --engine &#x27;my model.onnx&#x27;", "Python 3.11, numpy 2",
         "1.200 [1.100, 1.300]", SOURCE[1:], "load 1.5", "What NMS costs", "D_S5", "8.12", "a guess",
-        f"One file of {len(text) / 1e6:.1f} MB that needs no network", "plotly.js", "AVX-512, VNNI, BF16",
+        f"One file of {len(text) / 1e6:.1f} MB that needs no network", "plotly.js",
     ):  # fmt: skip
         assert words in text, words
 
@@ -129,7 +129,7 @@ def test_headings_have_an_id_each_and_the_contents_lead_to_them(tmp_path: Path) 
 def test_plots_are_what_plotly_knows_and_have_nothing_in_common_with_published_ones(tmp_path: Path) -> None:
     write_report(tmp_path / "a.html", everything())
     plots = Elements((tmp_path / "a.html").read_text()).plots()
-    assert len(plots) == 17
+    assert len(plots) == 20
     for plot in plots:
         layout = json.loads(re.sub(r'"@\w+"', '"#123456"', json.dumps(plot["layout"])))
         traces = json.loads(re.sub(r'"@\w+"', '"#123456"', json.dumps(plot["traces"])))
@@ -339,7 +339,7 @@ def test_the_number_beside_a_bar_is_the_tables_and_the_page_says_why_parts_do_no
 
 def test_what_all_models_share_is_said_once_beside_the_table() -> None:
     page = SECTIONS["comparison"](all_results()["comparison"])
-    assert "All models: runtime ONNX Runtime, NMS cv2, batch 1." in page
+    assert "All rows: runtime ONNX Runtime, NMS cv2, batch 1." in page
     head = page[page.index("<table>") :].partition("</tr>")[0]
     assert "runtime" not in head
     assert "precision" not in head  # no model has one
@@ -373,13 +373,15 @@ def test_bars_of_encoders_begin_at_zero() -> None:
 def test_studies_of_precision_and_ablations_are_shown(tmp_path: Path) -> None:
     write_report(tmp_path / "a.html", [precision_study(), ablation_study()])
     elements = Elements((tmp_path / "a.html").read_text())
-    kept, change = elements.plots()
+    kept, change, times = elements.plots()
     assert [trace["x"] for trace in kept["traces"]] == [[0.25, 0.25], [0.875, 0.875]]
     assert change["traces"][0]["x"] == pytest.approx([-0.0125, -0.02])
     cells = ["".join(told) for tag, _, told in elements.found if tag in ("th", "td")]
     assert "no kernel for <b>" in cells
     assert "1:100" in cells
     assert "-0.0125" in cells
+    assert "0.900 [0.800, 1.000]" in cells
+    assert times["labels"] == [[1.0, 0.5, "as exported"], [0.9, 0.4875, "cascade 1:100"]]
 
 
 def test_accuracy_is_shown(tmp_path: Path) -> None:

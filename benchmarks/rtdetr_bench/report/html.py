@@ -10,8 +10,8 @@ from html import escape
 from rtdetr_bench.report.plot import Plot
 
 TEXTS = frozenset({
-    "model", "name", "runtime", "arithmetic", "precision", "NMS", "module", "nodes", "file", "reason", "doubt", "export",
-    "run", "resizer", "part",
+    "model", "name", "runtime", "arithmetic", "precision", "NMS", "module", "nodes", "file", "reason", "doubt",
+    "export", "run", "resizer", "part",
 })  # fmt: skip
 """Columns of words, which may wrap."""
 

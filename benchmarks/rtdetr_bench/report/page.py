@@ -24,6 +24,7 @@ from rtdetr_bench.report.sections.decoder import decoder_section, encoder_sectio
 from rtdetr_bench.report.sections.latency import comparison_section, scenarios_section
 from rtdetr_bench.report.sections.nms import nms_section
 from rtdetr_bench.report.sections.precision import precision_section
+from rtdetr_bench.report.sections.profile import profile_section
 from rtdetr_bench.report.sections.published import published_section
 from rtdetr_bench.report.sections.roofline import roofline_section
 from rtdetr_bench.report.sections.sweep import sweep_section
@@ -42,6 +43,7 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
     "precision": precision_section,
     "ablation": ablation_section,
     "accuracy": accuracy_section,
+    "profile": profile_section,
     "roofline": roofline_section,
 }
 SCRIPTS = ("tables.js", "labels.js", "plots.js")

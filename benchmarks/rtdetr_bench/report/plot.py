@@ -25,7 +25,7 @@ BAR_HEIGHT = 46
 
 @dataclass(frozen=True)
 class Label:
-    """What is written beside a point in the axes' values, if there is room; an empty text keeps others off the point."""
+    """What is written beside a point of the axes, if there is room; an empty text only keeps others off the point."""
 
     x: float
     y: float
@@ -122,13 +122,31 @@ def bars(places: Sequence[float], values: Sequence[float], texts: Sequence[str],
 
 def bar_titles(places: Sequence[float], titles: Sequence[str]) -> list[Json]:
     """Return titles above bars, which leave the whole width to the bars, on a phone too."""
+    look = {"xanchor": "left", "yanchor": "bottom", "showarrow": False, "borderpad": 0, "align": "left"}
     return [
-        {
-            "x": 0, "xref": "paper", "y": place - 0.23, "xanchor": "left", "yanchor": "bottom", "showarrow": False, "text": plain(title),
-            "borderpad": 0, "align": "left",
-        }
+        {"x": 0, "xref": "paper", "y": place - 0.23, "text": plain(title), **look}
         for place, title in zip(places, titles, strict=True)
     ]  # fmt: skip
+
+
+def bar_marks(
+    places: Sequence[float], values: Sequence[float], texts: Sequence[str], name: str, dash: str = "solid"
+) -> Json:
+    """Return a trace of upright lines across bars, each at its value."""
+    x = [end for value in values for end in (value, value, None)]
+    y = [end for place in places for end in (place - 0.21, place + 0.27, None)]
+    told = {"hovertext": [text for one in texts for text in (one, one, "")], "hoverinfo": "text"}
+    line = {"color": INK, "width": 2, "dash": dash}
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": x,
+        "y": y,
+        "name": name,
+        "line": line,
+        "connectgaps": False,
+        **told,
+    }
 
 
 def bar_axis(places: Sequence[float]) -> Json:

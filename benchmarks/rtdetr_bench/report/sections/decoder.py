@@ -17,7 +17,7 @@ from rtdetr_bench.report.plot import (
     hover,
     points,
 )
-from rtdetr_bench.report.sections.latency import PAPER, number, ratio, rounds, without_same
+from rtdetr_bench.report.sections.latency import PAPER, interval, number, rounds, without_same
 from rtdetr_deploy.evaluate.published import ENCODERS, published_decoder
 from rtdetr_deploy.words import plural
 
@@ -28,15 +28,15 @@ def decoder_section(study: Json) -> str:
     """Return what `rtdetr-bench decoder` measured."""
     rows = study["rows"]
     body = [
-        [row["name"], f"{row['milliseconds'][PAPER]['p50']:.2f}", _interval(row["ratio"]), number(row["AP"], 4)]
+        [row["name"], f"{row['milliseconds'][PAPER]['p50']:.2f}", interval(row["ratio"]), number(row["AP"], 4)]
         for row in rows
     ]
     head, body, _ = without_same(("layers run", "paper's span p50, ms", "ratio", "AP"), body)
     return section(
         f"Decoder layers: {study['weights']}",
         paragraph(
-            f"{rounds(study['rounds'])} {study['weights']} with fewer decoder layers, not retrained: speed and accuracy "
-            "are chosen when the model is exported.",
+            f"{rounds(study['rounds'])} {study['weights']} with fewer decoder layers, not retrained: speed and "
+            "accuracy are chosen when the model is exported.",
             _told(len(rows)),
         ),
         plots(*plot_decoder(rows)),
@@ -105,7 +105,7 @@ def encoder_section(study: Json) -> str:
             row["name"],
             f"{row['parameters_million']:.1f}",
             f"{row['milliseconds'][PAPER]['p50']:.1f}",
-            _interval(row["ratio"]),
+            interval(row["ratio"]),
         ]
         for row in rows
     ]
@@ -145,7 +145,3 @@ def _bars(title: str, names: Sequence[str], values: Sequence[float], mark: Json)
         bar_chart_height(places),
         annotations=bar_titles(places, [f"{name}: {v:.2f}" for name, v in zip(names, values, strict=True)]),
     )
-
-
-def _interval(values: Sequence[float]) -> str:
-    return ratio(dict(zip(("value", "low", "high"), values, strict=True)))

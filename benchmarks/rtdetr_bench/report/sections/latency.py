@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rtdetr_bench.models.timed_model import SPANS
 from rtdetr_bench.report.html import paragraph, plots, section, table
@@ -46,8 +46,9 @@ def comparison_section(content: Json) -> str:
     return section(
         f"Latency: {models[0]['name']}{others}",
         paragraph(
-            f"{rounds(content['rounds'])} Models were called in turn, once per round, so that the machine's drift falls "
-            "on all of them. The paper's span is infer + decode: NMS is in it for YOLOs, copies and preparation are not.",
+            f"{rounds(content['rounds'])} Models were called in turn, once per round, so that the machine's drift "
+            "falls on all of them. The paper's span is infer + decode: NMS is in it for YOLOs, copies and preparation "
+            "are not.",
             f"Score threshold {content['threshold']:g}; boxes: what NMS outside the graph was given, per image.",
             "" if content["real_images"] else "The image is synthetic and holds no objects, so NMS has little to do.",
             same,
@@ -134,16 +135,18 @@ def _title(model: Json) -> str:
     return name if model["batch"] == 1 else f"{name}, batch {model['batch']}"
 
 
-def without_same(head: Sequence[str], rows: Sequence[Sequence[object]]) -> tuple[list[str], list[list[object]], str]:
-    """Leave out the columns without a value, and of `FACTS` those that are alike in all rows; the text tells these."""
+def without_same(
+    head: Sequence[str], rows: Sequence[Sequence[object]], facts: Collection[str] = FACTS
+) -> tuple[list[str], list[list[object]], str]:
+    """Leave out the columns without a value, and of `facts` those that are alike in all rows; the text tells these."""
     columns, told = [], []
     for index, name in enumerate(head):
         values = {row[index] for row in rows}
-        if name in FACTS and len(values) == 1 and values != {"-"}:
+        if name in facts and len(values) == 1 and values != {"-"}:
             told.append(f"{name} {values.pop()}")
         elif values != {"-"}:
             columns.append(index)
-    same = f"All models: {', '.join(told)}." if told else ""
+    same = f"All rows: {', '.join(told)}." if told else ""
     return [head[index] for index in columns], [[row[index] for index in columns] for row in rows], same
 
 
@@ -152,7 +155,8 @@ def _row(model: Json) -> list[object]:
     flow = model.get("back_to_back")
     return [
         model["name"], *(facts.get(name, "-") for name in ("runtime", "precision", "NMS")),
-        number(model["nms_input_boxes"], 0), model["batch"], *(f"{times[PAPER][name]:.2f}" for name in ("p50", "p90", "p99")),
+        number(model["nms_input_boxes"], 0), model["batch"],
+        *(f"{times[PAPER][name]:.2f}" for name in ("p50", "p90", "p99")),
         f"{times[WHOLE]['p50']:.2f}", f"{model['images_per_second']:.1f}",
         number(None if flow is None else flow["images_per_second"], 1), number(model["AP"], 4),
         number(model["memory_mb"], 0),
@@ -190,4 +194,10 @@ def rounds(count: int) -> str:
 
 def ratio(value: Json) -> str:
     """Return a ratio of medians with its interval."""
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    return interval((value["value"], value["low"], value["high"]))
+
+
+def interval(values: Sequence[float]) -> str:
+    """Return a value and the ends of its interval."""
+    value, low, high = values
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"

@@ -31,9 +31,9 @@ def nms_section(study: Json) -> str:
     ]
     parts = [
         paragraph(
-            f"{study['model']} on {plural(study['images'], 'image')}, the minimum of {plural(study['rounds'], 'round')} "
-            "for each. A threshold decides how many boxes have to be suppressed, so it trades time for AP; without NMS "
-            "there is nothing to trade."
+            f"{study['model']} on {plural(study['images'], 'image')}, the minimum of "
+            f"{plural(study['rounds'], 'round')} for each. A threshold decides how many boxes have to be "
+            "suppressed, so it trades time for AP; without NMS there is nothing to trade."
         ),
         plots(plot_boxes_left(study), plot_time(study, methods[0]), *plot_ap(study)),
         paragraph(

@@ -76,7 +76,7 @@ def plot_matched(rows: Sequence[Json]) -> Plot:
     titles = [f"{_name(row)}: AP {row['AP']:.4f}" for row in rows]
     return Plot(
         "Detections kept",
-        f"Marks of {plural(len(rows), 'file')}: the share of detections kept within each tolerance; the table has them.",
+        f"Marks of {plural(len(rows), 'file')}: the share of detections kept within each tolerance; see the table.",
         traces,
         axis("share of the FP32 detections", range=[-0.02, 1.03]),
         bar_axis(places),

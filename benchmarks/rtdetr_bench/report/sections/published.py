@@ -9,7 +9,7 @@ from rtdetr_deploy.evaluate.published import POINTS, SOURCE
 
 def published_section() -> str:
     """Return the published points, with axes of their own."""
-    told = f"{SOURCE[0].upper()}{SOURCE[1:]}. Nothing here was measured by this page's commands: another machine, another data set."
+    told = f"{SOURCE[0].upper()}{SOURCE[1:]}. Nothing here was measured on this page's machines and data."
     return section("Published: AP against latency", paragraph(told), plots(plot_published()))
 
 

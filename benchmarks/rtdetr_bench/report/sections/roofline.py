@@ -8,17 +8,16 @@ from itertools import pairwise
 from rtdetr_bench.report.html import paragraph, plots, section, table
 from rtdetr_bench.report.plot import (
     COLORS,
-    INK,
     Json,
     Plot,
     axis,
     bar_axis,
     bar_chart_height,
+    bar_marks,
     bar_titles,
     bars,
     hover,
     model_name,
-    points,
 )
 from rtdetr_bench.roofline.tables import Table, group_parts, head_of, tables_of
 from rtdetr_deploy.words import plural
@@ -70,12 +69,8 @@ FP16 = "the same graph in FP16"
 
 
 def _marks(models: Sequence[Json], places: Sequence[float], key: str, name: str, dash: str) -> Json:
-    """Return an upright line across each model's bar at its value."""
-    x = [value for model in models for value in (model[key], model[key], None)]
-    y = [end for place in places for end in (place - 0.21, place + 0.27, None)]
-    texts = [text for one in models for text in [hover(str(one["name"]), {f"{name}, ms": f"{one[key]:.3f}"})] * 3]
-    line = {"color": INK, "width": 2, "dash": dash}
-    return points(x, y, texts, mode="lines", name=name, line=line, connectgaps=False)
+    texts = [hover(str(one["name"]), {f"{name}, ms": f"{one[key]:.3f}"}) for one in models]
+    return bar_marks(places, [one[key] for one in models], texts, name, dash)
 
 
 def bar_places(flops: Sequence[float]) -> list[float]:

@@ -25,6 +25,7 @@ SYMBOLS = {"fp32": "circle", "bf16": "diamond", "fp16": "square", "int8": "trian
 OTHER_SYMBOL = "pentagon"
 TIME, MULTI, SPEED = "single_stream_p90_ms", "multi_stream_p99_ms", "offline_images_per_second"
 CONFIGURATION = ("layers", "queries", "cascade", "size", "precision", "runtime", "arithmetic", "batch")
+LABELLED = ("layers", "queries", "cascade", "size", "batch")
 HEAD = (
     "name", *CONFIGURATION, "SingleStream p90, ms", "MultiStream(8) p99, ms", "Offline, images/s", "AP", "AP50", "kept",
     "MB", "front",
@@ -32,18 +33,23 @@ HEAD = (
 
 
 def sweep_section(study: Json) -> str:
-    """Return what `rtdetr-bench sweep` found: measured rows in the plot and a table, failed ones with their reasons."""
+    """Return what `rtdetr-bench sweep` found: plots and a table of measured rows, failed ones with reasons."""
     measured = [row for row in study["rows"] if not row["failed"]]
     failed = [row for row in study["rows"] if row["failed"]]
     parts = [_recommendation(study), paragraph(_told(study))]
     if measured:
-        head, body, _ = without_same(HEAD, [_row(row) for row in measured])
-        parts += [plots(plot_latency(study), plot_throughput(study)), table(head, body), _front(measured)]
+        ordered = sorted(measured, key=_by_time)
+        head, body, same = without_same(HEAD, [_row(row, _recommended(study)) for row in ordered], CONFIGURATION)
+        parts += [plots(plot_latency(study), plot_throughput(study)), paragraph(same), table(head, body)]
+        parts.append(_front(ordered))
     if failed:
         rows = [[row["name"], *map(str, _configuration(row)), row["failed"]] for row in failed]
-        head, rows, _ = without_same(("name", *CONFIGURATION, "reason"), rows)
-        parts += ["<h3>Failed</h3>", table(head, rows)]
+        parts += ["<h3>Failed</h3>", table(("name", *CONFIGURATION, "reason"), rows)]
     return section(f"Sweep: {study['weights']}", *parts)
+
+
+def _by_time(row: Json) -> float:
+    return float("inf") if row[TIME] is None else float(row[TIME])
 
 
 def _recommendation(study: Json) -> str:
@@ -68,11 +74,12 @@ def _told(study: Json) -> str:
         "within": f"{limits['within']:g} AP of the best",
     }
     chosen = ", ".join(f"{name} {value}" for name, value in known.items() if value)
+    drawn = " (dashed)" if known["budget"] or known["minimum AP"] else ""
     return (
         f"{plural(len(study['rows']), 'configuration')}, AP on {plural(study['images'], 'image')} of "
-        f"{study['annotations']}. Limits: {chosen}. Kept: the share of the checkpoint's detections that is found again. "
-        "The front: nothing else is both faster and more accurate. Metrics are named as MLPerf inference names them and "
-        "are not MLPerf results."
+        f"{study['annotations']}. Limits{drawn}: {chosen}. Kept: the share of the checkpoint's detections that is "
+        "found again. The front: nothing else is both faster and more accurate. Metrics are named as MLPerf "
+        "inference names them and are not MLPerf results."
     )
 
 
@@ -95,7 +102,8 @@ def _plot(
     marked = [row for row in rows if chosen is not None and row["name"] == chosen["name"]]
     first = [*marked, *(row for row in rows if row["front"] and row not in marked)]
     rest = [row for row in rows if row not in first]
-    labels = [Label(row[key], row["AP"], row["name"]) for row in first]
+    varied = [name for name in LABELLED if len({str(row[name]) for row in rows}) > 1]
+    labels = [Label(row[key], row["AP"], _label(row, varied)) for row in first]
     return Plot(
         title,
         f"Points of {plural(len(rows), 'configuration')}; the table below has the figures.",
@@ -106,6 +114,15 @@ def _plot(
         labels=labels + [Label(row[key], row["AP"]) for row in rest],
         shapes=[*_limit("x", upright), *_limit("y", level)],
     )
+
+
+def _label(row: Json, varied: Sequence[str]) -> str:
+    """Return what a row is in short: of what colour and shape don't tell, that which differs between rows."""
+    told = {
+        "layers": f"l{row['layers']}", "queries": f"q{row['queries']}", "cascade": row["cascade"] or "no cascade",
+        "size": _size(row), "batch": f"batch {row['batch']}",
+    }  # fmt: skip
+    return " ".join(told[name] for name in varied) or row["name"]
 
 
 def _traces(rows: Sequence[Json], key: str) -> list[Json]:
@@ -162,25 +179,30 @@ def _hover(row: Json) -> str:
 
 
 def _configuration(row: Json) -> list[object]:
-    values = {**row, "size": "x".join(map(str, row["size"]))}
+    values = {**row, "size": _size(row)}
     return ["-" if values[name] is None else values[name] for name in CONFIGURATION]
+
+
+def _size(row: Json) -> str:
+    return "x".join(map(str, row["size"]))
 
 
 def _figures(row: Json) -> list[object]:
     return [
-        number(row[TIME], 2), number(row[MULTI], 2), number(row[SPEED], 1), number(row["AP"], 4), number(row["AP50"], 4),
+        number(row[TIME], 2), number(row[MULTI], 2), number(row[SPEED], 1), number(row["AP"], 4),
+        number(row["AP50"], 4),
         number(row["match_rate"], 4), number(row["file_mb"], 1), "yes" if row["front"] else "-",
     ]  # fmt: skip
 
 
-def _row(row: Json) -> list[object]:
-    return [row["name"], *_configuration(row), *_figures(row)]
+def _row(row: Json, recommended: Json | None) -> list[object]:
+    *figures, front = _figures(row)
+    return [row["name"], *_configuration(row), *figures, "recommended" if row is recommended else front]
 
 
 def _front(rows: Sequence[Json]) -> str:
-    """Return the lines that make and run what is on the front, fastest first."""
-    front = sorted((row for row in rows if row["front"]), key=lambda row: (row[TIME] is None, row[TIME]))
-    if not front:
+    """Return the lines that make and run what is on the front, in the order of the rows."""
+    lines = [[row["name"], row["export_command"], row["run_hint"]] for row in rows if row["front"]]
+    if not lines:
         return ""
-    lines = [[row["name"], row["export_command"], row["run_hint"]] for row in front]
     return "<h3>How to make the front's</h3>" + table(("name", "export", "run"), lines)
