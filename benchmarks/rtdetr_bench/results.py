@@ -14,6 +14,8 @@ from rtdetr_deploy.files import check_writable, refuse_overwriting, require_file
 
 Json = dict[str, Any]
 SCHEMA = 4
+SWEEP = "sweep"
+"""The kind of file that `rtdetr-bench sweep` writes, which has no schema."""
 SPANS_OF_SCHEMA_3 = {"decode": "load", "resize": "prepare", "postprocess": "decode"}
 """Today's names of the spans, by those that schema 3 had."""
 
@@ -71,7 +73,7 @@ def shown(value: object) -> object:
 def read_results(path: Path) -> Json:
     """Return the content of a file that `--json` wrote, in today's names.
 
-    Raises `OptionError` when it is not one of this schema or of schema 3.
+    Raises `OptionError` when it is not one of this schema or of schema 3, and not a sweep's file.
     """
     require_file(path, OptionError)
     try:
@@ -79,6 +81,8 @@ def read_results(path: Path) -> Json:
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OptionError(f"can't read results {path}: {reason}; expected a file that rtdetr-bench wrote") from error
+    if isinstance(content, dict) and content.get("kind") == SWEEP:
+        return content
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema not in (3, SCHEMA):
         raise OptionError(f"{path} does not hold results that this version of rtdetr-bench knows; measure again")
@@ -96,6 +100,17 @@ def edited(path: Path, error: BaseException) -> OptionError:
     """Return the error about a file that is not as it was written."""
     told = " ".join(str(error).split())[:120]
     return OptionError(f"{path} is not as rtdetr-bench writes results ({type(error).__name__}: {told}); measure again")
+
+
+def with_study_named(content: Json) -> Json:
+    """Return results whose study stands below its name; some verbs write theirs beside date and machine."""
+    if content.get("kind") == SWEEP:
+        return {"machine": content["machine"], "date": content.get("date", ""), SWEEP: content}
+    if "metrics" in content:
+        return {**content, "accuracy": content}
+    if "rows" not in content:
+        return content
+    return {**content, "precision" if "expected" in content else "ablation": content}
 
 
 def _refuse(name: str) -> object:

@@ -46,10 +46,10 @@ VERBS: Mapping[str, Verb] = {
     LATENCY: Verb(
         "time models in turn, span by span, RT-DETR and YOLO", LatencyOptions, ("json", "report"), commands.latency
     ),
-    "accuracy": Verb("evaluate a model on a COCO json", AccuracyOptions, ("json",), commands.accuracy),
+    "accuracy": Verb("evaluate a model on a COCO json", AccuracyOptions, ("json", "report"), commands.accuracy),
     "ablation": Verb(
         "evaluate and time a checkpoint with fewer layers and queries and in cascades; both resizers, torch and ONNX",
-        AblationOptions, ("json",), commands.ablation,
+        AblationOptions, ("json", "report"), commands.ablation,
     ),
     "nms": Verb(
         "what NMS costs: boxes left, time and AP by thresholds", NmsStudyOptions, ("json", "report"), commands.nms
@@ -63,7 +63,7 @@ VERBS: Mapping[str, Verb] = {
         commands.encoder,
     ),
     "precision": Verb(
-        "what FP16 and INT8 do to a checkpoint's detections", PrecisionStudyOptions, ("json",), commands.precision
+        "what FP16 and INT8 do to a checkpoint's detections", PrecisionStudyOptions, ("json", "report"), commands.precision
     ),
     "roofline": Verb(
         "estimate what ONNX files cost on a GPU that is not at hand, part by part", RooflineOptions,

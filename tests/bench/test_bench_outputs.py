@@ -73,14 +73,14 @@ def test_outputs_that_can_not_be_written_are_refused_before_any_work(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link.json", "other.json", "yolo.onnx"]
 
 
-def test_a_report_without_matplotlib_is_refused_before_any_work(
+def test_a_report_without_plotly_is_refused_before_any_work(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(commands, "compare_models", lambda *_, **__: pytest.fail("it was measured"))
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "plotly", None)
     assert main(["--engine", str(model), "--report", str(tmp_path / "a.html")]) == 2
     error = capsys.readouterr().err
-    assert "a report needs matplotlib" in error
+    assert "a report needs plotly" in error
     assert "rtdetr-deploy[" not in error
 
 

@@ -50,7 +50,7 @@ def _extra(name: str) -> str:
 
 
 def test_the_extra_of_the_benchmarks_holds_what_its_commands_need() -> None:
-    for package in ("onnx>=", "matplotlib>=", "psutil>=", "faster-coco-eval>=", "rtdetr-deploy[cpu]"):
+    for package in ("onnx>=", "plotly>=", "psutil>=", "faster-coco-eval>=", "rtdetr-deploy[cpu]"):
         assert f'"{package}' in _extra("bench")
 
 

@@ -15,8 +15,7 @@ import pytest
 from graphs import graph, half
 from rtdetr_bench import RooflineOptions, study_roofline
 from rtdetr_bench.cli import main
-from rtdetr_bench.report.plots import COLORS, bar_places, plot_roofline
-from rtdetr_bench.report.roofline import roofline_section
+from rtdetr_bench.report.sections.roofline import bar_places, plot_roofline, roofline_section
 from rtdetr_bench.roofline.factors import fitted_factors, stored_fit
 from rtdetr_bench.roofline.gpus import GPUS
 from rtdetr_bench.roofline.study import Roofline, format_roofline
@@ -58,12 +57,12 @@ def test_the_command_prints_parts_and_islands_and_writes_them(
     assert "nothing was run" in html
     assert "Computed 20" in html
     assert "Measured 20" not in html
-    assert html.count("<svg") == 1
+    assert html.count('class="plot"') == 1
     assert _cells(html) == [cell for table in tables_of(found) for row in table.rows for cell in row]
 
 
 def _cells(html: str) -> list[str]:
-    return [unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", html)]
+    return [unescape(cell) for cell in re.findall(r"<(?:td|th scope=.row.)[^>]*>(.*?)</t[dh]>", html)]
 
 
 @pytest.mark.parametrize(
@@ -199,11 +198,13 @@ def test_only_the_gpu_that_the_factors_were_fitted_on_has_an_error(half_onnx: Pa
         assert told in " ".join(roofline_section(found.to_json()).split())
 
 
-def test_the_plot_shows_bounds_and_parts_networks_and_its_grid_lies_below_the_bars(half_onnx: Path) -> None:
+def test_the_plot_shows_bounds_and_parts_networks(half_onnx: Path) -> None:
     (model,) = study_roofline(RooflineOptions(half_onnx)).to_json()["models"]
-    svg = plot_roofline([model, {**model, "gflops": 2 * model["gflops"]}])
-    assert "lower bound" in svg
-    assert "the same graph in FP16" in svg
-    assert svg.index("matplotlib.axis_1") < svg.index(COLORS[0])
+    plot = plot_roofline([model, {**model, "gflops": 2 * model["gflops"]}])
+    bound, half_precision = plot.traces[-2:]
+    assert (bound["name"], half_precision["name"]) == ("lower bound", "the same graph in FP16")
+    assert bound["x"][:2] == [model["bound"]] * 2
+    stacked = [trace["x"][0] for trace in plot.traces if trace["type"] == "bar"]
+    assert sum(stacked) == pytest.approx(model["milliseconds"], rel=1e-3)
     before, same, other = bar_places([10.0, 10.5, 30.0])
     assert other - same > same - before == 1.0
