@@ -169,6 +169,15 @@ def dynamic_onnx(small_export: Any) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_xml(small_options: Any) -> Path:
+    """The small model as OpenVINO's files, with a dynamic batch and, as they have by default, uint8 input."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    from rtdetr_export import export_onnx
+
+    return export_onnx(small_options("small.xml", batch=None)).path
+
+
+@pytest.fixture(scope="session")
 def half_onnx(small_export: Any) -> Path:
     """The small model in FP16, with a dynamic batch."""
     path: Path = small_export("half.onnx", precision="fp16", batch="dynamic")

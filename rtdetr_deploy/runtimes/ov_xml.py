@@ -36,12 +36,21 @@ def read_xml(openvino: Any, core: Any, path: Path) -> tuple[Any, Weights | None]
     """
     content = _read_text(path)
     weights = path.with_suffix(".bin")
-    if not weights.exists():
-        raise ArtifactError(f"{path.name} has its weights in {weights.name}, which is not beside it; copy both files")
-    if require_file(weights, ArtifactError) == 0:
-        return core.read_model(str(path)), None
+    if not weights.exists() or require_file(weights, ArtifactError) == 0:
+        return _read_without_weights(core, path), None
     kept = Weights(weights)
     return core.read_model(content, openvino.Tensor(kept.array, shared_memory=True)), kept
+
+
+def _read_without_weights(core: Any, path: Path) -> Any:
+    """Return a model that has none. Raises `ArtifactError` for one that needs some."""
+    try:
+        return core.read_model(str(path))
+    except RuntimeError as error:
+        if "weights" not in str(error):
+            raise
+        told = f"{path.name} needs its weights, {path.with_suffix('.bin').name}"
+        raise ArtifactError(f"{told}, which is not beside it or is empty; copy both files") from error
 
 
 def _read_text(path: Path) -> str:

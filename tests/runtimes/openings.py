@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ HEIGHT, WIDTH = 128, 160
 
 @dataclass(frozen=True)
 class Opening:
-    """A model file, the runtime that opens it (None: by its suffix), and what that runtime can do here."""
+    """A model file, the runtime that opens it (None: by its suffix), and what that runtime can do here.
+
+    `how` are the fields of `RuntimeOptions` with which it is opened.
+    """
 
     path: Path
     runtime: str | None
@@ -24,10 +27,11 @@ class Opening:
     other_device: str
     takes_threads: bool
     max_batch: int | None = None
+    how: dict[str, Any] = field(default_factory=dict)
 
     def open(self, **options: Any) -> Runtime:
         """Return the opened runtime; whoever asks closes it."""
-        settings = RuntimeOptions(**options)
+        settings = RuntimeOptions(**{**self.how, **options})
         if self.runtime == "torch":  # of as many layers as the exported files have
             from rtdetr_deploy.runtimes.eager import open_checkpoint
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,23 +18,19 @@ pytest.importorskip("onnxruntime")
 from openings import HEIGHT, WIDTH, WRONG_FEEDS, Opening, feed_of
 from rtdetr_deploy import ArtifactError, ArtifactInfo, DeviceError, OptionError, Predictor, open_runtime
 from rtdetr_deploy.errors import MissingPackageError
-from rtdetr_deploy.runtimes import RUNTIMES, Runtime, RuntimeOptions
+from rtdetr_deploy.runtimes import RUNTIMES, ParallelRuntime, Runtime, RuntimeOptions
+from rtdetr_deploy.runtimes.processor import instruction_sets
 
 pytest_plugins = ("engine_world",)
 
-CASES = ("onnxruntime", "openvino", "openvino-xml", "torch", "tensorrt")
-
-
-@pytest.fixture(scope="session")
-def xml(dynamic_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small model as OpenVINO's own file, with what is stored in the ONNX file."""
-    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    model = openvino.Core().read_model(str(dynamic_onnx))
-    for key, value in open_runtime(dynamic_onnx).metadata.items():
-        model.set_rt_info(value, [key])
-    path = tmp_path_factory.mktemp("openvino") / "dynamic.xml"
-    openvino.save_model(model, str(path), compress_to_fp16=False)
-    return path
+OPENVINO: dict[str, dict[str, Any]] = {
+    "openvino": {},
+    "openvino-xml": {},
+    "openvino-throughput": {"hint": "throughput"},
+    "openvino-slots": {"slots": 3},
+    "openvino-bf16": {"precision": "bf16"},
+}
+CASES = ("onnxruntime", *OPENVINO, "torch", "tensorrt")
 
 
 @pytest.fixture(params=CASES)
@@ -43,13 +40,15 @@ def opening(request: pytest.FixtureRequest, tmp_path: Path) -> Opening:
     if case == "torch":
         return Opening(request.getfixturevalue("tiny_checkpoint"), "torch", "cpu", "cuda", takes_threads=True)
     if case == "openvino-xml":
-        return Opening(request.getfixturevalue("xml"), None, "cpu", "GPU", takes_threads=True)
+        return Opening(request.getfixturevalue("small_xml"), None, "cpu", "GPU", takes_threads=True)
     onnx: Path = request.getfixturevalue("dynamic_onnx")
     if case == "onnxruntime":
         return Opening(onnx, None, "cpu", "cuda", takes_threads=True)
-    if case == "openvino":
+    if case in OPENVINO:
         pytest.importorskip("openvino", reason="OpenVINO is not installed")
-        return Opening(onnx, "openvino", "CPU", "GPU", takes_threads=True)
+        if case == "openvino-bf16" and "BF16" not in (instruction_sets() or ()):
+            pytest.skip("this processor has no BF16")
+        return Opening(onnx, "openvino", "CPU", "GPU", takes_threads=True, how=OPENVINO[case])
     request.getfixturevalue("world")
     return Opening(_make_engine(onnx, tmp_path), None, "cuda", "cpu", takes_threads=False, max_batch=4)
 
@@ -80,22 +79,22 @@ def _make_engine(onnx: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def kept_open() -> Iterator[dict[tuple[Path, str | None], Runtime]]:
+def kept_open() -> Iterator[dict[str, Runtime]]:
     """Runtimes that the tests that only run them share."""
-    opened: dict[tuple[Path, str | None], Runtime] = {}
+    opened: dict[str, Runtime] = {}
     yield opened
     for one in opened.values():
         one.close()
 
 
 @pytest.fixture
-def runtime(opening: Opening, kept_open: dict[tuple[Path, str | None], Runtime]) -> Iterator[Runtime]:
+def runtime(opening: Opening, kept_open: dict[str, Runtime]) -> Iterator[Runtime]:
     if opening.path.suffix == ".engine":  # its doubles count at the end of each test what was not given back
         opened = opening.open()
         yield opened
         opened.close()
     else:
-        key = (opening.path, opening.runtime)
+        key = str(opening)
         if key not in kept_open:
             kept_open[key] = opening.open()
         yield kept_open[key]
@@ -133,6 +132,9 @@ def test_outputs_are_what_it_says(rows: int, runtime: Runtime) -> None:
 def test_detections_are_those_of_onnx_runtime(opening: Opening, small_onnx: Path, picture: Any) -> None:
     with Predictor(opening.open(), 0.0) as one, Predictor(small_onnx, 0.0) as other:
         found, expected = one.detect(picture), other.detect(picture)
+        if one.arithmetic == "bf16":
+            assert np.abs(found.scores - expected.scores).max() < 0.05
+            return
         assert np.abs(found.scores - expected.scores).max() < 1e-4
         assert found.labels[:20].tolist() == expected.labels[:20].tolist()
         assert np.abs(found.boxes[:20] - expected.boxes[:20]).max() < 0.05
@@ -204,7 +206,8 @@ def test_closing_twice_is_harmless_and_running_then_is_an_error(opening: Opening
 
 def test_the_device_is_the_one_that_was_named(opening: Opening) -> None:
     runtime = opening.open(device=opening.device)
-    assert runtime.name.endswith(f"({opening.device.upper()})") or "Tesla T4" in runtime.name
+    arithmetic = ", BF16" if opening.how.get("precision") == "bf16" else ""
+    assert runtime.name.endswith(f"({opening.device.upper()}{arithmetic})") or "Tesla T4" in runtime.name
     runtime.close()
 
 
@@ -263,10 +266,32 @@ def test_the_content_of_a_file_opens_like_the_file(opening: Opening) -> None:
         with pytest.raises((OptionError, ArtifactError), match=kind):
             open_runtime(opening.path.read_bytes(), name)
         return
-    file, content = opening.open(), open_runtime(opening.path.read_bytes(), name, RuntimeOptions())
+    file, content = opening.open(), open_runtime(opening.path.read_bytes(), name, RuntimeOptions(**opening.how))
     feed = feed_of(file)
     expected, outputs = file.run(feed), content.run(feed)
     assert all(np.array_equal(outputs[name], expected[name]) for name in expected)
     assert (content.inputs, content.metadata) == (file.inputs, file.metadata)
     file.close()
     content.close()
+
+
+def test_calls_run_side_by_side_in_as_many_slots_as_it_has(opening: Opening, runtime: Runtime) -> None:
+    if not isinstance(runtime, ParallelRuntime):
+        assert opening.runtime in (None, "torch")
+        return
+    assert runtime.slots == opening.how.get("slots", runtime.slots)
+    assert runtime.slots >= (2 if opening.how.get("hint") == "throughput" and (os.cpu_count() or 1) > 1 else 1)
+    feeds = [feed_of(runtime, seed=seed) for seed in range(3)]
+    runtime.run_in_each_slot(feeds[0])
+    expected = [runtime.run(feed) for feed in feeds]
+    with ThreadPoolExecutor(runtime.slots) as pool:
+        for index, outputs in enumerate(pool.map(runtime.run, feeds * 4)):
+            assert all(np.array_equal(outputs[name], array) for name, array in expected[index % 3].items())
+
+
+def test_the_predictor_streams_through_every_slot(opening: Opening, picture: Any) -> None:
+    with Predictor(opening.open(), 0.0) as predictor:
+        expected = predictor.detect(picture)
+        found = list(predictor.stream([picture] * 6, batch=1))
+        assert all(np.array_equal(one.boxes, expected.boxes) for one in found)
+        assert predictor.info.runtime == predictor.runtime
