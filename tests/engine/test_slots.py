@@ -308,9 +308,11 @@ def test_other_runtimes_warm_up_each_batch_size_too(small_export: Any) -> None:
 def test_options_of_slots_are_checked(
     world: fake_tensorrt.World, engine: Path, small_onnx: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for slots in (0, 3, True, "2"):
-        with pytest.raises(OptionError, match=f"`slots` is {slots!r}, expected 1 or 2"):
+    for slots in (0, 65, True, "2"):
+        with pytest.raises(OptionError, match=f"`slots` is {slots!r}, expected a whole number from 1 to 64"):
             RuntimeOptions(slots=cast("Any", slots))
+    with pytest.raises(OptionError, match="`slots` is 3, expected 1 or 2: a third call would wait for the GPU"):
+        open_runtime(engine, options=RuntimeOptions(slots=3))
     with pytest.raises(OptionError, match="`blocking_sync` is 1, expected True or False"):
         RuntimeOptions(blocking_sync=cast("Any", 1))
     how: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -318,13 +320,16 @@ def test_options_of_slots_are_checked(
         ("blocking_sync", {"blocking_sync": True}),
     )
     for name, given in how:
-        with pytest.raises(OptionError, match=f"`{name}` is for TensorRT engines; onnxruntime runs this model"):
-            Predictor(small_onnx, **given)
+        with pytest.raises(OptionError, match=f"`{name}` is for .*tensorrt; onnxruntime runs this model"):
+            Predictor(small_onnx, runtime="onnxruntime", **given)
         opened = open_runtime(small_onnx)
         with pytest.raises(OptionError, match=f"`{name}` would be ignored: small.onnx is open already"):
             Predictor(opened, **given)
         opened.close()
-    assert detect([str(small_onnx), "nothing.jpg", "--slots", "2"]) == 2
-    assert "--slots is for TensorRT engines; onnxruntime runs this model" in capsys.readouterr().err
-    assert detect([str(small_onnx), "nothing.jpg", "--blocking-sync"]) == 2
-    assert "--blocking-sync is for TensorRT engines" in capsys.readouterr().err
+    onnx = [str(small_onnx), "nothing.jpg", "--runtime", "onnxruntime"]
+    assert detect([*onnx, "--slots", "2"]) == 2
+    assert "--slots is for openvino and tensorrt; onnxruntime runs this model" in capsys.readouterr().err
+    assert detect([*onnx, "--blocking-sync"]) == 2
+    assert "--blocking-sync is for tensorrt" in capsys.readouterr().err
+    assert detect([*onnx, "--arithmetic", "bf16"]) == 2
+    assert "--arithmetic bf16 is for openvino; onnxruntime runs this model" in capsys.readouterr().err
