@@ -47,8 +47,8 @@ class Predictor:
     is kept unless a call says otherwise. `class_names` (a list, or a file with one name per line) replaces the names
     stored in the file. `resizer` is "opencv" or "pillow", or what the runtime offers besides: "cuda" of TensorRT
     engines, where frames cross the bus as they are and are resized on the GPU; frames that lie there already are always
-    resized there. `runtime` ("onnxruntime", "openvino", "tensorrt", "torch") runs the file instead of the one that its
-    suffix names; `device`, `threads`, `precision`, `hint`, `slots`, `cache` and `blocking_sync` are those of
+    resized there. `runtime` ("onnxruntime", "openvino", "tensorrt", "torch") runs the file instead of its default (see
+    docs/files.md); `device`, `threads`, `precision`, `hint`, `slots`, `cache` and `blocking_sync` are those of
     `RuntimeOptions`. `size` (height, width) is needed for third-party files that leave it open, and may be given for
     checkpoints. `max_pixels` is the largest image that is decoded.
 
