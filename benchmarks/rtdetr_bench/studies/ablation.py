@@ -88,7 +88,9 @@ def study_ablation(options: AblationOptions, *, on_image: Callable[[int], object
             engine = weights if setting.file is None else _export(weights, setting, run.size, Path(folder))
             size = run.size if engine is weights else None
             accuracy = evaluate(
-                AccuracyOptions(engine, options.data, replace(run, size=size, resizer=setting.resizer)),
+                AccuracyOptions(
+                    engine, options.data, replace(run, size=size, resizer=setting.resizer, runtime=setting.runtime)
+                ),
                 on_image=None if on_image is None else lambda count: on_image(count * len(settings)),
             )
             rows.append(AblationRow(setting, accuracy))
@@ -100,7 +102,7 @@ def time_rows(rows: Sequence[AblationRow], folder: Path, options: AblationOption
     base = rows[0].setting.resizer
     files = {row.setting.file: index for index, row in enumerate(rows) if row.setting.resizer == base}
     files.pop(None, None)
-    run = RunOptions(where=options.run.where)
+    run = RunOptions(runtime=rows[0].setting.runtime, where=options.run.where)
     with open_all([Path(folder, str(name)) for name in files], run) as loaded:
         latencies = measure(loaded, options.timing)
     timed = list(rows)
