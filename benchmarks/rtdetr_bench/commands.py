@@ -147,7 +147,7 @@ def profile(options: ProfileOptions) -> Json:
         from rtdetr_bench.profiling.study import format_profile, study_profile
     found = study_profile(options)
     print(machine_text(describe_machine(), options.where.threads))
-    print(format_profile(found, options.top))
+    print(format_profile(found))
     return {"profile": found.to_json()}
 
 

@@ -383,7 +383,7 @@ class ProfileOptions:
     runtime: str = option("onnxruntime", "runtime that is profiled", choices=PROFILED)
     precision: str = option("fp32", "what OpenVINO computes floats in", choices=("fp32", "bf16"))
     runs: int = option(20, "calls that are measured", type=int, metavar="N")
-    top: int = option(20, "list the N nodes that take longest", type=int, metavar="N")
+    top: int = option(20, "list the N nodes that take longest; in --json, too", type=int, metavar="N")
     where: RuntimeOptions = part(RuntimeOptions, only=("threads",))
 
     def __post_init__(self) -> None:

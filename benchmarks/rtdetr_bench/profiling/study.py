@@ -37,7 +37,10 @@ class Share:
 
 @dataclass(frozen=True)
 class ModelProfile:
-    """A file's profile in one runtime; `peaks` are GFLOP/s by precision, `gflops` None for a file that is not ONNX."""
+    """A file's profile in one runtime; `peaks` are GFLOP/s by precision, `longest` the nodes that were asked for.
+
+    `gflops` and `floor` (milliseconds) are None for a file that is not ONNX.
+    """
 
     name: str
     profile: Profile
@@ -46,6 +49,7 @@ class ModelProfile:
     floor: float | None
     parts: tuple[Share, ...]
     operators: tuple[Share, ...]
+    longest: tuple[NodeTime, ...] = ()
 
     @property
     def reached(self) -> float | None:
@@ -65,7 +69,8 @@ class ModelProfile:
             "peaks": {name: round(rate, 1) for name, rate in self.peaks.items()},
             "parts": [_share(share) for share in self.parts],
             "operators": [_share(share) for share in self.operators],
-            "nodes": [{**asdict(node), "ms": round(node.ms, 4)} for node in self.profile.nodes],
+            "nodes": len(self.profile.nodes),
+            "longest": [{**asdict(node), "ms": round(node.ms, 4)} for node in self.longest],
         }
 
 
@@ -85,6 +90,7 @@ def study_profile(options: ProfileOptions) -> ModelProfile:
         floor=None if floors is None else sum(floors.values()),
         parts=_group(found.nodes, lambda node: part_of(node.name) or OTHER, floors),
         operators=_group(found.nodes, lambda node: f"{node.operator} {node.kernel}".rstrip()),
+        longest=tuple(sorted(found.nodes, key=lambda node: -node.ms)[: options.top]),
     )
 
 
@@ -125,8 +131,8 @@ def _group(
     return tuple(sorted(shares, key=lambda share: -share.ms))
 
 
-def format_profile(found: ModelProfile, top: int) -> str:
-    """Return the floor, the tables by part and by operator, and the `top` nodes that take longest."""
+def format_profile(found: ModelProfile) -> str:
+    """Return the floor, the tables by part and by operator, and the nodes that take longest."""
     total = sum(node.ms for node in found.profile.nodes)
     peaks = ", ".join(f"{name.upper()} {rate:.0f}" for name, rate in found.peaks.items())
     lines = [
@@ -139,13 +145,9 @@ def format_profile(found: ModelProfile, top: int) -> str:
         )
     lines += _table("part", found.parts, total)
     lines += _table("operator", found.operators, total)
-    longest = sorted(found.profile.nodes, key=lambda node: -node.ms)[:top]
-    if longest:
-        lines += [
-            "",
-            "nodes that take longest",
-            *(f"{node.ms:9.2f} ms  {node.operator}  {node.name}" for node in longest),
-        ]
+    if found.longest:
+        lines += ["", "nodes that take longest"]
+        lines += [f"{node.ms:9.2f} ms  {node.operator}  {printable(node.name)}" for node in found.longest]
     return "\n".join(lines)
 
 
