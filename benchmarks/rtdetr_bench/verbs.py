@@ -63,7 +63,8 @@ VERBS: Mapping[str, Verb] = {
         commands.encoder,
     ),
     "precision": Verb(
-        "what FP16 and INT8 do to a checkpoint's detections", PrecisionStudyOptions, ("json", "report"), commands.precision
+        "what FP16 and INT8 do to a checkpoint's detections", PrecisionStudyOptions, ("json", "report"),
+        commands.precision,
     ),
     "roofline": Verb(
         "estimate what ONNX files cost on a GPU that is not at hand, part by part", RooflineOptions,

@@ -80,5 +80,5 @@ def _table(kind: str, shares: Sequence[Json], total: float) -> str:
         [one["name"], one["nodes"], f"{one['ms']:.3f}", f"{100 * one['ms'] / total:.1f}", number(one["floor_ms"], 3)]
         for one in shares
     ]
-    head, rows, _ = without_same((kind, "nodes", "ms", "share, %", "floor, ms"), rows)
+    head, rows, _ = without_same((kind, "count", "ms", "share, %", "floor, ms"), rows)
     return table(head, rows)
