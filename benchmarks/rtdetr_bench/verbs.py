@@ -71,7 +71,7 @@ VERBS: Mapping[str, Verb] = {
         ("json", "report"), commands.roofline,
     ),
     "profile": Verb(
-        "where a file's time goes on this processor, and the floor of the machine", ProfileOptions, ("json",),
+        "where a file's time goes on this processor, and the floor of the machine", ProfileOptions, ("json", "report"),
         commands.profile,
     ),
     "report": Verb("make one page of results that were written with --json", ReportOptions, (), commands.report),

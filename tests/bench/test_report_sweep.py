@@ -101,7 +101,7 @@ def test_one_row_without_figures_of_speed_is_shown_in_the_table_alone() -> None:
 
 def test_a_profile_shows_parts_operators_and_the_nodes_that_take_longest() -> None:
     page = profile_section(profile_study()["profile"])
-    assert "60.0 GFLOP take 52.0 ms at that peak, the floor: 72 % of it is reached." in page
+    assert "60.0 GFLOP take 52.0 ms at that peak, the floor: 72 % of the peak is reached." in page
     assert escape(HOSTILE) in page
     assert ">node 29<" in page
     assert ">node 5<" not in page  # 20 of 30

@@ -50,7 +50,7 @@ def _told(study: Json) -> list[str]:
     if study["floor_ms"] is not None:
         told.append(
             f"{study['gflops']:.1f} GFLOP take {study['floor_ms']:.1f} ms at that peak, the floor: "
-            f"{100 * study['reached']:.0f} % of it is reached."
+            f"{100 * study['reached']:.0f} % of the peak is reached."
         )
     return told
 
