@@ -22,7 +22,8 @@ from rtdetr_bench.report.sections.latency import number, without_same
 from rtdetr_deploy.words import plural
 
 TOP = 20
-"""Nodes and operators that are shown, those that take longest."""
+"""Nodes that are listed, those that take longest."""
+MAX_BARS = 12
 
 
 def profile_section(study: Json) -> str:
@@ -32,7 +33,7 @@ def profile_section(study: Json) -> str:
     return section(
         f"Profile: {study['name']}, {study['runtime']}",
         paragraph(*_told(study)),
-        plots(*(_plot(f"Milliseconds by {kind}", study[f"{kind}s"][:TOP]) for kind in KINDS)),
+        plots(*(_plot(f"Milliseconds by {kind}", study[f"{kind}s"][:MAX_BARS]) for kind in KINDS)),
         *(_table(kind, study[f"{kind}s"], study["nodes_ms"]) for kind in KINDS),
         paragraph(f"The {plural(len(longest), 'node')} that take longest, of {len(study['nodes'])}:"),
         table(("nodes", "operator", "kernel", "ms"), nodes),
