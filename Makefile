@@ -140,7 +140,9 @@ precision: setup $(CONVERTERS)/.installed
 
 report: setup
 	$(BENCH) report --output build/report.html $(addprefix $(RESULTS)/,latency-blood-cells.json nms-blood-cells.json \
-		latency-640.json decoder-blood-cells.json decoder-r50.json encoder-r50.json roofline-t4.json)
+		latency-640.json decoder-blood-cells.json decoder-r50.json encoder-r50.json \
+		precision-blood-cells-r18.json roofline-t4.json) \
+		$(wildcard $(RESULTS)/sweep-*.json $(RESULTS)/profile-*.json $(RESULTS)/ablation-*.json)
 
 clean:
 	rm -rf $(VENV) build dist demo/output .mypy_cache .pytest_cache .ruff_cache

@@ -63,14 +63,15 @@ VERBS: Mapping[str, Verb] = {
         commands.encoder,
     ),
     "precision": Verb(
-        "what FP16 and INT8 do to a checkpoint's detections", PrecisionStudyOptions, ("json", "report"), commands.precision
+        "what FP16 and INT8 do to a checkpoint's detections", PrecisionStudyOptions, ("json", "report"),
+        commands.precision,
     ),
     "roofline": Verb(
         "estimate what ONNX files cost on a GPU that is not at hand, part by part", RooflineOptions,
         ("json", "report"), commands.roofline,
     ),
     "profile": Verb(
-        "where a file's time goes on this processor, and the floor of the machine", ProfileOptions, ("json",),
+        "where a file's time goes on this processor, and the floor of the machine", ProfileOptions, ("json", "report"),
         commands.profile,
     ),
     "report": Verb("make one page of results that were written with --json", ReportOptions, (), commands.report),

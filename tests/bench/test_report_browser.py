@@ -134,8 +134,9 @@ def test_the_page_forbids_scripts_that_are_not_its_own_and_fetches_nothing(tmp_p
           page.addEventListener('securitypolicyviolation', event => done(event.violatedDirective));
           page.getElementById('far').src = 'http://127.0.0.1:9/b.png';
         });
-        return [frame.contentWindow.hacked ?? null, refused, page.querySelectorAll('.main-svg').length > 2,
-          frame.contentWindow.performance.getEntriesByType('resource').map(one => one.name).filter(name => !name.includes(':9/'))];
+        const view = frame.contentWindow, fetched = view.performance.getEntriesByType('resource').map(one => one.name);
+        const drawn = page.querySelectorAll('.main-svg').length > 2;
+        return [view.hacked ?? null, refused, drawn, fetched.filter(name => !name.includes(':9/'))];
         """,
         tmp_path,
     )

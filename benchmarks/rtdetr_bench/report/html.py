@@ -11,7 +11,7 @@ from rtdetr_bench.report.plot import Plot
 
 TEXTS = frozenset({
     "model", "name", "runtime", "arithmetic", "precision", "NMS", "module", "nodes", "file", "reason", "doubt",
-    "export", "run", "resizer", "part",
+    "export", "run", "resizer", "part", "operator", "kernel",
 })  # fmt: skip
 """Columns of words, which may wrap."""
 

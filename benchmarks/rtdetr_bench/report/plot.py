@@ -6,6 +6,7 @@ plotly.js reads tags and entities in texts: `plain` writes those of names so tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -19,6 +20,8 @@ MAX_NAME = 30
 """Characters of a name in a plot."""
 LOG_FROM = 6.0
 """Positive values that differ by more than this factor get a logarithmic axis."""
+ROOM = 0.14
+"""Share of an axis' values that is left free on both sides."""
 BAR_HEIGHT = 46
 """Pixels for a bar and the name above it."""
 
@@ -77,11 +80,17 @@ def value_axis(title: str, values: Iterable[float]) -> Json:
     found = [value for value in values if value > 0]
     low, high = min(found, default=1.0), max(found, default=1.0)
     if high <= LOG_FROM * low:
-        return axis(title, rangemode="normal")
+        return axis(title, range=_padded(low, high, 0.1 * high))
     marks = [digit * 10.0**power for power in range(-6, 9) for digit in (1, 2, 5)]
     marks = [mark for mark in marks if low / 1.6 <= mark <= high * 1.6]
-    told = [f"{mark:g}" for mark in marks]
-    return axis(f"{title} (log)", type="log", tickmode="array", tickvals=marks, ticktext=told)
+    told, ends = [f"{mark:g}" for mark in marks], _padded(math.log10(low), math.log10(high), 0.0)
+    return axis(f"{title} (log)", type="log", tickmode="array", tickvals=marks, ticktext=told, range=ends)
+
+
+def _padded(low: float, high: float, least: float) -> list[float]:
+    """Return a range with room for labels at its ends."""
+    room = max(ROOM * (high - low), least)
+    return [low - room, high + room]
 
 
 def plain(text: str) -> str:

@@ -22,7 +22,8 @@ from rtdetr_bench.report.sections.latency import number, without_same
 from rtdetr_deploy.words import plural
 
 TOP = 20
-"""Nodes and operators that are shown, those that take longest."""
+"""Nodes that are listed, those that take longest."""
+MAX_BARS = 12
 
 
 def profile_section(study: Json) -> str:
@@ -32,7 +33,7 @@ def profile_section(study: Json) -> str:
     return section(
         f"Profile: {study['name']}, {study['runtime']}",
         paragraph(*_told(study)),
-        plots(*(_plot(f"Milliseconds by {kind}", study[f"{kind}s"][:TOP]) for kind in KINDS)),
+        plots(*(_plot(f"Milliseconds by {kind}", study[f"{kind}s"][:MAX_BARS]) for kind in KINDS)),
         *(_table(kind, study[f"{kind}s"], study["nodes_ms"]) for kind in KINDS),
         paragraph(f"The {plural(len(longest), 'node')} that take longest, of {len(study['nodes'])}:"),
         table(("nodes", "operator", "kernel", "ms"), nodes),
@@ -50,7 +51,7 @@ def _told(study: Json) -> list[str]:
     if study["floor_ms"] is not None:
         told.append(
             f"{study['gflops']:.1f} GFLOP take {study['floor_ms']:.1f} ms at that peak, the floor: "
-            f"{100 * study['reached']:.0f} % of it is reached."
+            f"{100 * study['reached']:.0f} % of the peak is reached."
         )
     return told
 
@@ -80,5 +81,5 @@ def _table(kind: str, shares: Sequence[Json], total: float) -> str:
         [one["name"], one["nodes"], f"{one['ms']:.3f}", f"{100 * one['ms'] / total:.1f}", number(one["floor_ms"], 3)]
         for one in shares
     ]
-    head, rows, _ = without_same((kind, "nodes", "ms", "share, %", "floor, ms"), rows)
+    head, rows, _ = without_same((kind, "count", "ms", "share, %", "floor, ms"), rows)
     return table(head, rows)
