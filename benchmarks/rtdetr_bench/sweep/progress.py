@@ -60,6 +60,11 @@ class Progress:
             self.skip(kind, one)
         self.say(f"{f'{kind} {name}':<{WIDTH}} {took:7.1f} s", counted=True)
 
+    def expect(self, kind: str, name: str, seconds: float) -> None:
+        """Replace what a step is thought to take, unless it is done."""
+        if (kind, name) in self._left:
+            self._left[kind, name] = seconds
+
     def skip(self, kind: str, name: str) -> None:
         """Take a step out: it is done already, or not needed."""
         self._left.pop((kind, name), None)
@@ -70,5 +75,6 @@ class Progress:
             done = f"[{self._total - len(self._left):>{len(str(self._total))}}/{self._total}]"
             left = f", about {show_seconds(self.seconds_left)} left" if self._left else ""
             text = f"{done} {text}{left}"
-        tqdm.write(printable(text), file=sys.stderr)
+        for line in text.splitlines():
+            tqdm.write(printable(line), file=sys.stderr)
         sys.stderr.flush()
