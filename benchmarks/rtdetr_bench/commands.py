@@ -33,13 +33,14 @@ from rtdetr_bench.results import Json
 from rtdetr_bench.studies.ablation import format_ablation, study_ablation
 from rtdetr_bench.studies.decoder import format_decoder, format_encoders, study_decoder, study_encoders
 from rtdetr_bench.studies.nms import format_nms, study_nms
+from rtdetr_bench.sweep.options import SweepOptions
 from rtdetr_bench.tools.insert_nms import insert_nms
 from rtdetr_deploy.packages import needed_for
 from rtdetr_deploy.words import printable
 
 __all__ = [
     "ablation", "accuracy", "decoder", "encoder", "insert", "latency", "nms", "precision", "profile", "report",
-    "require_plots", "roofline", "write_report",
+    "require_plots", "roofline", "sweep", "write_report",
 ]  # fmt: skip
 
 
@@ -149,6 +150,15 @@ def profile(options: ProfileOptions) -> Json:
     print(machine_text(describe_machine(), options.where.threads))
     print(format_profile(found))
     return {"profile": found.to_json()}
+
+
+def sweep(options: SweepOptions) -> Json:
+    """Say what should be deployed."""
+    with needed_for("a sweep", "export"):
+        from rtdetr_bench.sweep.study import study_sweep
+    found = study_sweep(options)
+    print(found)
+    return {} if isinstance(found, str) else found.to_json()
 
 
 def report(options: ReportOptions) -> Json:

@@ -35,6 +35,17 @@ GPU_FIELDS = {
     "memory": ("memory.used",),
 }
 """What is asked of nvidia-smi, as drivers call it, by the name that it gets here; MHz, degrees Celsius, W and MiB."""
+INSTRUCTIONS: Mapping[str, tuple[str, ...]] = {
+    "avx2": ("avx2",),
+    "avx512": ("avx512f",),
+    "vnni": ("avx512_vnni", "avx_vnni"),
+    "bf16": ("avx512_bf16",),
+    "amx": ("amx_tile",),
+}
+"""The instruction sets that decide how fast a model runs on a CPU, by what Linux calls any of their flags."""
+CPU_INFO = Path("/proc/cpuinfo")
+LIMITING = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""Variables of the environment by which oneDNN, which OpenVINO and torch compute with, is kept from using them."""
 
 
 def today() -> str:
@@ -43,9 +54,15 @@ def today() -> str:
 
 
 def describe_machine() -> dict[str, object]:
-    """Return processor, usable cores and their numbers, operating system, Python and package versions."""
+    """Return processor, its instruction sets, usable cores and their numbers, system, Python and package versions.
+
+    Instruction sets are those of `INSTRUCTIONS` that Linux lists; "limits" are variables that keep some from use.
+    """
+    limits = {name: os.environ[name] for name in LIMITING if name in os.environ}
     return {
         "processor": _processor(),
+        "instructions": list(instruction_sets()),
+        **({"limits": limits} if limits else {}),
         "cores": len(usable_cores()),
         "affinity": usable_cores(),
         "pinned": len(usable_cores()) < (os.cpu_count() or 1),
@@ -61,6 +78,9 @@ def machine_text(machine: Mapping[str, Any], threads: int | None = None) -> str:
     parts = [machine["processor"], plural(cores, "core")]
     if machine.get("pinned") and machine.get("affinity"):
         parts[-1] += f" of more (numbers {_ranges(machine['affinity'])})"
+    if machine.get("instructions"):
+        parts.append(" ".join(machine["instructions"]))
+    parts += [f"{name} {value}" for name, value in machine.get("limits", {}).items()]
     parts.append("threads as the runtime chooses" if threads is None else plural(threads, "thread"))
     packages = [f"{name} {found}" for name, found in machine["packages"].items()]
     return ", ".join([*parts, machine["system"], f"Python {machine['python']}", *packages])
@@ -184,14 +204,29 @@ def _is_unknown(value: str) -> bool:
     return value.startswith("[")  # [N/A], [Not Supported], [Unknown Error]
 
 
+def instruction_sets() -> tuple[str, ...]:
+    """Return those of `INSTRUCTIONS` that the processor has; none where the system doesn't list them."""
+    flags = set(_cpu_info("flags").split())
+    return tuple(name for name, any_of in INSTRUCTIONS.items() if flags & set(any_of))
+
+
+def gpu_name(device: str | None = None) -> str | None:
+    """Return the name of the NVIDIA GPU `device` (default: the first); None without one."""
+    return _gpu(device).get("name")
+
+
 def _processor() -> str:
-    """Return the processor's name; Linux keeps it in /proc/cpuinfo, where hypervisors may have shortened it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
+    """Return the processor's name, which hypervisors may have shortened."""
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_info(key: str) -> str:
+    """Return what Linux says of the first core; empty where it doesn't, and on other systems."""
+    if CPU_INFO.exists():
+        for line in CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(key):
                 return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def _version(name: str) -> str | None:

@@ -27,6 +27,7 @@ from rtdetr_bench.options import (
 )
 from rtdetr_bench.parts import add_all_options, build, values_of
 from rtdetr_bench.results import SCHEMA, Json, check_outputs, portable, printed_later, shown, write_json
+from rtdetr_bench.sweep.options import SweepOptions
 from rtdetr_deploy import OptionError, RtdetrError, find_images
 from rtdetr_deploy.cli.arguments import Parser
 from rtdetr_deploy.files import require_file
@@ -40,6 +41,8 @@ class Verb:
     options: type
     results: tuple[str, ...]
     work: Callable[[Any], Json]
+    file: str | None = None
+    """Where results are written without being asked for: in the folder `output`."""
 
 
 VERBS: Mapping[str, Verb] = {
@@ -74,6 +77,10 @@ VERBS: Mapping[str, Verb] = {
         "where a file's time goes on this processor, and the floor of the machine", ProfileOptions, ("json", "report"),
         commands.profile,
     ),
+    "sweep": Verb(
+        "what to deploy: export a checkpoint in many ways, time and evaluate them, recommend one", SweepOptions,
+        ("report",), commands.sweep, "sweep.json",
+    ),
     "report": Verb("make one page of results that were written with --json", ReportOptions, (), commands.report),
     "insert-nms": Verb("write a YOLO with NMS in its graph", InsertNmsOptions, (), commands.insert),
 }  # fmt: skip
@@ -91,6 +98,8 @@ class Request:
     def outputs(self) -> dict[str, Path | None]:
         """Return what is written, by the option that names it."""
         output = dict(values_of(self.options)).get("output")
+        if self.verb.file is not None and output is not None:
+            output = output / self.verb.file
         return {"--json": self.results.json, "--report": self.results.report, "--output": output}
 
     def inputs(self) -> Iterator[str | Path]:
@@ -136,9 +145,10 @@ def run(words: Sequence[str]) -> int:
         "state": describe_state(values.get("device")),
         **found,
     }
-    if results.json is not None:
-        write_json(results.json, content)
-    if results.report is not None:
+    target = outputs["--output"] if request.verb.file is not None else results.json
+    if target is not None and found:
+        write_json(target, content)
+    if results.report is not None and found:
         commands.write_report(results.report, [content])
     print_tables()
     return 0

@@ -1,0 +1,325 @@
+"""From a checkpoint to what should be deployed: export, time briefly, evaluate, time at length, recommend.
+
+    from rtdetr_bench.sweep.options import SweepOptions
+    from rtdetr_bench.sweep.study import study_sweep
+
+    print(study_sweep(SweepOptions(Path("r50.pth"), EvaluationSet(Path("val.json"), Path("val")), Path("sweep"))))
+
+All candidates are evaluated. What others clearly beat (at least as accurate, in less than `front.CLEARLY` of the time
+of a brief measurement) can't be on the front and is not timed at length; with a budget, what takes far more is not
+evaluated either. Both are rows with a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rtdetr_bench.machine import describe_machine
+from rtdetr_bench.sweep import accuracy, files, speed
+from rtdetr_bench.sweep.axes import Candidate, ModelFile
+from rtdetr_bench.sweep.estimate import Estimate, read_subject
+from rtdetr_bench.sweep.front import beats_clearly
+from rtdetr_bench.sweep.options import SweepOptions
+from rtdetr_bench.sweep.plan import Plan, build_plan, format_plan
+from rtdetr_bench.sweep.progress import Progress
+from rtdetr_bench.sweep.recommend import Recommendation, recommend
+from rtdetr_bench.sweep.rows import Row, format_rows, to_csv, to_json
+from rtdetr_bench.sweep.speed import Contender, Speed
+from rtdetr_bench.sweep.state import NAME, Json, State, digest_file, digest_folder
+from rtdetr_deploy.evaluate.coco import Annotations
+from rtdetr_deploy.files import check_writable, write_bytes
+from rtdetr_deploy.images.find import find_images
+from rtdetr_deploy.words import plural
+
+CSV = "sweep.csv"
+FAR_ABOVE = 1.5
+"""Times the budget beyond which a candidate is not evaluated: half as much again is not noise."""
+EXPORT, BRIEF, EVALUATE, TIME = "export", "time briefly", "evaluate", "time"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A row per candidate, and what is recommended. `weights` and `annotations` are names of files."""
+
+    weights: str
+    annotations: str
+    images: int
+    limits: dict[str, float | None]
+    rows: tuple[Row, ...]
+    recommendation: Recommendation
+
+    def __str__(self) -> str:
+        chosen = self.recommendation.row
+        parts = [format_rows(self.rows, chosen and chosen.name), "", self.recommendation.text]
+        if chosen is not None:
+            parts += [f"  {chosen.export_command}", f"  {chosen.run_hint}   # the file lies in the sweep's folder"]
+        return "\n".join(parts)
+
+    def to_json(self) -> Json:
+        """Return everything for a JSON file, paths by their last part."""
+        chosen = self.recommendation.row
+        return {
+            "kind": "sweep",
+            "weights": self.weights,
+            "annotations": self.annotations,
+            "images": self.images,
+            "limits": self.limits,
+            "rows": to_json(self.rows),
+            "recommended": None if chosen is None else chosen.name,
+            "recommendation": self.recommendation.text,
+        }
+
+
+def study_sweep(options: SweepOptions) -> Sweep | str:
+    """Do what `options` ask, and return what was found; with `dry_run` the plan, in words.
+
+    Progress is told on standard error. What a candidate meets is the `failed` of its row. The folder `output` keeps
+    files and results: a second call goes on with what is missing.
+
+    Raises `CheckpointError`, `OptionError` and `ImageError` for input that fits nothing, `MissingPackageError` for what
+    this machine lacks, `OutputError` when the folder can't be written.
+    """
+    check_writable(options.output, folder=True)
+    subject = read_subject(options)
+    truth = accuracy.choose_images(options.data.read(subject.class_names), options.max_images)
+    plan = build_plan(options, subject)
+    estimate = Estimate(subject, options, len(truth.images))
+    expected = _expect(plan, estimate)
+    if options.dry_run:
+        return format_plan(plan, sum(expected.values()))
+    options.output.mkdir(parents=True, exist_ok=True)
+    progress = Progress(expected)
+    progress.say(format_plan(plan, sum(expected.values())))
+    state = State(options.output)
+    _begin(state, options, subject.digest, truth, progress)
+    sweep = _Run(options, plan, truth, state, progress)
+    try:
+        return sweep.run()
+    except KeyboardInterrupt:
+        progress.say(f"{options.output} keeps what is done ({NAME}); the same command goes on from there")
+        raise
+
+
+def _expect(plan: Plan, estimate: Estimate) -> dict[tuple[str, str], float]:
+    """Return the seconds that each step is thought to take."""
+    expected = {(EXPORT, file.name): estimate.export(file) for file in plan.files}
+    candidates = dict.fromkeys((plan.reference, *plan.candidates))
+    expected |= {(BRIEF, one.name): estimate.brief(one) for one in plan.candidates}
+    expected |= {(EVALUATE, one.name): estimate.evaluate(one) for one in candidates}
+    return expected | {(TIME, one.name): estimate.time(one) for one in plan.candidates}
+
+
+def _begin(state: State, options: SweepOptions, digest: str, truth: Annotations, progress: Progress) -> None:
+    """Begin or continue each part of the results; tell what is begun again."""
+    machine: dict[str, Any] = describe_machine()
+    weights = {"weights": digest, "versions": machine["packages"]}
+    calibration = [] if options.calibration is None else find_images([str(options.calibration)])
+    data = {
+        "annotations": digest_file(options.data.annotations),
+        "images": digest_folder(path for _, path in truth.images),
+    }
+    how = {"device": options.where.device, "threads": options.where.threads}
+    hardware = {name: machine.get(name) for name in ("processor", "cores", "instructions", "limits")}
+    made_of = {
+        "files": {**weights, **({"calibration": digest_folder(calibration)} if calibration else {})},
+        "accuracy": {**weights, **data, **how},
+        "speed": {**weights, **data, **how, **hardware, "rounds": options.rounds},
+    }
+    for part, content in made_of.items():
+        changed = state.begin(part, content)
+        if changed:
+            progress.say(f"{part} of an earlier call: {', '.join(changed)} changed since; begun again")
+    if options.retry:
+        state.forget_failures()
+
+
+class _Run:
+    """The steps of a sweep, each kept in the state when it is done."""
+
+    def __init__(self, options: SweepOptions, plan: Plan, truth: Annotations, state: State, progress: Progress) -> None:
+        self._options, self._plan, self._truth, self._state, self._progress = options, plan, truth, state, progress
+        self._notes: dict[str, str] = {}
+        self._images = [path for _, path in truth.images]
+
+    def run(self) -> Sweep:
+        self._export()
+        usable = [one for one in self._plan.candidates if not self._failure(one)]
+        self._time_briefly(usable)
+        self._evaluate([one for one in usable if not self._is_far_above_budget(one)])
+        self._time([one for one in usable if not self._failure(one) and not self._is_beaten(one)])
+        return self._result()
+
+    def _export(self) -> None:
+        for file in self._plan.files:
+            if files.is_there(file, self._options.output, self._state.get("files", file.name)):
+                self._progress.skip(EXPORT, file.name)
+                continue
+            with self._progress.step(EXPORT, file.name) as line:
+                made = files.make_file(
+                    file, self._options, lambda step, line=line, file=file: line.set_description_str(  # type: ignore[misc]
+                        f"{EXPORT} {file.name}: {step}"[:100]
+                    ),
+                )  # fmt: skip
+            self._keep("files", file.name, made)
+
+    def _keep(self, part: str, name: str, result: Json) -> None:
+        self._state.put(part, name, result)
+        if "failed" in result:
+            self._progress.say(f"{name} failed: {result['failed']}")
+
+    def _digest(self, file: ModelFile) -> str | None:
+        kept = self._state.get("files", file.name) or {}
+        return kept.get("digest")
+
+    def _known(self, part: str, candidate: Candidate, suffix: str = "") -> Json | None:
+        """Return a candidate's result, unless it is one of another file of that name."""
+        kept = self._state.get(part, candidate.name + suffix)
+        return kept if kept is not None and kept.get("digest") == self._digest(candidate.file) else None
+
+    def _put(self, part: str, candidate: Candidate, result: Json, suffix: str = "") -> None:
+        self._keep(part, candidate.name + suffix, {**result, "digest": self._digest(candidate.file)})
+
+    def _failure(self, candidate: Candidate) -> str | None:
+        """Return why a candidate can't be used; None where nothing went wrong yet."""
+        results = (
+            self._state.get("files", candidate.file.name), self._known("speed", candidate, BRIEF_SUFFIX),
+            self._known("accuracy", candidate), self._known("speed", candidate),
+        )  # fmt: skip
+        return next((str(one["failed"]) for one in results if one is not None and "failed" in one), None)
+
+    def _contenders(self, candidates: Sequence[Candidate]) -> list[Contender]:
+        kept = {one: self._state.get("files", one.file.name) or {} for one in candidates}
+        return [Contender(one, float(kept[one].get("mb", 0.0))) for one in candidates]
+
+    def _time_briefly(self, candidates: Sequence[Candidate]) -> None:
+        missing = [one for one in candidates if self._known("speed", one, BRIEF_SUFFIX) is None]
+        for one in set(self._plan.candidates) - set(missing):
+            self._progress.skip(BRIEF, one.name)
+        for group in speed.make_groups(self._contenders(missing)):
+            with self._progress.steps(BRIEF, [one.candidate.name for one in group]) as line:
+                found = speed.time_briefly(group, self._options, self._images, _shown_in(line, BRIEF, group))
+            for one in group:
+                self._put("speed", one.candidate, found[one.candidate.name], BRIEF_SUFFIX)
+
+    def _brief(self, candidate: Candidate) -> float | None:
+        kept = self._known("speed", candidate, BRIEF_SUFFIX)
+        return None if kept is None or "failed" in kept else Speed.of(kept).median
+
+    def _is_far_above_budget(self, candidate: Candidate) -> bool:
+        budget, median = self._options.limits.budget, self._brief(candidate)
+        if budget is None or median is None or median <= FAR_ABOVE * budget:
+            return False
+        self._notes[candidate.name] = f"not evaluated: about {median:.0f} ms, far above the budget"
+        return True
+
+    def _evaluate(self, candidates: Sequence[Candidate]) -> None:
+        """Evaluate the whole model, then the candidates, the fastest first."""
+        reference, missing = self._plan.reference, []
+        for one in candidates:
+            if not self._failure(one) and self._known("accuracy", one) is None and one != reference:
+                missing.append(one)
+        for one in set(self._plan.candidates) - set(missing) - {reference}:
+            self._progress.skip(EVALUATE, one.name)
+        evaluation = accuracy.Evaluation(self._truth, self._options)
+        kept = self._known("accuracy", reference)
+        if kept is not None and (not missing or evaluation.reopen()):
+            self._progress.skip(EVALUATE, reference.name)
+        else:
+            self._run_evaluation(evaluation.look_for, reference)
+        for one in sorted(missing, key=lambda one: self._brief(one) or 0.0):
+            self._run_evaluation(evaluation.evaluate, one)
+
+    def _run_evaluation(self, work: Any, candidate: Candidate) -> None:
+        with self._progress.step(EVALUATE, candidate.name) as line:
+            count = iter(range(1, len(self._images) + 1))
+
+            def on_image() -> None:
+                line.set_description_str(f"{EVALUATE} {candidate.name}: image {next(count)} of {len(self._images)}")
+
+            found = files.attempt(lambda: work(candidate, on_image))
+        self._put("accuracy", candidate, found)
+
+    def _points(self) -> dict[str, tuple[float, float]]:
+        """Return the brief median and the AP of each candidate that has both."""
+        points = {}
+        for one in self._plan.candidates:
+            kept, median = self._known("accuracy", one), self._brief(one)
+            if kept is not None and "AP" in kept and median is not None:
+                points[one.name] = (median, float(kept["AP"]))
+        return points
+
+    def _is_beaten(self, candidate: Candidate) -> bool:
+        """Tell whether a candidate needs no more timing; note why."""
+        points = self._points()
+        if self._options.time_all or candidate.name not in points:
+            return candidate.name not in points
+        other = beats_clearly(candidate.name, points)
+        if other is None:
+            return False
+        (median, ap), (less, more) = points[candidate.name], points[other]
+        self._notes[candidate.name] = (
+            f"AP {ap:.4f}, about {median:.1f} ms: clearly beaten by {other} ({more:.4f}, {less:.1f} ms)"
+        )
+        return True
+
+    def _time(self, candidates: Sequence[Candidate]) -> None:
+        missing = [one for one in candidates if self._known("speed", one) is None]
+        for one in set(self._plan.candidates) - set(missing):
+            self._progress.skip(TIME, one.name)
+        for group in speed.make_groups(self._contenders(missing)):
+            with self._progress.steps(TIME, [one.candidate.name for one in group]) as line:
+                found = speed.time_fully(group, self._options, self._images, _shown_in(line, TIME, group))
+            for one in group:
+                self._put("speed", one.candidate, found[one.candidate.name])
+
+    def _row(self, candidate: Candidate) -> Row:
+        options, failed = self._options, self._failure(candidate)
+        kept = self._known("accuracy", candidate) or {}
+        timed = self._known("speed", candidate) or self._known("speed", candidate, BRIEF_SUFFIX)
+        return Row(
+            candidate,
+            _command(candidate, options),
+            run_hint(candidate, options),
+            (self._state.get("files", candidate.file.name) or {}).get("mb"),
+            None if timed is None or "failed" in timed else Speed.of(timed),
+            kept.get("AP"),
+            kept.get("AP50"),
+            kept.get("match_rate"),
+            failed,
+            self._notes.get(candidate.name),
+            kept.get("same_as"),
+        )
+
+    def _result(self) -> Sweep:
+        options = self._options
+        rows = tuple(self._row(one) for one in self._plan.candidates)
+        write_bytes(options.output / CSV, to_csv(rows).encode())
+        return Sweep(
+            options.weights.name, options.data.annotations.name, len(self._images), options.limits.to_json(), rows,
+            recommend(rows, options.limits),
+        )  # fmt: skip
+
+
+BRIEF_SUFFIX = " (briefly)"
+
+
+def _shown_in(line: Any, kind: str, group: Sequence[Contender]) -> speed.OnRound:
+    told = f"{kind} {plural(len(group), 'candidate')} in turn"
+    return lambda turn: line.set_description_str(f"{told}: round {turn} is done")
+
+
+def _command(candidate: Candidate, options: SweepOptions) -> str:
+    """Return the command that writes a candidate's file; what can't be exported has none."""
+    try:
+        return files.export_command(files.export_options(candidate.file, options))
+    except Exception:
+        return ""
+
+
+def run_hint(candidate: Candidate, options: SweepOptions) -> str:
+    """Return the line of Python that opens a candidate."""
+    arguments = {"runtime": candidate.way.runtime, **accuracy.run_arguments(candidate, options)}
+    told = "".join(f", {name}={value!r}" for name, value in arguments.items()).replace("'", '"')
+    return f'Predictor("{candidate.file.name}"{told})'
