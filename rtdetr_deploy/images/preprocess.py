@@ -37,7 +37,7 @@ _OPENCV = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 class HostPreprocessor:
     """The CPU's `Preprocessor` (see `runtimes.protocol`): what `spec` says, resized by the library `resizer`.
 
-    It may be called from several threads at once. Inputs that nobody refers to any more lend their memory to later ones.
+    It may be called from several threads at once. The memory of inputs that nobody refers to any more is used again.
 
     Raises `OptionError` for a resizer that works elsewhere.
     """
