@@ -127,6 +127,11 @@ class Predictor:
         return self._signature.batch
 
     @property
+    def slots(self) -> int:
+        """Calls of the model that run at the same time; further ones wait."""
+        return self._runtime.slots if isinstance(self._runtime, ParallelRuntime) else 1
+
+    @property
     def runtime(self) -> str:
         """What runs the model, its version and device, and its arithmetic where that is not FP32."""
         return self._runtime.name
@@ -225,7 +230,7 @@ class Predictor:
             decode=lambda outputs, frames: self.decode(
                 outputs, [frame.size for frame in frames], threshold=limit, classes=labels
             ),
-            calls=self._runtime.slots if isinstance(self._runtime, ParallelRuntime) else 1,
+            calls=self.slots,
         )
         return run_stream(stages, check_iterable(images), self._check_batch(batch))
 

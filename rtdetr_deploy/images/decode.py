@@ -43,7 +43,7 @@ def reduce_jpeg(image: Image, enough: Enough) -> int:
     for divisor in DIVISORS:
         whole = width % divisor == 0 and height % divisor == 0
         if whole and width // divisor >= columns and height // divisor >= rows:
-            image.draft(None, (width // divisor, height // divisor))  # type: ignore[arg-type]  # None keeps the mode
+            image.draft(None, (width // divisor, height // divisor))
             return divisor
     return 1
 

@@ -33,9 +33,9 @@ class RuntimeOptions:
 
     `device` is "cpu", "cuda" or "cuda:1" (an NVIDIA GPU, by its number), or for OpenVINO one of its devices ("GPU",
     "NPU", "AUTO", in lower case too); None is the GPU for engines and the CPU for all else. A device is never replaced
-    by another one. `threads` limits the threads that compute; None leaves their number to the runtime, or is the
-    number of cores that this process may use (its affinity, and its container's limit), where those are not all. `size` (height, width)
-    is the input size of a checkpoint (None: what it names, else 640x640); files have theirs.
+    by another one. `threads` limits the threads that compute; None leaves their number to the runtime, or is the number
+    of cores that this process may use (its affinity, and its container's limit), where those are not all. `size`
+    (height, width) is the input size of a checkpoint (None: what it names, else 640x640); files have theirs.
 
     `precision` is what OpenVINO computes in where a file is in FP32: "fp32" (None: too, but for NPUs, which have none),
     "bf16" or "fp16" where the device has it, or "auto": BF16 where the processor has it and the export has found that

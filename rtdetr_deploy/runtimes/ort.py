@@ -34,7 +34,8 @@ _DTYPES = {
 class OnnxRuntime:
     """One inference session; see `ParallelRuntime`.
 
-    ONNX Runtime allocates the outputs of each call and hands them over. A call runs in its caller's thread, with the help of the session's own.
+    ONNX Runtime allocates the outputs of each call and hands them over. A call runs in its caller's thread, with the
+    help of the session's own.
     """
 
     arithmetic = "fp32"
