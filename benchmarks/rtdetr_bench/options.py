@@ -326,9 +326,13 @@ class PipelineOptions:
     run: RunOptions = part(RunOptions, only=PIPELINE_RUN)
 
     def __post_init__(self) -> None:
-        for name, value in (("runs", self.runs), ("calls", self.calls)):
-            if not 1 <= value <= MAX_RUNS:
-                raise OptionError(f"`{name}` is {value}, expected a number from 1 to {MAX_RUNS}")
+        for name, value, limit in (
+            ("runs", self.runs, MAX_RUNS),
+            ("calls", self.calls, MAX_RUNS),
+            ("batch", 1 if self.batch is None else self.batch, MAX_BATCH),
+        ):
+            if not 1 <= value <= limit:
+                raise OptionError(f"`{name}` is {value}, expected a number from 1 to {limit}")
         if not 0 < self.seconds <= MAX_SECONDS:
             raise OptionError(f"`seconds` is {self.seconds}, expected seconds above 0 and up to {MAX_SECONDS}")
 
