@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtdetr_deploy.artifacts.class_names import Classes, as_classes, find_labels
-from rtdetr_deploy.errors import MissingPackageError, OptionError
+from rtdetr_deploy.errors import ImageError, MissingPackageError, OptionError
 from rtdetr_deploy.images.frame import MAX_PIXELS, Color, ImageLike, load_frame
 
 if TYPE_CHECKING:
@@ -152,10 +152,18 @@ class Detections:
         decoded.
         `font` is a font file for the labels; by default an installed one is found that has the characters of the class
         names. Where there is none, such a name is drawn as "class 3", and a warning says so.
+
+        Raises `ImageError` for an unusable image, and for a `Frame` that has fewer pixels than its picture.
         """
         from rtdetr_deploy.drawing import draw_detections
 
-        return draw_detections(self, load_frame(image, color=color, max_pixels=max_pixels).to_rgb(), font)
+        frame = load_frame(image, color=color, max_pixels=max_pixels)
+        if frame.reduction != 1:
+            raise ImageError(
+                f"the frame was decoded at 1/{frame.reduction} of its size; draw on the image file itself, or take the "
+                "frame from stream_results with `whole_frames=True`"
+            )
+        return draw_detections(self, frame.to_rgb(), font)
 
 
 def check_threshold(threshold: float) -> float:

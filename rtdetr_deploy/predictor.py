@@ -48,9 +48,10 @@ class Predictor:
     stored in the file. `resizer` is "opencv" or "pillow", or what the runtime offers besides: "cuda" of TensorRT
     engines, where frames cross the bus as they are and are resized on the GPU; frames that lie there already are always
     resized there. `runtime` ("onnxruntime", "openvino", "tensorrt", "torch") runs the file instead of its default (see
-    docs/files.md); `device`, `threads`, `precision`, `hint`, `slots`, `cache` and `blocking_sync` are those of
-    `RuntimeOptions`. `size` (height, width) is needed for third-party files that leave it open, and may be given for
-    checkpoints. `max_pixels` is the largest image that is decoded.
+    docs/files.md); `device`, `threads`, `precision`, `hint`, `slots`, `cache`, `spinning` and `blocking_sync` are those
+    of `RuntimeOptions`. `size` (height, width) is needed for third-party files that leave it open, and may be given for
+    checkpoints. `max_pixels` is the largest image that is decoded. JPEG files much larger than the input are decoded
+    at a fraction of their size, which takes a fraction of the time, unless `full_decode` is set (docs/pipeline.md).
 
     Raises `ArtifactError` when the file can't be run, `OptionError` for other arguments.
     """
@@ -69,16 +70,21 @@ class Predictor:
         hint: Hint | None = None,
         slots: int | None = None,
         cache: str | Path | None = None,
+        spinning: bool = False,
         blocking_sync: bool = False,
         size: tuple[int, int] | None = None,
         max_pixels: int = MAX_PIXELS,
+        full_decode: bool = False,
     ) -> None:
         self.threshold = check_threshold(threshold)
         limit = check_max_pixels(max_pixels)
+        if not isinstance(full_decode, bool):
+            raise OptionError(f"`full_decode` is {full_decode!r}, expected True or False")
+        self._full_decode = full_decode
         if class_names is not None and not isinstance(class_names, (str, Path, Sequence, np.ndarray)):
             raise OptionError(f"`class_names` is {class_names!r}, expected a list of names or a file with one per line")
         how: dict[str, Any] = {"device": device, "threads": threads, "precision": precision, "hint": hint}
-        how |= {"slots": slots, "cache": cache, "blocking_sync": blocking_sync}
+        how |= {"slots": slots, "cache": cache, "spinning": spinning, "blocking_sync": blocking_sync}
         self._runtime = _open(engine, runtime, how, size)
         try:
             self._signature = infer_signature(self._runtime, self._runtime.file, size)
@@ -120,6 +126,11 @@ class Predictor:
         return self._signature.batch
 
     @property
+    def slots(self) -> int:
+        """Calls of the model that run at the same time; further ones wait."""
+        return self._runtime.slots if isinstance(self._runtime, ParallelRuntime) else 1
+
+    @property
     def runtime(self) -> str:
         """What runs the model, its version and device, and its arithmetic where that is not FP32."""
         return self._runtime.name
@@ -152,7 +163,7 @@ class Predictor:
         Raises `ImageError` for an unusable image, `OptionError` for a bad threshold or an unknown class.
         """
         limit, labels = self._threshold(threshold), self.labels_of(classes)
-        frames = self.load([image], color=color)
+        frames = [self._intake.load(image, color, whole=self._full_decode)]
         outputs = self.infer(self.prepare(frames))
         return self._decode_one(outputs, 0, frames[0].size, limit, labels)
 
@@ -180,14 +191,16 @@ class Predictor:
 
         `frames` may be endless: it is pulled from by a thread, a few frames further than what is yielded (see
         `rtdetr_deploy.stream`). `batch` is how many go through the model at once, by default as many as a fixed batch
-        takes, and 8 where it is dynamic; 1 gives each result soonest. Runtimes of several slots (engines, OpenVINO with
-        `hint="throughput"`) run as many batches at once.
+        takes, and 8 where it is dynamic; 1 gives each result soonest. Runtimes of several slots (engines; on CPUs
+        with `slots` or `hint="throughput"`) run as many batches at once.
         Arrays on a GPU are not copied when they are read: each stays as it is until its result is there. Leaving the
         loop, or `close()` of the iterator, ends the threads. Other arguments and errors are those of `detect`; an image
         that can't be read ends the stream in its turn. `stream_results` goes on, and tells which image a result belongs
         to.
         """
-        results = self.stream_results(frames, threshold=threshold, classes=classes, color=color, batch=batch)
+        results = self.stream_results(
+            frames, threshold=threshold, classes=classes, color=color, batch=batch, whole_frames=False
+        )
         return detections_of(results)
 
     def stream_results(
@@ -198,19 +211,25 @@ class Predictor:
         classes: Classes | None = None,
         color: Color = "bgr",
         batch: int | None = None,
+        whole_frames: bool = True,
     ) -> Generator[Found | Unreadable, None, None]:
-        """As `stream`, with each image, its pixels and times; an image that can't be read is told and passed over."""
+        """As `stream`, with each image, its pixels and times; an image that can't be read is told and passed over.
+
+        With `whole_frames=False` the pixels of a JPEG may be fewer than the picture's (`Frame.reduction`), as in
+        `stream`: what doesn't look at them is faster so.
+        """
         limit, labels = self._threshold(threshold), self.labels_of(classes)
         check_color(color)
+        whole = whole_frames or self._full_decode
         received = self._intake.receive_listed(images)
         stages = Stages(
-            load=lambda image: self.load([received.get(id(image), image)], color=color)[0],
+            load=lambda image: self._intake.load(received.get(id(image), image), color, whole=whole),
             prepare=self.prepare,
             infer=self.infer,
             decode=lambda outputs, frames: self.decode(
                 outputs, [frame.size for frame in frames], threshold=limit, classes=labels
             ),
-            calls=self._runtime.slots if isinstance(self._runtime, ParallelRuntime) else 1,
+            calls=self.slots,
         )
         return run_stream(stages, check_iterable(images), self._check_batch(batch))
 
@@ -350,7 +369,7 @@ class Predictor:
             {role: array[row] for role, array in outputs.items()}, *self._decoding, self._runtime.file
         )
         labels, boxes, scores = keep_best(*found, threshold, wanted)
-        names = tuple(self._name_of(int(label)) for label in labels)
+        names = tuple(map(self._name_of, labels.tolist()))
         return Detections(to_image(boxes, self._spec, size), scores, labels, names, self._names)
 
     def _name_of(self, label: int) -> str:

@@ -2,16 +2,15 @@
 
     source -> reader (a thread) -> load each image, prepare each batch (workers) -> infer, decode (whoever iterates)
 
-A source is read until `AHEAD` images, at least one batch, wait to be detected and one more batch is gathered. It may
-fill the same array with each frame: arrays that don't come from a list are copied when they are read. Arrays on a GPU
-are not: each stays as it is until its result is there.
+A source is read until `AHEAD` images, at least one batch per call that runs at once, wait to be detected and one more
+batch is gathered. It may fill the same array with each frame: arrays that don't come from a list are copied when they
+are read. Arrays on a GPU are not: each stays as it is until its result is there.
 
 Where several calls of the model run at once, threads of their own make them, ahead of whoever iterates.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
@@ -30,9 +29,10 @@ from rtdetr_deploy.errors import ImageError, OptionError
 from rtdetr_deploy.images.frame import ImageLike
 from rtdetr_deploy.images.gpu_array import as_host_array, is_on_gpu, is_third_party_array
 from rtdetr_deploy.images.gpu_frame import AnyFrame
+from rtdetr_deploy.runtimes.cores import usable_cores
 from rtdetr_deploy.runtimes.protocol import Array, DeviceBatch
 
-WORKERS = min(4, os.cpu_count() or 1)
+MAX_WORKERS = 4
 AHEAD = 4
 PATIENCE = 1.0
 """Seconds that the end waits for the threads: one may be blocked for ever by the source, or by what a file is."""
@@ -181,8 +181,8 @@ class _Reader:
     def __init__(self, stages: Stages, source: Iterable[ImageLike], batch: int) -> None:
         self._stages, self._source, self._batch = stages, source, batch
         self._parts: SimpleQueue[_Part | _End] = SimpleQueue()
-        self._room = Semaphore(max(1, AHEAD // batch))
-        self._workers = _Workers(WORKERS)
+        self._room = Semaphore(max(1, AHEAD // batch, stages.calls))
+        self._workers = _Workers(min(MAX_WORKERS, usable_cores()))
         self._callers = _Workers(stages.calls if stages.calls > 1 else 0)
         self._stopping = False
         self._thread = Thread(target=self._read, name=THREAD_NAME, daemon=True)

@@ -29,6 +29,7 @@ def open_any(engine: Path, options: RunOptions | None = None) -> Predictor:
         hint=where.hint,
         slots=where.slots,
         cache=where.cache,
+        spinning=where.spinning,
         blocking_sync=where.blocking_sync,
         size=run.size,
         resizer=run.resizer,

@@ -23,6 +23,7 @@ from rtdetr_bench.options import (
     InsertNmsOptions,
     LatencyOptions,
     NmsStudyOptions,
+    PipelineOptions,
     PrecisionStudyOptions,
     ProfileOptions,
     ReportOptions,
@@ -33,6 +34,7 @@ from rtdetr_bench.results import Json
 from rtdetr_bench.studies.ablation import format_ablation, study_ablation
 from rtdetr_bench.studies.decoder import format_decoder, format_encoders, study_decoder, study_encoders
 from rtdetr_bench.studies.nms import format_nms, study_nms
+from rtdetr_bench.studies.pipeline import format_pipeline, study_pipeline
 from rtdetr_bench.sweep.options import SweepOptions
 from rtdetr_bench.tools.insert_nms import insert_nms
 from rtdetr_deploy.packages import needed_for
@@ -101,6 +103,13 @@ def decoder(options: DecoderStudyOptions) -> Json:
     print(format_decoder(rows))
     figures = {"weights": options.weights.name, "rounds": rows[0].rounds}
     return {"decoder": {**figures, "rows": [row.to_json() for row in rows]}}
+
+
+def pipeline(options: PipelineOptions) -> Json:
+    """Measure what is around a model."""
+    found = study_pipeline(options)
+    print(format_pipeline(found))
+    return {"pipeline": {"engine": options.engine.name, **found.to_json()}}
 
 
 def encoder(options: EncoderStudyOptions) -> Json:

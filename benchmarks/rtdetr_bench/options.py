@@ -133,6 +133,9 @@ class RunOptions:
 OPENED = ("size", "resizer", "runtime", "device", "threads", "precision", "hint", "slots", "cache")
 """Options of `RunOptions` for studies that set the thresholds themselves."""
 
+PIPELINE_RUN = (*OPENED, "precision", "hint", "slots", "cache", "spinning", "blocking_sync")
+"""All that says how a model is opened."""
+
 
 @dataclass(frozen=True)
 class EvaluationSet:
@@ -304,6 +307,34 @@ class DecoderStudyOptions:
     images: ImageOptions = part(ImageOptions)
     timing: TimingOptions = part(TimingOptions)
     run: RunOptions = part(RunOptions, only=(*OPENED, "threshold"))
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """A model whose surroundings are measured: `runs` single calls, `seconds` per turn of a stream, `calls` for memory.
+
+    `batch` None is what the model takes, 1 where it is dynamic.
+    """
+
+    engine: Path = option(help="model file", type=path_argument, metavar="FILE")
+    runs: int = option(100, "single calls that are timed", type=int, metavar="N")
+    seconds: float = option(3.0, "length of each turn of a stream", type=float, metavar="SECONDS")
+    calls: int = option(200, "calls that memory is watched over", type=int, metavar="N")
+    batch: int | None = option(
+        None, "images per call of a stream", type=int, metavar="N", default_help="the model's own, else 1"
+    )
+    run: RunOptions = part(RunOptions, only=PIPELINE_RUN)
+
+    def __post_init__(self) -> None:
+        for name, value, limit in (
+            ("runs", self.runs, MAX_RUNS),
+            ("calls", self.calls, MAX_RUNS),
+            ("batch", 1 if self.batch is None else self.batch, MAX_BATCH),
+        ):
+            if not 1 <= value <= limit:
+                raise OptionError(f"`{name}` is {value}, expected a number from 1 to {limit}")
+        if not 0 < self.seconds <= MAX_SECONDS:
+            raise OptionError(f"`seconds` is {self.seconds}, expected seconds above 0 and up to {MAX_SECONDS}")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from rtdetr_bench.options import (
     InsertNmsOptions,
     LatencyOptions,
     NmsStudyOptions,
+    PipelineOptions,
     PrecisionStudyOptions,
     ProfileOptions,
     ReportOptions,
@@ -68,6 +69,10 @@ VERBS: Mapping[str, Verb] = {
     "precision": Verb(
         "what FP16 and INT8 do to a checkpoint's detections", PrecisionStudyOptions, ("json", "report"),
         commands.precision,
+    ),
+    "pipeline": Verb(
+        "time what is around a model, its stream beside the runtime alone, and watch memory", PipelineOptions,
+        ("json",), commands.pipeline,
     ),
     "roofline": Verb(
         "estimate what ONNX files cost on a GPU that is not at hand, part by part", RooflineOptions,

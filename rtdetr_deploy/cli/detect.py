@@ -87,9 +87,11 @@ def _detect(options: DetectOptions) -> int:
         hint=options.hint,
         slots=options.slots,
         cache=options.cache,
+        spinning=options.spinning,
         blocking_sync=options.blocking_sync,
         size=options.size,
         max_pixels=options.max_pixels,
+        full_decode=options.full_decode,
     ) as predictor:
         summary = detect_files(
             predictor,

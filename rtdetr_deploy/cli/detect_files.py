@@ -124,7 +124,8 @@ def detect_files(
     with ExitStack() as stack:
         lines = open_json_lines(json_lines, stack)
         failure: Exception | None = None
-        results = stack.enter_context(closing(predictor.stream_results(images, classes=classes)))
+        found = predictor.stream_results(images, classes=classes, whole_frames=output is not None)
+        results = stack.enter_context(closing(found))
         bar = tqdm(results, total=len(images), unit="image", leave=False, disable=not progress)
         try:
             for path, result in zip(images, bar, strict=True):

@@ -51,6 +51,9 @@ class DetectOptions(RuntimeOptions):
         None, "640 or HEIGHTxWIDTH, for third-party models that leave it open", type=size_argument, metavar="SIZE"
     )
     max_pixels: int = option(MAX_PIXELS, "maximum size of an image that is decoded", type=int, metavar="N")
+    full_decode: bool = option(
+        False, "decode JPEG files whole, however much smaller the model's input is; with --output they are anyway"
+    )
     font: Path | None = option(
         None,
         "TrueType or OpenType font of the labels",

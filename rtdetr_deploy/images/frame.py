@@ -7,9 +7,8 @@ decoding it, so that a decompression bomb is refused.
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from rtdetr_deploy.errors import ImageError, OptionError
 from rtdetr_deploy.files import reason, refuse_named_pipe
+from rtdetr_deploy.images.decode import Enough, mention_frames, reduce_jpeg, to_pixels
 from rtdetr_deploy.images.gpu_array import (
     GpuArray,
     HasCudaInterface,
@@ -44,35 +44,40 @@ MAX_PIXELS = 89_478_485
 LIMIT_HINT = "raise `max_pixels` if the image is trusted"
 _LIMIT_LOCK = Lock()
 
-ANIMATED = frozenset({"GIF", "PNG", "WEBP", "TIFF", "AVIF"})
-"""Formats whose further frames or pages are pictures in their own right; those of an MPO (a phone's JPEG) are not."""
-
 
 @dataclass(frozen=True)
 class Frame:
-    """Pixels `(h, w, 3)` uint8, and whether their channels are RGB (else BGR)."""
+    """Pixels `(h, w, 3)` uint8, and whether their channels are RGB (else BGR).
+
+    Each pixel stands for `reduction` x `reduction` of the picture's: 1, or 2, 4 or 8 where a JPEG was decoded small
+    for a model.
+    """
 
     pixels: NDArray[np.uint8]
     rgb: bool
+    reduction: int = 1
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.pixels.shape[0], self.pixels.shape[1]
+        """Height and width of the picture in pixels, in which boxes are given."""
+        return self.pixels.shape[0] * self.reduction, self.pixels.shape[1] * self.reduction
 
     def to_rgb(self) -> NDArray[np.uint8]:
         """Return the pixels as a contiguous RGB array."""
         return np.ascontiguousarray(self.pixels if self.rgb else self.pixels[:, :, ::-1])
 
 
-def load_frame(image: ImageLike, *, color: Color = "bgr", max_pixels: int = MAX_PIXELS) -> Frame:
+def load_frame(
+    image: ImageLike, *, color: Color = "bgr", max_pixels: int = MAX_PIXELS, enough: Enough | None = None
+) -> Frame:
     """Return the pixels of a path, encoded bytes, PIL image or array; a `Frame` is returned as it is.
 
     Arrays are uint8 or uint16 (full range; the low byte is dropped), of shape (h, w), (h, w, 1), (h, w, 3) or
     (h, w, 4); channels are in the order `color`, alpha is dropped. `color` concerns arrays alone. Arrays of other
     libraries are taken by DLPack where they lie in the CPU's memory. Files are
     turned as their EXIF orientation says; a PIL image is too. Of an animation or a file of several pages the first
-    is used, which a warning says once.
+    is used, which a warning says once. `enough` returns the smallest (height, width) that will do for a picture of one:
+    JPEG files are then decoded at 1/2, 1/4 or 1/8 where that suffices (see `Frame.reduction`).
 
     Raises `ImageError` when the image can't be read, is empty, has more than `max_pixels` pixels, or another dtype.
     """
@@ -87,12 +92,15 @@ def load_frame(image: ImageLike, *, color: Color = "bgr", max_pixels: int = MAX_
             raise refuse_gpu_array("the image", "load_frame")
         return _from_array(as_host_array(image, "the image"), color)
     if isinstance(image, (str, Path)):
-        return _from_file(Path(image), max_pixels)
+        return _from_file(Path(image), max_pixels, enough)
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return _decode(io.BytesIO(image), "the encoded image", max_pixels)
+        return _decode(io.BytesIO(image), "the encoded image", max_pixels, enough)
     if hasattr(image, "convert") and hasattr(image, "getexif"):
         with _readable("the PIL image"):
-            return Frame(_pil_to_rgb(cast("Image", image), "the PIL image", max_pixels), rgb=True)
+            picture = cast("Image", image)
+            frame = Frame(to_pixels(picture, deep=_check(picture, "the PIL image", max_pixels), own=False), rgb=True)
+            mention_frames(picture)
+            return frame
     raise ImageError(f"can't read an image from {type(image).__name__}; pass a path, bytes, PIL image or numpy array")
 
 
@@ -153,23 +161,27 @@ def _advice(array: NDArray[Any]) -> str:
     return advice
 
 
-def _from_file(path: Path, max_pixels: int) -> Frame:
+def _from_file(path: Path, max_pixels: int, enough: Enough | None) -> Frame:
     try:
         refuse_named_pipe(path, ImageError)
         with path.open("rb") as file:
             content = file if file.seekable() else io.BytesIO(file.read())
-            return _decode(content, str(path), max_pixels)
+            return _decode(content, str(path), max_pixels, enough)
     except IsADirectoryError as error:
         raise ImageError(f"{path} is a folder; use rtdetr_deploy.find_images to list the images in it") from error
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         raise ImageError(f"can't open {path}: {reason(error)}") from error
 
 
-def _decode(file: Any, name: str, max_pixels: int) -> Frame:
+def _decode(file: Any, name: str, max_pixels: int, enough: Enough | None) -> Frame:
     from PIL import Image
 
     with _readable(name), _pillow_limit(max_pixels), Image.open(file) as image:
-        return Frame(_pil_to_rgb(image, name, max_pixels), rgb=True)
+        deep = _check(image, name, max_pixels)
+        reduction = reduce_jpeg(image, enough) if enough is not None else 1
+        frame = Frame(to_pixels(image, deep=deep, own=True), rgb=True, reduction=reduction)
+        mention_frames(image)
+        return frame
 
 
 @contextmanager
@@ -207,9 +219,8 @@ def _pillow_limit(max_pixels: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _pil_to_rgb(image: Image, name: str, max_pixels: int) -> NDArray[np.uint8]:
-    from PIL import ImageOps
-
+def _check(image: Image, name: str, max_pixels: int) -> bool:
+    """Tell whether an opened picture has 16 bits per pixel. Raises `ImageError` for one that is not usable."""
     width, height = image.size
     if width * height == 0:
         raise ImageError(f"{name} has no pixels ({width}x{height})")
@@ -218,22 +229,4 @@ def _pil_to_rgb(image: Image, name: str, max_pixels: int) -> NDArray[np.uint8]:
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")  # 16 bits per pixel
     if image.mode in ("I", "F") and not deep:
         raise ImageError(f"{name} has 32 bits per pixel (mode {image.mode}), expected 8 or 16 bits per channel")
-    turned = image
-    with suppress(Exception):  # damaged EXIF; a damaged image itself is noticed below
-        turned = ImageOps.exif_transpose(image)
-    if deep:
-        gray = (np.asarray(turned).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
-        pixels: NDArray[np.uint8] = np.repeat(gray[:, :, None], 3, axis=2)
-    else:
-        pixels = np.asarray(turned.convert("RGB"))
-    _mention_frames(image)
-    return pixels
-
-
-def _mention_frames(image: Image) -> None:
-    """Warn once that further frames or pages are not looked at."""
-    several = False
-    with suppress(Exception):  # a damaged second frame
-        several = image.format in ANIMATED and getattr(image, "is_animated", False)
-    if several:
-        warnings.warn("an image has several frames or pages; only the first is used, here and later", stacklevel=1)
+    return deep

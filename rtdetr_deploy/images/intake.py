@@ -26,11 +26,15 @@ from rtdetr_deploy.runtimes.protocol import (
     Runtime,
 )
 
+ENOUGH = 2
+"""How many times as high and wide as the input a JPEG must stay (docs/pipeline.md: what less and more cost)."""
+
 
 class Intake:
     """Loads and prepares images for the input `name` of a runtime, which wants what `spec` says.
 
-    Several threads may use it at once. Raises `OptionError` for a resizer that neither the CPU nor the runtime has.
+    JPEG files are decoded small where that leaves `ENOUGH` times the input, unless they are asked for whole. Several
+    threads may use it at once. Raises `OptionError` for a resizer that neither the CPU nor the runtime has.
     """
 
     def __init__(self, runtime: Runtime, name: str, spec: PreprocessSpec, resizer: str, max_pixels: int) -> None:
@@ -39,13 +43,24 @@ class Intake:
         self._prepare = _open_preprocessor(runtime, name, resizer, spec)
         self._prepare_on_gpu: Preprocessor | None = None
 
-    def load(self, image: ImageLike, color: Color) -> AnyFrame:
-        """Return the pixels of an image; see `load_frame`. Arrays on the runtime's GPU stay there."""
+    def load(self, image: ImageLike, color: Color, *, whole: bool = True) -> AnyFrame:
+        """Return the pixels of an image; see `load_frame`. Arrays on the runtime's GPU stay there.
+
+        Unless it is asked for `whole`, a JPEG may have fewer (`Frame.reduction`).
+        """
         if is_third_party_array(image):
             image = self.receive(image, "the image")
         if isinstance(image, GpuArray):
             return as_gpu_frame(image, color)
-        return image if isinstance(image, GpuFrame) else load_frame(image, color=color, max_pixels=self._max_pixels)
+        if isinstance(image, GpuFrame):
+            return image
+        enough = None if whole else self._enough
+        return load_frame(image, color=color, max_pixels=self._max_pixels, enough=enough)
+
+    def _enough(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the smallest (height, width) to which a JPEG of this one may be decoded."""
+        _, _, wide, tall = self._spec.window(size)
+        return ENOUGH * tall, ENOUGH * wide
 
     def receive(self, array: object, what: str) -> Array | GpuArray:
         """Return an array of another library as NumPy's, or where it is on the runtime's GPU. Raises `ImageError`."""

@@ -33,19 +33,22 @@ class RuntimeOptions:
 
     `device` is "cpu", "cuda" or "cuda:1" (an NVIDIA GPU, by its number), or for OpenVINO one of its devices ("GPU",
     "NPU", "AUTO", in lower case too); None is the GPU for engines and the CPU for all else. A device is never replaced
-    by another one. `threads` limits the runtime's own threads; None leaves their number to it. `size` (height, width)
-    is the input size of a checkpoint (None: what it names, else 640x640); files have theirs.
+    by another one. `threads` limits the threads that compute; None leaves their number to the runtime, or is the number
+    of cores that this process may use (its affinity, and its container's limit), where those are not all. `size`
+    (height, width) is the input size of a checkpoint (None: what it names, else 640x640); files have theirs.
 
     `precision` is what OpenVINO computes in where a file is in FP32: "fp32" (None: too, but for NPUs, which have none),
     "bf16" or "fp16" where the device has it, or "auto": BF16 where the processor has it and the export has found that
-    it keeps the detections, else FP32. The runtime's `arithmetic` tells what runs. `hint` is what OpenVINO divides the
-    cores for: "latency" of one call, which has all of them, or "throughput" of several. `cache` is a folder where
+    it keeps the detections, else FP32. The runtime's `arithmetic` tells what runs. `hint` is what the cores are divided
+    for: "latency" of one call, which has all of them, or "throughput" of several. `cache` is a folder where
     OpenVINO keeps compiled models, so that a file opens faster the next time; nobody else should write to it.
 
     `slots` is how many calls run side by side; further ones wait. Engines have 1 or 2: copies of one overlap with the
     work of the other, and each has GPU memory of its own for the maximum batch. None is two, or one, with a warning,
     where two would leave less than a tenth of the GPU's memory. For OpenVINO None is one, or as many as it finds best
-    with `hint="throughput"`, which more than one imply. `blocking_sync` lets threads sleep while an engine works
+    with `hint="throughput"`, which more than one imply; for ONNX Runtime one, or then one per thread. `spinning` lets
+    ONNX Runtime's threads wait for their part of a call without sleeping: where a machine does nothing else, a call may
+    be faster so, and beside other work it is much slower. `blocking_sync` lets threads sleep while an engine works
     (CUDA's blocking synchronization): cores are free for other work, as a Jetson may want, and each call takes a little
     longer.
 
@@ -59,7 +62,11 @@ class RuntimeOptions:
         default_help="engines on the GPU, all else on the CPU",
     )
     threads: int | None = option(
-        None, "threads of the runtime", type=int, metavar="N", default_help="the runtime decides"
+        None,
+        "threads of the runtime",
+        type=int,
+        metavar="N",
+        default_help="the runtime decides; in a container what it may use",
     )
 
     precision: Precision | None = option(
@@ -72,7 +79,7 @@ class RuntimeOptions:
     )
     hint: Hint | None = option(
         None,
-        "what OpenVINO divides the cores for: one call, or several at once",
+        "what the cores are divided for: one call, or several at once",
         choices=get_args(Hint),
         default_help="latency; throughput with --slots",
     )
@@ -85,11 +92,12 @@ class RuntimeOptions:
     )
     slots: int | None = option(
         None,
-        "calls that run side by side: 1 or 2 of an engine, any number with OpenVINO",
+        "calls that run side by side: 1 or 2 of an engine, any number on a CPU",
         type=int,
         metavar="N",
-        default_help="engines: 2 where GPU memory suffices; OpenVINO: 1, or what fits --hint throughput",
+        default_help="engines: 2 where GPU memory suffices; CPUs: 1, or what fits --hint throughput",
     )
+    spinning: bool = option(False, "ONNX Runtime's threads wait without sleeping: for machines that do nothing else")
     blocking_sync: bool = option(False, "sleep instead of spinning while an engine works: leaves cores to other work")
     size: tuple[int, int] | None = None
 
@@ -107,8 +115,9 @@ class RuntimeOptions:
             raise OptionError(f'`slots` is {self.slots}, but `hint="latency"` gives all cores to one call')
         if self.cache is not None:
             object.__setattr__(self, "cache", Path(self.cache))
-        if not isinstance(self.blocking_sync, bool):
-            raise OptionError(f"`blocking_sync` is {self.blocking_sync!r}, expected True or False")
+        for name in ("spinning", "blocking_sync"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"`{name}` is {getattr(self, name)!r}, expected True or False")
         if self.device is not None and not (isinstance(self.device, str) and _DEVICE.fullmatch(self.device)):
             raise OptionError(f"`device` is {self.device!r}, expected cpu, cuda, cuda:1, or a device of OpenVINO")
 

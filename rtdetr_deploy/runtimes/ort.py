@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,10 @@ import numpy as np
 from rtdetr_deploy.artifacts.metadata import read_metadata
 from rtdetr_deploy.errors import ArtifactError, MissingPackageError
 from rtdetr_deploy.packages import install_command, require
+from rtdetr_deploy.runtimes.cores import default_threads, usable_cores
 from rtdetr_deploy.runtimes.feed import check_feed, closed
 from rtdetr_deploy.runtimes.onnx_file import Graph, read_graph
-from rtdetr_deploy.runtimes.options import RuntimeOptions, cpu_or_cuda
+from rtdetr_deploy.runtimes.options import MAX_SLOTS, RuntimeOptions, cpu_or_cuda
 from rtdetr_deploy.runtimes.protocol import Array, Feed, TensorSpec
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -29,12 +32,18 @@ _DTYPES = {
 
 
 class OnnxRuntime:
-    """One inference session; ONNX Runtime allocates the outputs of each call and hands them over."""
+    """One inference session; see `ParallelRuntime`.
+
+    ONNX Runtime allocates the outputs of each call and hands them over. A call runs in its caller's thread, with the
+    help of the session's own.
+    """
 
     arithmetic = "fp32"
 
-    def __init__(self, session: Any, file: str, name: str, graph: Graph) -> None:
+    def __init__(self, session: Any, file: str, name: str, graph: Graph, slots: int = 1) -> None:
         self._session: Any = session
+        self.slots = slots
+        self._turns = BoundedSemaphore(slots) if slots > 1 else nullcontext()
         self.file, self.name = file, name
         self.inputs = tuple(_spec(node, file) for node in session.get_inputs())
         self.outputs = tuple(
@@ -52,10 +61,15 @@ class OnnxRuntime:
             raise closed(self.file)
         arrays = check_feed(feed, self.inputs, self.file)
         try:
-            results = session.run(self._output_names, arrays)
+            with self._turns:
+                results = session.run(self._output_names, arrays)
         except Exception as error:  # ONNX Runtime's exception types share no public base
             raise ArtifactError(f"{self.file} failed while running: {_first_line(error)}") from error
         return dict(zip(self._output_names, results, strict=True))
+
+    def run_in_each_slot(self, feed: Feed) -> None:
+        """See `ParallelRuntime.run_in_each_slot`; what a first call prepares is the session's, so once is enough."""
+        self.run(feed)
 
     def close(self) -> None:
         """See `Runtime.close`."""
@@ -78,7 +92,8 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> OnnxRuntime:
         )
     file = model.name if isinstance(model, Path) else "the ONNX model"
     graph = read_graph(model)
-    settings = _settings(onnxruntime, options, graph)
+    slots = _count_slots(options)
+    settings = _settings(onnxruntime, options, graph, slots)
     chosen = provider if number is None else (provider, {"device_id": number})
     content = str(model) if isinstance(model, Path) else model
     try:
@@ -88,20 +103,36 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> OnnxRuntime:
     if session.get_providers()[0] != provider:  # ONNX Runtime goes on with the CPU when CUDA can't be started
         raise ArtifactError(f'{provider} could not be started; check the driver, or use `device="cpu"`')
     device = kind.upper() if number is None else f"{kind.upper()}:{number}"
-    return OnnxRuntime(session, file, f"ONNX Runtime {onnxruntime.__version__} ({device})", graph)
+    return OnnxRuntime(session, file, f"ONNX Runtime {onnxruntime.__version__} ({device})", graph, slots)
 
 
-def _settings(onnxruntime: Any, options: RuntimeOptions, graph: Graph) -> Any:
+def _count_slots(options: RuntimeOptions) -> int:
+    """Return how many calls run side by side: by default one, and for throughput one per thread."""
+    if options.slots is not None or options.hint != "throughput":
+        return options.slots or 1
+    return min(MAX_SLOTS, options.threads or usable_cores())
+
+
+def _settings(onnxruntime: Any, options: RuntimeOptions, graph: Graph, slots: int) -> Any:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
+    # Without it a call takes 35 MB less (R18 at 640x640), and as long: it would keep room for a whole call's tensors
+    # besides what the first call used (docs/pipeline.md).
+    settings.enable_mem_pattern = False
+    if not options.spinning:
+        # Threads that wait for their part of a call by spinning take the cores from other work, and that work from the
+        # call: beside one busy process it took 1.7 times as long, alone it is as fast either way (docs/pipeline.md).
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Its threads would go on spinning after a call and take the cores from whatever comes next: another model called in
     # turn took 1.5 times as long. A model alone is as fast either way (docs/measurements.md).
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     if graph.dequantizes_to_half():
         # Its QDQ optimizer breaks INT8 that meets FP16: half of the detections were lost (docs/precision.md).
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
-    if options.threads is not None:
-        settings.intra_op_num_threads = options.threads
+    threads = options.threads or default_threads() or (usable_cores() if slots > 1 else None)
+    if threads is not None:
+        # Each call brings its caller's thread.
+        settings.intra_op_num_threads = max(1, threads - slots + 1)
     return settings
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from rtdetr_deploy.artifacts.metadata import ArtifactInfo
 from rtdetr_deploy.errors import DeviceError, OptionError, OutputError
 from rtdetr_deploy.files import check_writable, reason
+from rtdetr_deploy.runtimes.cores import default_threads
 from rtdetr_deploy.runtimes.options import RuntimeOptions
 from rtdetr_deploy.runtimes.processor import instruction_sets
 
@@ -65,10 +66,11 @@ def make_settings(options: RuntimeOptions, device: str, precision: str | None) -
         settings["INFERENCE_PRECISION_HINT"] = _TYPES[precision]
     if hint == "throughput" and options.slots is not None:
         settings["PERFORMANCE_HINT_NUM_REQUESTS"] = options.slots
-    if options.threads is not None:
-        if device != "CPU":
-            raise OptionError(f"`threads` is for the CPU; leave it out for {device}")
-        settings["INFERENCE_NUM_THREADS"] = int(options.threads)
+    if options.threads is not None and device != "CPU":
+        raise OptionError(f"`threads` is for the CPU; leave it out for {device}")
+    threads = options.threads or (default_threads() if device == "CPU" else None)
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = int(threads)
     if options.cache is not None:
         settings["CACHE_DIR"] = str(_make_folder(options.cache))
     return settings

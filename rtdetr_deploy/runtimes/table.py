@@ -40,7 +40,12 @@ class RuntimeModule:
 
 RUNTIMES: Mapping[str, RuntimeModule] = {
     "onnxruntime": RuntimeModule(
-        suffixes=(".onnx",), module="ort", extra="cpu", package="onnxruntime", precisions=("fp32", "auto")
+        suffixes=(".onnx",),
+        module="ort",
+        extra="cpu",
+        package="onnxruntime",
+        options=("hint", "slots", "spinning"),
+        precisions=("fp32", "auto"),
     ),
     "openvino": RuntimeModule(
         suffixes=(".xml", ".onnx"),
@@ -155,7 +160,7 @@ def refuse_unused(name: str, options: RuntimeOptions) -> None:
 
 def _unused(name: str, options: RuntimeOptions) -> list[str]:
     """Return the names of the options that are given and that a runtime doesn't take."""
-    fields = ("precision", "hint", "cache", "slots", "blocking_sync", "size")
+    fields = ("precision", "hint", "cache", "slots", "spinning", "blocking_sync", "size")
     given = [field for field in fields if getattr(options, field) not in (None, False)]
     return [field for field in given if not _takes(RUNTIMES[name], field, options)]
 

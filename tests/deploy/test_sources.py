@@ -257,11 +257,11 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_an_image_that_does_not_fit_into_memory_is_an_image_error(rgb: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
-    def convert(*_: Any) -> None:
+    def load(*_: Any) -> None:
         raise MemoryError
 
     data = _encoded(Image.fromarray(rgb), "PNG")
-    monkeypatch.setattr(Image.Image, "convert", convert)
+    monkeypatch.setattr(Image.Image, "load", load)
     with pytest.raises(ImageError, match="the encoded image is too large for the memory that is free"):
         load_frame(data)
 

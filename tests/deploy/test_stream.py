@@ -20,6 +20,7 @@ from fake_runtime import FakeRuntime, gray
 from rtdetr_deploy import ArtifactError, Detections, ImageError, OptionError, Predictor
 from rtdetr_deploy.cli.detect_files import detect_files
 from rtdetr_deploy.images.frame import Frame
+from rtdetr_deploy.images.intake import Intake
 from rtdetr_deploy.stream import AHEAD, THREAD_NAME, Found, Unreadable
 
 pytest_plugins = ("detect_folder",)
@@ -146,14 +147,14 @@ def test_results_go_on_after_an_image_that_can_not_be_read(tmp_path: Path) -> No
 
 
 def test_other_errors_of_an_image_are_raised_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Predictor.load
+    original = Intake.load
 
-    def load(self: Predictor, images: Any, **options: Any) -> Any:
-        if images[0].max() == 3:
+    def load(self: Intake, image: Any, *arguments: Any, **options: Any) -> Any:
+        if image.max() == 3:
             raise KeyboardInterrupt
-        return original(self, images, **options)
+        return original(self, image, *arguments, **options)
 
-    monkeypatch.setattr(Predictor, "load", load)
+    monkeypatch.setattr(Intake, "load", load)
     found: list[Detections] = []
     with pytest.raises(KeyboardInterrupt):
         for result in Predictor(FakeRuntime(4), 0.0).stream(map(gray, range(1, 9))):

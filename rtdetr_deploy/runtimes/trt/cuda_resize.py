@@ -158,7 +158,8 @@ class FrameResizer:
                 size = frame.pixels.nbytes
                 host.array[offset : offset + size].reshape(frame.pixels.shape)[:] = frame.pixels
                 stream.upload(device, host, size, offset)
-                pixels = Pixels(device.address + offset, frame.size, (frame.size[1] * 3, 3, 1), frame.rgb)
+                rows, columns = frame.pixels.shape[:2]
+                pixels = Pixels(device.address + offset, (rows, columns), (columns * 3, 3, 1), frame.rgb)
                 offset += size
             self._kernel.queue(stream, pixels, destination, index)
 
