@@ -125,7 +125,7 @@ def print_result(result: ExportResult) -> None:
     """Print what was written, for people; of an engine also the ONNX file that was written for it."""
     if result.onnx is not None:
         print_result(result.onnx)
-    for part in (result.quantization, result.fp16, result.report):
+    for part in (result.quantization, result.fp16, result.report, result.arithmetics):
         if part is not None:
             print(part)
     if result.report is None and not result.info.verified:

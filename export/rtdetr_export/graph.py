@@ -75,7 +75,15 @@ class DeployedModel(nn.Module):
     @property
     def fp32_scopes(self) -> tuple[Fp32Scope, ...]:
         """What stays in FP32: the model's own scopes, and what stands around it."""
-        own = (scope.inside(MODEL) for scope in family_of(self.model).fp32_scopes(self.model))
+        return self._around(family_of(self.model).fp32_scopes(self.model))
+
+    @property
+    def bf16_scopes(self) -> tuple[Fp32Scope, ...]:
+        """What stays in FP32 when a CPU computes the rest in BF16."""
+        return self._around(family_of(self.model).bf16_scopes(self.model))
+
+    def _around(self, scopes: tuple[Fp32Scope, ...]) -> tuple[Fp32Scope, ...]:
+        own = (scope.inside(MODEL) for scope in scopes)
         before = () if self.preprocess is None else (PREPROCESS,)
         behind = () if self.postprocess is None else (POSTPROCESS,)
         return (*before, *own, *behind)

@@ -37,15 +37,18 @@ from rtdetr_export.graph import DeployedModel, NormalizeUint8, PostProcessor
 from rtdetr_export.module_map import ModuleMap, record_modules
 from rtdetr_export.openvino_file import SUFFIX, write_xml, written_together
 from rtdetr_export.options import ExportOptions
+from rtdetr_export.precision.bf16 import find_fp32_nodes
 from rtdetr_export.precision.fp16 import compile_pattern
 from rtdetr_export.precision.placement import Placement, place
 from rtdetr_export.precision.reduce import choose_images, reduce_to_fp16, reduce_to_int8
 from rtdetr_export.progress import Progress, Steps
 from rtdetr_export.result import ExportResult
 from rtdetr_export.simplify import serialize, simplify
+from rtdetr_export.verify.arithmetics import ArithmeticsReport, compare_arithmetics
 from rtdetr_export.verify.parity import verify_file
 from rtdetr_export.verify.reduced_precision import ReducedPrecisionReport, verify_reduced_precision
 from rtdetr_export.verify.report import Report
+from rtdetr_export.verify.synthetic_images import synthetic_images
 
 OUTPUTS = {False: ("labels", "boxes", "scores"), True: ("logits", "boxes")}
 
@@ -81,6 +84,7 @@ def export_onnx(
             fp16 = reduce_to_fp16(graph, traced.placement, info, images, options.keep_fp32)
     path = options.output or options.default_output(info)
     report: Report | None = None
+    arithmetics: ArithmeticsReport | None = None
     with written_together(path) if options.is_xml else atomic_write(path) as beside:
         with step("write"):
             _write(beside, graph, info)
@@ -94,7 +98,12 @@ def export_onnx(
             if isinstance(report, ReducedPrecisionReport):
                 info = replace(info, match_rate=round(report.agreement.match_rate(-1), 4))
                 _write(beside, graph, info)
-    return ExportResult(path, info, report, fp16, quantization)
+            with step("compare BF16 with FP32"), _enough_memory(options):
+                arithmetics = compare_arithmetics(beside, info, images or synthetic_images(*info.size))
+            if arithmetics is not None and arithmetics.check is not None:
+                info = replace(info, bf16=arithmetics.check)
+                _write(beside, graph, info)
+    return ExportResult(path, info, report, fp16, quantization, arithmetics)
 
 
 def _write(path: Path, graph: onnx_ir.Model, info: ArtifactInfo) -> None:
@@ -153,6 +162,7 @@ def trace_checkpoint(options: ExportOptions, step: Steps | None = None) -> Trace
         graph = simplify(traced.content)
         for pattern in options.keep_fp32:
             compile_pattern(pattern, list(graph.graph))
+    info = replace(info, fp32_nodes=find_fp32_nodes(graph, deployed, traced.modules))
     return TracedCheckpoint(checkpoint, info, graph, deployed, traced.modules)
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rtdetr_deploy.runtimes.trt.sidecar import EngineInfo
     from rtdetr_export.precision.fp16 import Fp16Report
     from rtdetr_export.precision.sensitivity import QuantizationPlan
+    from rtdetr_export.verify.arithmetics import ArithmeticsReport
     from rtdetr_export.verify.report import Report
 
 
@@ -30,6 +31,8 @@ class ExportResult:
 
     The folder of a format is the `package`, and `path` the ONNX file in it.
 
+    `arithmetics` says whether CPUs may compute it in BF16 (None: another kind of file, or not verified).
+
     `fp16` says which nodes are computed in FP16 and `quantization` which blocks in INT8, for ONNX files that have some.
     Engines have `engine_info`, and `onnx` where the ONNX file beside them was exported by the same call; `trtexec` is
     the command that builds the same engine with NVIDIA's tool.
@@ -40,6 +43,7 @@ class ExportResult:
     report: Report | None
     fp16: Fp16Report | None = None
     quantization: QuantizationPlan | None = None
+    arithmetics: ArithmeticsReport | None = None
     package: Package | None = None
     engine_info: EngineInfo | None = None
     onnx: ExportResult | None = None

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from rtdetr_deploy.artifacts.bf16 import Bf16Check
 from rtdetr_deploy.artifacts.cascade import Cascade, check_cascade
 from rtdetr_deploy.artifacts.decoding import RTDETR_DECODING, ScoreDecoding
 from rtdetr_deploy.artifacts.fields import find_wrong_field, read_part
@@ -40,6 +41,10 @@ class ArtifactInfo:
     verified (None: FP32, or not verified). `runtime` is what runs the file, and in which arithmetic, where a Predictor
     has opened it (`Predictor.info`); it is not stored.
 
+    `fp32_nodes` are names of nodes, or starts of names that end in "/", that stay in FP32 where a processor computes the
+    rest in BF16; `bf16` says how many detections that keeps (None: not compared, on a machine without BF16 or with
+    `verify=False`).
+
     `queries` are those that the encoder selects; in a `cascade` (K, N) only the N best of them go on after layer K.
 
     Raises `ArtifactError` for values of another kind, and where they contradict each other.
@@ -67,6 +72,8 @@ class ArtifactInfo:
     decoding: ScoreDecoding = RTDETR_DECODING
     match_rate: float | None = None
     cascade: Cascade | None = None
+    fp32_nodes: tuple[str, ...] = ()
+    bf16: Bf16Check | None = None
     runtime: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -103,6 +110,11 @@ class ArtifactInfo:
             except OptionError as error:
                 told = str(error).replace("`", "")
                 raise ArtifactError(f"{told}, in a model's metadata") from error
+
+    @property
+    def arithmetics(self) -> tuple[str, ...]:
+        """In what a CPU may compute the file and keep its detections: "fp32", and "bf16" where the export found so."""
+        return ("fp32", "bf16") if self.bf16 is not None and self.bf16.allowed else ("fp32",)
 
     def _is_size(self) -> bool:
         return all(type(side) is int and side > 0 for side in self.size)
@@ -179,7 +191,7 @@ def _from_stored(stored: dict[str, Any], name: str) -> ArtifactInfo:
     for part, kind in _PARTS.items():
         if stored.get(part) is not None:
             stored[part] = read_part(kind, stored[part], f"{part} of {name}")
-    for entry in ("class_names", "cascade"):
+    for entry in ("class_names", "cascade", "fp32_nodes"):
         if isinstance(stored.get(entry), list):
             stored[entry] = tuple(stored[entry])
     try:
@@ -188,4 +200,8 @@ def _from_stored(stored: dict[str, Any], name: str) -> ArtifactInfo:
         raise ArtifactError(f"{name} has a damaged {METADATA_KEY} metadata entry: {error}; export it again") from error
 
 
-_PARTS: dict[str, type[PreprocessSpec | ScoreDecoding]] = {"preprocess": PreprocessSpec, "decoding": ScoreDecoding}
+_PARTS: dict[str, type[PreprocessSpec | ScoreDecoding | Bf16Check]] = {
+    "preprocess": PreprocessSpec,
+    "decoding": ScoreDecoding,
+    "bf16": Bf16Check,
+}

@@ -65,7 +65,7 @@ class Family(Generic[Model]):
         `use_cascade(model, (K, N))`: only the N best queries go on after layer K, None: all do. Raises `OptionError`
         where the model has no such layer, or fewer queries.
     Precision
-        `fp32_scopes(model)`: see `Fp32Scope`. `quantization_blocks(model)`: globs of the parts that go to INT8 as a
+        `fp32_scopes(model)`: see `Fp32Scope`; `bf16_scopes(model)`: those of BF16 on CPUs. `quantization_blocks(model)`: globs of the parts that go to INT8 as a
         whole; the first that matches a module names its block. `unquantized(model)`: globs of what stays out of INT8,
         besides the scopes. Of all three, each must match something in the model. Three functions change a folded model
         in place into another form of the same computation: `fuse_for_gpu(model)` as GPUs fuse it, for files for
@@ -90,6 +90,7 @@ class Family(Generic[Model]):
     use_sampler: Callable[[Model, str], None]
     use_cascade: Callable[[Model, Cascade | None], None]
     fp32_scopes: Callable[[Model], tuple[Fp32Scope, ...]]
+    bf16_scopes: Callable[[Model], tuple[Fp32Scope, ...]]
     quantization_blocks: Callable[[Model], tuple[str, ...]]
     unquantized: Callable[[Model], tuple[str, ...]]
     fuse_for_gpu: Callable[[Model], None]
@@ -185,6 +186,15 @@ def _fp32_scopes(model: RTDETR) -> tuple[Fp32Scope, ...]:
     return (Fp32Scope("first convolution", first, _WEIGHTS), *_SCOPES, *cascade, sampler)
 
 
+_NOT_FOR_BF16 = ("normalization", "selection's projection")
+"""OpenVINO normalizes in FP32 in any case, and tokens are as rounded before the projection as behind it."""
+_SELECTED = Fp32Scope("selected content", "decoder.enc_output.norm", "what queries begin as, and what is scored")
+
+
+def _bf16_scopes(model: RTDETR) -> tuple[Fp32Scope, ...]:
+    return (*(scope for scope in _fp32_scopes(model) if scope.name not in _NOT_FOR_BF16), _SELECTED)
+
+
 _UNQUANTIZED = ("decoder.enc_bbox_head", "decoder.dec_bbox_head")
 
 
@@ -222,6 +232,7 @@ RTDETR_FAMILY: Family[RTDETR] = Family(
     use_sampler=RTDETR.use_sampler,
     use_cascade=RTDETR.use_cascade,
     fp32_scopes=_fp32_scopes,
+    bf16_scopes=_bf16_scopes,
     quantization_blocks=_quantization_blocks,
     unquantized=_unquantized,
     fuse_for_gpu=_fuse_for_gpu,

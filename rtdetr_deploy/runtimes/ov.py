@@ -19,6 +19,7 @@ from rtdetr_deploy.packages import require
 from rtdetr_deploy.runtimes.feed import check_feed, closed
 from rtdetr_deploy.runtimes.onnx_file import Graph, read_graph
 from rtdetr_deploy.runtimes.options import RuntimeOptions
+from rtdetr_deploy.runtimes.ov_precision import keep_fp32
 from rtdetr_deploy.runtimes.ov_settings import (
     choose_precision,
     count_slots,
@@ -138,6 +139,8 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> OpenVinoRuntime:
     device = find_device(options.device or "CPU", core.available_devices)
     loaded = Loaded(openvino, core, model)
     precision = choose_precision(options, device, core, loaded.info)
+    if precision == "bf16" and loaded.info is not None:
+        keep_fp32(loaded.model, loaded.info.fp32_nodes)
     compiled = loaded.compile(core, device, make_settings(options, device, precision))
     if precision is not None and read_arithmetic(compiled) != precision:
         found = read_arithmetic(compiled) or "something else"
