@@ -18,7 +18,7 @@ import onnx_ir as ir
 from rtdetr_deploy import Detections, Predictor
 from rtdetr_deploy.images.frame import ImageLike
 from rtdetr_export.precision.activations import evenly_spaced
-from rtdetr_export.precision.int8 import QuantizableNode, StoredWeights, quantize
+from rtdetr_export.precision.int8 import QuantizableNode, Scheme
 from rtdetr_export.verify.agreement import Agreement, compare
 from rtdetr_export.verify.tolerances import MIN_COMPARED_IN_TRIALS, MIN_PLAN_MATCH_RATE
 
@@ -27,7 +27,6 @@ MAX_IMAGES = 16
 BATCH = 8
 """Images that go through a model of dynamic batch at once."""
 
-Scales = dict[str, float]
 Done = Callable[[str], None]
 
 
@@ -84,19 +83,15 @@ class QuantizationPlan:
 
 
 def choose_blocks(
-    model: ir.Model,
-    nodes: Sequence[QuantizableNode],
-    scales: Scales,
-    images: Sequence[ImageLike],
-    on_done: Done | None = None,
+    model: ir.Model, scheme: Scheme, images: Sequence[ImageLike], on_done: Done | None = None
 ) -> QuantizationPlan:
     """Return which blocks of the FP32 `model` to quantize. `on_done` is called after each trial ("3 of 47: FP32")."""
     by_block: dict[str, list[QuantizableNode]] = {}
-    for node in nodes:
+    for node in scheme.nodes:
         by_block.setdefault(node.block, []).append(node)
-    trials = _Trials(model, scales, evenly_spaced(images, MAX_IMAGES), 1 + 2 * len(by_block), on_done)
+    trials = _Trials(model, scheme, evenly_spaced(images, MAX_IMAGES), 1 + 2 * len(by_block), on_done)
     trials.detect_reference()
-    macs = count_macs(model, nodes)
+    macs = count_macs(model, scheme.nodes)
     total = sum(macs.values())
     blocks = []
     for name, members in by_block.items():
@@ -118,11 +113,10 @@ class _Trials:
     """Detects on the same images with one graph after another; they are decoded and resized once."""
 
     def __init__(
-        self, model: ir.Model, scales: Scales, images: Sequence[ImageLike], total: int, on_done: Done | None
+        self, model: ir.Model, scheme: Scheme, images: Sequence[ImageLike], total: int, on_done: Done | None
     ) -> None:
-        self._model, self._scales, self._images = model, scales, images
+        self._model, self._scheme, self._images = model, scheme, images
         self._total, self._on_done = total, on_done
-        self._stored: StoredWeights = {}
         self._prepared: list[tuple[Any, list[tuple[int, int]]]] = []
         self._reference: list[Detections] = []
         self._done = 0
@@ -137,7 +131,7 @@ class _Trials:
 
     def _detect(self, name: str, chosen: Sequence[QuantizableNode]) -> list[Detections]:
         changed = self._model.clone()
-        quantize(changed, chosen, self._scales, self._stored)
+        self._scheme.quantize(changed, chosen)
         with TemporaryDirectory() as folder:
             path = Path(folder, "trial.onnx")
             ir.save(changed, path)
