@@ -49,7 +49,9 @@ class CpuScheme:
         readers = {str(node.name) for node in chosen}
         weights: dict[str, ir.Value] = {}
         for name, span in ranges.items():
-            _add_pair(graph, found[name], span, None if name in values.from_integers else readers | _integer(values, graph))
+            _add_pair(
+                graph, found[name], span, None if name in values.from_integers else readers | _integer(values, graph)
+            )
         for target in chosen:
             node, weight = by_name[target.name], by_name[target.name].inputs[1]
             assert weight is not None

@@ -63,9 +63,7 @@ class QuantizedValues:
 
     def _readable(self, value: ir.Value) -> bool:
         """Whether `value` is possible, or quantized for a chosen node that reads it."""
-        return value.name in self._possible or any(
-            self._is_chosen(use.node) and use.idx == 0 for use in value.uses()
-        )
+        return value.name in self._possible or any(self._is_chosen(use.node) and use.idx == 0 for use in value.uses())
 
     def _find_needed(self, node: ir.Node) -> None:
         """Note what `node` has to read and give as integers, given what is read of it."""

@@ -28,6 +28,8 @@ from rtdetr_export.verify.synthetic_images import synthetic_images
 
 MAX_IMAGES = 128
 """Calibration images that are used, evenly chosen from more."""
+MAX_IMAGES_FOR_RANGES = 32
+"""Those of them on which the ranges of INT8 for CPUs are chosen: more change nothing, and maps are large."""
 
 
 def choose_images(folder: Path | None, height: int, width: int) -> list[ImageLike]:
@@ -106,7 +108,9 @@ def make_scheme(
     nodes = [replace(node, add=None) if node.add is not None and stays(node.add.name) else node for node in found]
     content = serialize(graph, {METADATA_KEY: info.to_json()}, __version__)
     if for_cpu:
-        return make_cpu_scheme(graph.graph, nodes, content, _prepare(info, images))
+        return make_cpu_scheme(
+            graph.graph, nodes, content, _prepare(info, evenly_spaced(images, MAX_IMAGES_FOR_RANGES))
+        )
     names = {name for node in nodes for name in node.quantized_values}
     return TensorRtScheme(tuple(nodes), measure_scales(content, names, _prepare(info, images)))
 
