@@ -78,7 +78,15 @@ def export_onnx(
         images = choose_images(options.calibration, *options.input_size)
     if options.precision == "int8":
         with step(f"choose INT8 blocks on {plural(len(images), 'image')}"), _enough_memory(options):
-            quantization = reduce_to_int8(graph, traced.placement, info, images, options.keep_fp32, step.say)
+            quantization = reduce_to_int8(
+                graph,
+                traced.placement,
+                info,
+                images,
+                options.keep_fp32,
+                for_cpu=not options.fuses_for_gpu,
+                on_done=step.say,
+            )
     if options.places_fp16:
         with step(f"measure values on {plural(len(images), 'image')}, place FP16"), _enough_memory(options):
             fp16 = reduce_to_fp16(graph, traced.placement, info, images, options.keep_fp32)

@@ -21,8 +21,7 @@ from rtdetr_deploy import ArtifactError, Detections
 from rtdetr_deploy.evaluate.coco import average_precision, require_evaluator
 from rtdetr_export import ExportOptions, export_onnx
 from rtdetr_export.pipeline import TracedCheckpoint, trace_checkpoint
-from rtdetr_export.precision.int8 import quantize
-from rtdetr_export.precision.reduce import choose_images, measure_quantizable
+from rtdetr_export.precision.reduce import choose_images, make_scheme
 from rtdetr_export.precision.sensitivity import choose_blocks
 from rtdetr_export.verify.agreement import Agreement, compare
 from rtdetr_export.verify.tolerances import TOLERANCES
@@ -112,11 +111,11 @@ def _quantized(traced: TracedCheckpoint, calibration: Path, trial: Path) -> Iter
     """Yield the points of INT8's curve."""
     graph, info = traced.graph, traced.info
     pictures = choose_images(calibration, info.height, info.width)
-    nodes, scales = measure_quantizable(graph, traced.placement, info, pictures)
-    plan = choose_blocks(graph, nodes, scales, pictures)
+    scheme = make_scheme(graph, traced.placement, info, pictures, for_cpu=True)
+    plan = choose_blocks(graph, scheme, pictures, whole_curve=True)
     for count, point in enumerate(plan.curve, start=1):
         changed = graph.clone()
-        quantize(changed, [node for node in nodes if node.block in point.blocks], scales)
+        scheme.quantize(changed, [node for node in scheme.nodes if node.block in point.blocks])
         mark = "* " * (count == plan.chosen)
         yield _File(f"{mark}INT8 to {point.blocks[-1]}", save(changed, info, trial), point.macs)
 

@@ -8,7 +8,8 @@ error of the values that it rounds and clips (arXiv 1810.05723, section 3), rath
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -55,6 +56,32 @@ class QuantizableNode:
         return (self.activation,) if self.add is None else (self.activation, self.add.residual)
 
 
+class Scheme(Protocol):
+    """How INT8 is placed for a kind of runtime: the `nodes` that may go to INT8, and how."""
+
+    @property
+    def nodes(self) -> Sequence[QuantizableNode]:
+        """The nodes that may be chosen."""
+        ...
+
+    def quantize(self, model: ir.Model, chosen: Sequence[QuantizableNode]) -> None:
+        """Quantize the `chosen` of the nodes in the FP32 `model`, in place."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorRtScheme:
+    """Pairs before convolutions, matrix products and residuals alone: TensorRT fuses what follows; see `quantize`."""
+
+    nodes: tuple[QuantizableNode, ...]
+    scales: Mapping[str, float]
+    stored: StoredWeights = field(default_factory=dict, compare=False, repr=False)
+
+    def quantize(self, model: ir.Model, chosen: Sequence[QuantizableNode]) -> None:
+        """See `Scheme`."""
+        quantize(model, chosen, self.scales, self.stored)
+
+
 def find_quantizable(model: ir.Model, placement: Placement) -> list[QuantizableNode]:
     """Return the convolutions and matrix products with constant weights that `placement` doesn't keep from INT8.
 
@@ -86,7 +113,7 @@ def measure_scales(content: bytes, names: Collection[str], batches: Iterable[NDA
     for found in collect_activations(onnx.load_from_string(content), wanted, batches):
         for name in wanted:
             values = np.abs(found[name]).reshape(-1)
-            kept = rng.choice(values, min(SAMPLED, values.size), replace=False)
+            kept = values[rng.integers(0, values.size, min(SAMPLED, values.size))]
             samples[name].append(np.append(kept, values.max()).astype(np.float32))
     return {name: float(choose_scale(np.concatenate(parts)[None])[0]) for name, parts in samples.items()}
 
@@ -140,11 +167,9 @@ def quantize(
         weight = node.inputs[1]
         assert weight is not None
         if target.weight not in weights:
-            weights[target.weight] = _store_weight(graph, node, weight, target.axis, stored)
+            weights[target.weight] = store_weight(graph, node, weight, target.axis, stored)
         node.replace_input_with(1, weights[target.weight])
-    for name, value in list(graph.initializers.items()):
-        if not value.uses():
-            del graph.initializers[name]
+    drop_unread_constants(graph)
 
 
 def _quantize_input(
@@ -161,11 +186,11 @@ def _quantize_input(
 
 def _add_pair(graph: ir.Graph, value: ir.Value, scale: float) -> ir.Value:
     """Insert Q and DQ behind `value` and return what DQ gives."""
-    constants = [_constant(graph, f"{value.name}_scale", np.float32(scale)), _zero(graph, f"{value.name}_zero", ())]
+    constants = [constant(graph, f"{value.name}_scale", np.float32(scale)), _zero(graph, f"{value.name}_zero", ())]
     quantized = ir.node("QuantizeLinear", [value, *constants], name=f"quantize_{value.name}")
-    _describe(quantized.outputs[0], f"{value.name}_int8", ir.DataType.INT8, value)
+    describe(quantized.outputs[0], f"{value.name}_int8", ir.DataType.INT8, value)
     restored = ir.node("DequantizeLinear", [quantized.outputs[0], *constants], name=f"dequantize_{value.name}")
-    _describe(restored.outputs[0], f"{value.name}_restored", ir.DataType.FLOAT, value)
+    describe(restored.outputs[0], f"{value.name}_restored", ir.DataType.FLOAT, value)
     producer = value.producer()
     if producer is None:
         graph.insert_before(graph[0], [quantized, restored])
@@ -174,7 +199,7 @@ def _add_pair(graph: ir.Graph, value: ir.Value, scale: float) -> ir.Value:
     return restored.outputs[0]
 
 
-def _store_weight(graph: ir.Graph, reader: ir.Node, weight: ir.Value, axis: int, stored: StoredWeights) -> ir.Value:
+def store_weight(graph: ir.Graph, reader: ir.Node, weight: ir.Value, axis: int, stored: StoredWeights) -> ir.Value:
     """Store `weight` as INT8 with a DQ per channel before `reader`, and return what DQ gives."""
     assert weight.const_value is not None
     name = str(weight.name)
@@ -182,21 +207,30 @@ def _store_weight(graph: ir.Graph, reader: ir.Node, weight: ir.Value, axis: int,
         stored[name] = quantize_weight(weight.const_value.numpy(), axis)
     levels, scale = stored[name]
     inputs = [
-        _constant(graph, f"{name}_int8", levels),
-        _constant(graph, f"{name}_scale", scale),
+        constant(graph, f"{name}_int8", levels),
+        constant(graph, f"{name}_scale", scale),
         _zero(graph, f"{name}_zero", scale.shape),
     ]
     restored = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"dequantize_{name}")
-    _describe(restored.outputs[0], f"{name}_restored", ir.DataType.FLOAT, weight)
+    describe(restored.outputs[0], f"{name}_restored", ir.DataType.FLOAT, weight)
     graph.insert_before(reader, restored)
     return restored.outputs[0]
 
 
-def _describe(value: ir.Value, name: str, dtype: ir.DataType, like: ir.Value) -> None:
+def drop_unread_constants(graph: ir.Graph) -> None:
+    """Take what no node reads any more out of the file."""
+    for name, value in list(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]
+
+
+def describe(value: ir.Value, name: str, dtype: ir.DataType, like: ir.Value) -> None:
+    """Give a new `value` its name, its type and the shape of another."""
     value.name, value.dtype, value.shape = name, dtype, like.shape
 
 
-def _constant(graph: ir.Graph, name: str, array: np.ndarray | np.float32) -> ir.Value:
+def constant(graph: ir.Graph, name: str, array: np.ndarray | np.generic) -> ir.Value:
+    """Return `array` as a constant that is stored in the file."""
     tensor = ir.tensor(np.asarray(array), name=name)
     shape, kind = ir.Shape(np.shape(array)), ir.TensorType(tensor.dtype)
     value = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
@@ -205,4 +239,4 @@ def _constant(graph: ir.Graph, name: str, array: np.ndarray | np.float32) -> ir.
 
 
 def _zero(graph: ir.Graph, name: str, shape: tuple[int, ...]) -> ir.Value:
-    return _constant(graph, name, np.zeros(shape, np.int8))
+    return constant(graph, name, np.zeros(shape, np.int8))

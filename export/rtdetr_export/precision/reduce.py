@@ -18,8 +18,9 @@ from rtdetr_deploy.images.preprocess import HostPreprocessor
 from rtdetr_deploy.runtimes import Array
 from rtdetr_deploy.words import plural
 from rtdetr_export.precision.activations import evenly_spaced, measure_magnitudes
+from rtdetr_export.precision.cpu_scheme import make_cpu_scheme
 from rtdetr_export.precision.fp16 import Fp16Report, compile_pattern, to_fp16
-from rtdetr_export.precision.int8 import QuantizableNode, find_quantizable, measure_scales, quantize
+from rtdetr_export.precision.int8 import Scheme, TensorRtScheme, find_quantizable, measure_scales
 from rtdetr_export.precision.placement import Placement
 from rtdetr_export.precision.sensitivity import Done, QuantizationPlan, choose_blocks
 from rtdetr_export.simplify import serialize
@@ -27,6 +28,8 @@ from rtdetr_export.verify.synthetic_images import synthetic_images
 
 MAX_IMAGES = 128
 """Calibration images that are used, evenly chosen from more."""
+MAX_IMAGES_FOR_RANGES = 32
+"""Those of them on which the ranges of INT8 for CPUs are chosen: more change nothing, and maps are large."""
 
 
 def choose_images(folder: Path | None, height: int, width: int) -> list[ImageLike]:
@@ -75,23 +78,27 @@ def reduce_to_int8(
     info: ArtifactInfo,
     images: Sequence[ImageLike],
     keep_fp32: Sequence[str],
+    *,
+    for_cpu: bool,
     on_done: Done | None = None,
 ) -> QuantizationPlan:
     """Quantize the blocks of the FP32 `graph` that bear it, in place, and return the plan; see `choose_blocks`."""
-    nodes, scales = measure_quantizable(graph, placement, info, images, keep_fp32)
-    plan = choose_blocks(graph, nodes, scales, images, on_done)
-    quantize(graph, [node for node in nodes if node.block in plan.blocks], scales)
+    scheme = make_scheme(graph, placement, info, images, keep_fp32, for_cpu=for_cpu)
+    plan = choose_blocks(graph, scheme, images, on_done)
+    scheme.quantize(graph, [node for node in scheme.nodes if node.block in plan.blocks])
     return plan
 
 
-def measure_quantizable(
+def make_scheme(
     graph: onnx_ir.Model,
     placement: Placement,
     info: ArtifactInfo,
     images: Sequence[ImageLike],
     keep_fp32: Sequence[str] = (),
-) -> tuple[list[QuantizableNode], dict[str, float]]:
-    """Return the nodes of the FP32 `graph` that may go to INT8, and the scales of what they read on `images`."""
+    *,
+    for_cpu: bool,
+) -> Scheme:
+    """Return how INT8 is placed in the FP32 `graph`, for CPUs or for TensorRT, with ranges measured on `images`."""
     patterns = [compile_pattern(pattern, list(graph.graph)) for pattern in keep_fp32]
 
     def stays(name: str) -> bool:
@@ -100,8 +107,12 @@ def measure_quantizable(
     found = [node for node in find_quantizable(graph, placement) if not stays(node.name)]
     nodes = [replace(node, add=None) if node.add is not None and stays(node.add.name) else node for node in found]
     content = serialize(graph, {METADATA_KEY: info.to_json()}, __version__)
+    if for_cpu:
+        return make_cpu_scheme(
+            graph.graph, nodes, content, _prepare(info, evenly_spaced(images, MAX_IMAGES_FOR_RANGES))
+        )
     names = {name for node in nodes for name in node.quantized_values}
-    return nodes, measure_scales(content, names, _prepare(info, images))
+    return TensorRtScheme(tuple(nodes), measure_scales(content, names, _prepare(info, images)))
 
 
 def _prepare(info: ArtifactInfo, images: Sequence[ImageLike]) -> Iterator[Array]:

@@ -142,6 +142,8 @@ def _types(graph: LintedGraph) -> Iterator[tuple[str, str]]:
 
 def _bytes(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for node in graph.nodes:
+        if node.op_type == "QuantizeLinear":
+            continue  # see `_zero_points`
         inner = [name for name in node.output if graph.types.get(name) == TensorProto.UINT8 and name not in graph.ends]
         if inner:
             yield name_of(node), "UINT8 is for inputs and outputs of the network only; cast first"
@@ -246,7 +248,9 @@ def _zero_points(graph: LintedGraph) -> Iterator[tuple[str, str]]:
     for node in graph.of("QuantizeLinear", "DequantizeLinear"):
         if len(node.input) > 2 and node.input[2]:
             zero = graph.number(node.input[2])
-            if zero is None or zero.any():
+            if zero is not None and zero.dtype == np.uint8:
+                yield name_of(node), 'unsigned INT8, which is for CPUs; export with `target="tensorrt"`'
+            elif zero is None or zero.any():
                 yield name_of(node), "the zero point must be 0"
 
 
