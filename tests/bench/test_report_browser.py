@@ -40,6 +40,11 @@ def _overlap(one: list[float], other: list[float]) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
+def _distance(box: list[float], point: dict[str, Any]) -> float:
+    x, y = point["x"], point["y"]
+    return float(np.hypot(max(box[0] - x, x - box[2], 0), max(box[1] - y, y - box[3], 0)))
+
+
 @needs_browser
 def test_labels_never_cover_each_other_a_point_or_a_line_and_stay_inside(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
@@ -50,6 +55,9 @@ def test_labels_never_cover_each_other_a_point_or_a_line_and_stay_inside(tmp_pat
         assert len(places) == len(cloud)
         shares.append(len(boxes) / len(cloud))
         marks = [[one["x"] - 6, one["y"] - 6, one["x"] + 6, one["y"] + 6] for one in cloud]
+        for one, place in zip(cloud, places, strict=True):
+            if place and not place["far"]:  # nearest to its own point
+                assert all(_distance(place["box"], one) <= _distance(place["box"], other) for other in cloud)
         for index, box in enumerate(boxes):
             assert min(box[:2]) >= 0
             assert box[2] <= 500

@@ -20,7 +20,7 @@ MAX_NAME = 30
 """Characters of a name in a plot."""
 LOG_FROM = 6.0
 """Positive values that differ by more than this factor get a logarithmic axis."""
-ROOM = 0.14
+ROOM = 0.18
 """Share of an axis' values that is left free on both sides."""
 BAR_HEIGHT = 46
 """Pixels for a bar and the name above it."""

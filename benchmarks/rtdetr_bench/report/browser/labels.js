@@ -14,13 +14,22 @@ function isInside(box, [width, height]) {
   return box[0] >= 0 && box[1] >= 0 && box[2] <= width && box[3] <= height;
 }
 
+function distance([left, top, right, bottom], { x, y }) {
+  return Math.hypot(Math.max(left - x, x - right, 0), Math.max(top - y, y - bottom, 0));
+}
+
+// A label without a line must be nearest to its own point, or it would be read as another's.
+function isClear(place, label, labels) {
+  return place.far || labels.every((other) => distance(place.box, label) <= distance(place.box, other));
+}
+
 function candidatesOf(label) {
-  return DISTANCES.flatMap((distance) =>
+  return DISTANCES.flatMap((gap) =>
     SIDES.map(([right, down]) => {
-      const x = label.x + right * (MARK + distance + label.width / 2);
-      const y = label.y + down * (MARK + distance + label.height / 2);
+      const x = label.x + right * (MARK + gap + label.width / 2);
+      const y = label.y + down * (MARK + gap + label.height / 2);
       const box = [x - label.width / 2, y - label.height / 2, x + label.width / 2, y + label.height / 2];
-      return { x, y, box, far: distance > FAR };
+      return { x, y, box, far: gap > FAR };
     })
   );
 }
@@ -31,7 +40,8 @@ function placeLabels(labels, size, taken = []) {
   const used = [...taken, ...labels.map(({ x, y }) => [x - MARK, y - MARK, x + MARK, y + MARK])];
   return labels.map((label) => {
     if (label.text === "") return null;
-    const free = (place) => isInside(place.box, size) && !used.some((box) => overlaps(place.box, box));
+    const free = (place) =>
+      isInside(place.box, size) && !used.some((box) => overlaps(place.box, box)) && isClear(place, label, labels);
     const place = candidatesOf(label).find(free) ?? null;
     if (place !== null) used.push(place.box);
     return place;
