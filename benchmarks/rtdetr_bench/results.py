@@ -105,7 +105,7 @@ def edited(path: Path, error: BaseException) -> OptionError:
 def with_study_named(content: Json) -> Json:
     """Return results whose study stands below its name; some verbs write theirs beside date and machine."""
     if content.get("kind") == SWEEP:
-        return {"machine": content["machine"], "date": content.get("date", ""), SWEEP: content}
+        return {**content, SWEEP: content}
     if "metrics" in content:
         return {**content, "accuracy": content}
     if "rows" not in content:

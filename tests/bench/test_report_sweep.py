@@ -29,6 +29,7 @@ def test_a_sweeps_file_is_read_and_one_that_was_edited_is_named(
     assert main(command) == 0
     text = (tmp_path / "a.html").read_text()
     assert "Sweep: r50.pth" in text
+    assert "Published" not in text
     assert "Measured on EPYC" in text
     (tmp_path / "sweep.json").write_text(json.dumps({**sweep(), "limits": None}))
     capsys.readouterr()

@@ -21,7 +21,7 @@ from rtdetr_bench.options import ReportOptions
 from rtdetr_bench.report.html import anchor
 from rtdetr_bench.report.sections.accuracy import ablation_section, accuracy_section
 from rtdetr_bench.report.sections.decoder import decoder_section, encoder_section
-from rtdetr_bench.report.sections.latency import comparison_section, scenarios_section
+from rtdetr_bench.report.sections.latency import ACCURACY, comparison_section, scenarios_section
 from rtdetr_bench.report.sections.nms import nms_section
 from rtdetr_bench.report.sections.precision import precision_section
 from rtdetr_bench.report.sections.profile import profile_section
@@ -91,7 +91,7 @@ def _write_page(path: Path, parts: Sequence[str]) -> None:
     if not parts:
         raise OptionError("there is nothing to show in a report: no comparison and no study")
     sections = "".join(parts)
-    if "AP against latency" in sections:
+    if ACCURACY in sections:
         sections += published_section()
     write_bytes(path, _page(sections).encode("utf-8", "backslashreplace"))
 

@@ -26,6 +26,7 @@ from rtdetr_bench.scenarios.bounds import CONFIDENCE
 from rtdetr_bench.scenarios.results import NOTE, SPEED
 from rtdetr_deploy.words import plural
 
+ACCURACY = "AP against latency, on your annotations"
 PAPER, WHOLE = "paper's span", "whole call"
 COLUMNS = (
     "model", "runtime", "precision", "NMS", "boxes", "batch", "paper's p50", "p90", "p99", "whole p50",
@@ -110,7 +111,7 @@ def plot_accuracy(models: Sequence[Json]) -> Plot:
         aps = [model["AP"] for model in chosen]
         traces.append(points(times, aps, texts, name=plain(runtime), marker=mark))
     return Plot(
-        "AP against latency, on your annotations",
+        ACCURACY,
         f"Points of {plural(len(measured), 'model')}; the table below has the figures.",
         traces,
         value_axis("ms per image, the paper's span", map(_per_image, measured)),

@@ -107,7 +107,7 @@ def _plot(
     return Plot(
         title,
         f"Points of {plural(len(rows), 'configuration')}; the table below has the figures.",
-        [*_front_line(rows, key), *_traces(rows, key), *_ring(marked, key)],
+        [*_front_line(rows, key), *_traces(rows, key, _ways(study)), *_ring(marked, key)],
         value_axis(told, [row[key] for row in rows]),
         axis("AP"),
         480,
@@ -125,10 +125,9 @@ def _label(row: Json, varied: Sequence[str]) -> str:
     return " ".join(told[name] for name in varied) or row["name"]
 
 
-def _traces(rows: Sequence[Json], key: str) -> list[Json]:
+def _traces(rows: Sequence[Json], key: str, ways: Sequence[str]) -> list[Json]:
     """Return points: a colour for each runtime and arithmetic, a shape for each precision of the file."""
     traces = []
-    ways = list(dict.fromkeys(_way(row) for row in rows))
     for way, precision in dict.fromkeys((_way(row), str(row["precision"])) for row in rows):
         chosen = [row for row in rows if (_way(row), str(row["precision"])) == (way, precision)]
         mark = {
@@ -138,6 +137,11 @@ def _traces(rows: Sequence[Json], key: str) -> list[Json]:
         x, y = [row[key] for row in chosen], [row["AP"] for row in chosen]
         traces.append(points(x, y, list(map(_hover, chosen)), name=plain(f"{way}, {precision} file"), marker=mark))
     return traces
+
+
+def _ways(study: Json) -> list[str]:
+    """Return the ways of all rows, so that a way has one colour in all plots."""
+    return list(dict.fromkeys(map(_way, study["rows"])))
 
 
 def _way(row: Json) -> str:
