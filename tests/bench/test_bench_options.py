@@ -31,9 +31,9 @@ from rtdetr_deploy.runtimes import RuntimeOptions
 
 TIMED = "--runs --duration --warmup --pause"
 WRITTEN = "--json --report"
-OPENED = "--size --resizer --runtime --device --threads"
+OPENED = "--size --resizer --runtime --device --threads --arithmetic --hint --slots --cache"
 TAKEN = {
-    "latency": f"--engine --against --batch --scenario --images --annotations {TIMED} {OPENED} --slots --blocking-sync "
+    "latency": f"--engine --against --batch --scenario --images --annotations {TIMED} {OPENED} --blocking-sync "
     f"--threshold --iou --nms {WRITTEN}",
     "accuracy": f"--engine --annotations --images {OPENED} --json",
     "ablation": f"--weights --annotations --images --cascade {TIMED} --size --device --threads --json",
