@@ -28,6 +28,9 @@ def write_xml(onnx: bytes, entries: Mapping[str, str], path: Path) -> None:
         del model.rt_info[name]
     for name, value in entries.items():
         model.set_rt_info(value, [name])
+    for index, node in enumerate(model.get_ordered_ops()):
+        if node.friendly_name == node.name:  # which counts all nodes that the process has ever made
+            node.friendly_name = f"{node.get_type_name()}_{index}"
     openvino.save_model(model, str(path), compress_to_fp16=False)
 
 

@@ -48,7 +48,7 @@ def choose_precision(options: RuntimeOptions, device: str, core: Any, info: Arti
     """
     asked = options.precision
     if asked == "auto":
-        allowed = "bf16" in getattr(info, "arithmetics", ())
+        allowed = info is not None and "bf16" in info.arithmetics
         return "bf16" if allowed and _lacking("bf16", device, core) is None else _plain(device, core)
     if asked is None:
         return _plain(device, core)

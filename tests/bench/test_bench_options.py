@@ -31,17 +31,17 @@ from rtdetr_deploy.runtimes import RuntimeOptions
 
 TIMED = "--runs --duration --warmup --pause"
 WRITTEN = "--json --report"
-OPENED = "--size --resizer --runtime --device --threads"
+OPENED = "--size --resizer --runtime --device --threads --arithmetic --hint --slots --cache"
 TAKEN = {
-    "latency": f"--engine --against --batch --scenario --images --annotations {TIMED} {OPENED} --slots --blocking-sync "
+    "latency": f"--engine --against --batch --scenario --images --annotations {TIMED} {OPENED} --blocking-sync "
     f"--threshold --iou --nms {WRITTEN}",
-    "accuracy": f"--engine --annotations --images {OPENED} --json",
-    "ablation": f"--weights --annotations --images --cascade {TIMED} --size --device --threads --json",
+    "accuracy": f"--engine --annotations --images {OPENED} {WRITTEN}",
+    "ablation": f"--weights --annotations --images --cascade {TIMED} --size --device --threads {WRITTEN}",
     "nms": f"--engine --against --images --annotations {OPENED} {WRITTEN}",
     "decoder": f"--weights --images --annotations {TIMED} {OPENED} --threshold {WRITTEN}",
     "encoder": f"--variant --encoders {TIMED} {OPENED} --threshold {WRITTEN}",
     "roofline": f"--engine --against --gpu --batch --top {WRITTEN}",
-    "precision": "--weights --annotations --images --calibration --against --json",
+    "precision": f"--weights --annotations --images --calibration --against {WRITTEN}",
     "profile": "--engine --runtime --precision --runs --top --threads --json",
     "report": "--output",
     "insert-nms": "--engine --output --kind --threshold --iou --size",

@@ -50,7 +50,7 @@ def test_other_files_agree_with_torch_too(changes: dict[str, Any], small_options
 
 
 def test_int8_runs_in_int8(small_options: Any, squares: tuple[Path, Path]) -> None:
-    result = export(small_options("small-int8.xml", precision="int8", calibration=squares[0].parent))
+    result = export(small_options("small-int8.xml", precision="int8", calibration=squares[0].parent, verify=False))
     with Predictor(result.path) as predictor:
         nodes = predictor._runtime._compiled.get_runtime_model().get_ops()  # type: ignore[attr-defined]
     kinds = Counter(
