@@ -199,7 +199,7 @@ def build_deployed(model: nn.Module, sampler: str, options: ExportOptions) -> De
     if options.fuses_for_gpu:
         family.fuse_for_gpu(folded)
     else:
-        family.to_cpu_form(folded)
+        family.to_cpu_form(folded, options.precision)
     if options.places_fp16:
         family.to_fp16_form(folded)
     preprocess = NormalizeUint8() if options.takes_uint8 else None

@@ -69,7 +69,8 @@ class Family(Generic[Model]):
         whole; the first that matches a module names its block. `unquantized(model)`: globs of what stays out of INT8,
         besides the scopes. Of all three, each must match something in the model. Three functions change a folded model
         in place into another form of the same computation: `fuse_for_gpu(model)` as GPUs fuse it, for files for
-        TensorRT and those with FP16 in them, `to_cpu_form(model)` as CPUs run it fastest, for all others, and
+        TensorRT and those with FP16 in them, `to_cpu_form(model, precision)` as CPUs run it fastest, for all
+        others, and
         `to_fp16_form(model)` as FP16 needs it.
     Verification
         `encode(model, images)` gives feature maps and `decode(model, maps)` the raw output: the model in two parts, of
@@ -94,7 +95,7 @@ class Family(Generic[Model]):
     quantization_blocks: Callable[[Model], tuple[str, ...]]
     unquantized: Callable[[Model], tuple[str, ...]]
     fuse_for_gpu: Callable[[Model], None]
-    to_cpu_form: Callable[[Model], None]
+    to_cpu_form: Callable[[Model, str], None]
     to_fp16_form: Callable[[Model], None]
     encode: Callable[[Model, Tensor], list[Tensor]]
     decode: Callable[[Model, list[Tensor]], RawOutput]

@@ -58,6 +58,25 @@ def test_fp32_engines_multiply_no_row_by_a_matrix(target: str, small_export: Any
     assert len(products) == (0 if target == "tensorrt" else 2)
 
 
+def test_cpus_get_a_form_of_their_own_and_tensorrt_keeps_its_graph(small_export: Any) -> None:
+    cpu, engine = (
+        _open(small_export(f"form-{target}.onnx", target=target, raw_input=False, verify=False))
+        for target in ("cpu", "tensorrt")
+    )
+    names = [{str(node.name) for node in model.graph} for model in (cpu, engine)]
+    for part, count in {"/decoder/input_proj.": (0, 3), "/value_proj/": (0, 4), "/decoder/values/": (3, 0)}.items():
+        matched = tuple(sum(part in name and name.endswith(("Conv", "MatMul", "Add")) for name in own) for own in names)
+        assert matched == count, part
+    shuffled = [
+        sum(node.op_type == "Transpose" and "/cells/" in str(node.name) for node in m.graph) for m in (cpu, engine)
+    ]
+    assert shuffled == [0, 2]
+    joined = [
+        sum(node.op_type == "Concat" and "/encoder/" in str(node.name) for node in m.graph) for m in (cpu, engine)
+    ]
+    assert joined == [2, 4]
+
+
 def test_half_casts_no_table_of_values(small_export: Any) -> None:
     """Values stay in half from the projection to the weighted sum."""
     model = _open(small_export("half-1.onnx", precision="fp16"))

@@ -28,14 +28,16 @@ WIDE = (64, 416)
 """Cells of the finest level are so narrow that anchors in the first and last column are invalid."""
 
 
-def _forms(name: str, sampler: str = "gather", layers: int = 2, queries: int = 20) -> tuple[RTDETR, RTDETR]:
+def _forms(
+    name: str, sampler: str = "gather", layers: int = 2, queries: int = 20, precision: str = "fp32"
+) -> tuple[RTDETR, RTDETR]:
     """Return a folded model and its form for CPUs, both float64: what differs is not rounding then."""
     model = RTDETR(replace(VARIANTS[name], queries=queries), layers).eval()
     fill_randomly(model)
     folded = reparameterize(model)
     folded.use_sampler(sampler)
     changed = copy.deepcopy(folded)
-    RTDETR_FAMILY.to_cpu_form(changed)
+    RTDETR_FAMILY.to_cpu_form(changed, precision)
     return folded.double(), changed.double()
 
 
@@ -82,7 +84,7 @@ def test_tokens_without_a_valid_anchor_are_what_they_were(shift: float) -> None:
     before = reparameterize(model)
     before.use_sampler("gather")
     after = copy.deepcopy(before)
-    RTDETR_FAMILY.to_cpu_form(after)
+    RTDETR_FAMILY.to_cpu_form(after, "fp32")
     with torch.no_grad():
         maps = before.double().encode(_images(WIDE))
         expected = before.decoder.select(maps)[0]
@@ -135,6 +137,16 @@ def test_every_scope_and_block_names_modules_of_the_form(name: str) -> None:
             assert any(match_module(glob, path) for glob in blocks), path
 
 
+def test_int8_keeps_the_encoder() -> None:
+    """Integers are concatenated at no cost; the decoder's table is the same in any precision."""
+    before, after = _forms("r18", layers=1, precision="int8")
+    assert not isinstance(after.encoder, CpuEncoder)
+    assert isinstance(after.decoder, CpuDecoder)
+    logits, boxes = _differences(before, after, (64, 96))
+    assert logits < 1e-4
+    assert boxes < 1e-6
+
+
 def test_a_table_is_not_sampled_by_grid() -> None:
     model = _forms("r18", layers=1)[1]
     with pytest.raises(OptionError, match="a table of values is sampled by gather or discrete, not by grid"):
@@ -145,5 +157,5 @@ def test_the_model_that_was_folded_stays_as_it_is() -> None:
     model = RTDETR(replace(VARIANTS["r18"], queries=20), 1).eval()
     names = [name for name, _ in model.named_parameters()]
     folded = reparameterize(model)
-    RTDETR_FAMILY.to_cpu_form(folded)
+    RTDETR_FAMILY.to_cpu_form(folded, "fp32")
     assert [name for name, _ in model.named_parameters()] == names

@@ -6,7 +6,8 @@ decoder    `input_proj` goes into what reads it, the selection's projection and 
            which become convolutions of the encoder's maps; layers sample from one table of all their values
 selection  tokens without a valid anchor are put in their place behind the projection, not in front of it
 encoder    fusion blocks project a coarse map before it is upsampled, with a quarter of the products; the encoder's
-           `input_proj` goes into them where that takes fewer products
+           `input_proj` goes into them where that takes fewer products. Not in INT8: a concatenation of integers is
+           cheap there, and an addition in front of an activation is not
 sampling   offsets come with the axes in front of the points, as the cells want them
 
 GPUs have a form of their own (`Family.fuse_for_gpu`), whose graphs are left as they are.
@@ -21,8 +22,12 @@ from rtdetr_deploy.model.rtdetr import RTDETR
 __all__ = ["CpuDecoder", "CpuEncoder", "to_cpu_form"]
 
 
-def to_cpu_form(model: RTDETR) -> None:
-    """Change a folded model, its sampler chosen, in place. GridSample takes other tables: its decoder stays."""
-    model.encoder = CpuEncoder(model.encoder)
+def to_cpu_form(model: RTDETR, precision: str) -> None:
+    """Change a folded model, its sampler chosen, in place, for a file of `precision`.
+
+    GridSample takes other tables than one for all layers: a model that samples by it keeps its decoder.
+    """
+    if precision != "int8":
+        model.encoder = CpuEncoder(model.encoder)
     if model.sampler != "grid":
         model.decoder = CpuDecoder(model.decoder)

@@ -28,14 +28,14 @@ MAX_BARS = 12
 
 def profile_section(study: Json) -> str:
     """Return what `rtdetr-bench profile` measured."""
-    longest = sorted(study["nodes"], key=lambda node: -float(node["ms"]))[:TOP]
+    longest = study["longest"][:TOP]
     nodes = [[node["name"], node["operator"], node["kernel"] or "-", f"{node['ms']:.3f}"] for node in longest]
     return section(
         f"Profile: {study['name']}, {study['runtime']}",
         paragraph(*_told(study)),
         plots(*(_plot(f"Milliseconds by {kind}", study[f"{kind}s"][:MAX_BARS]) for kind in KINDS)),
         *(_table(kind, study[f"{kind}s"], study["nodes_ms"]) for kind in KINDS),
-        paragraph(f"The {plural(len(longest), 'node')} that take longest, of {len(study['nodes'])}:"),
+        paragraph(f"The {plural(len(longest), 'node')} that take longest, of {study['nodes']}:"),
         table(("nodes", "operator", "kernel", "ms"), nodes),
     )
 
