@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,10 +156,10 @@ def test_far_above_the_budget_nothing_is_evaluated(command: list[str], capsys: p
 def test_wrong_input_gives_one_line(
     more: list[str], message: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    try:
-        assert main([*command, *(word.format(output=tmp_path / "none.pth") for word in more)]) == 2
-    except SystemExit as error:
-        assert error.code == 2
+    status = None
+    with suppress(SystemExit):  # argparse's, for what it can't read
+        status = main([*command, *(word.format(output=tmp_path / "none.pth") for word in more)])
+    assert status in (None, 2)
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
