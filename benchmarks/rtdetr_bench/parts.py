@@ -71,8 +71,13 @@ def build(definition: type, values: Mapping[str, Any]) -> Any:
     """Return a `definition` of the `values` by option name; what is missing there has its default."""
     content = {name: _as_value(values[name]) for name in find_options(definition) if name in values}
     for name, (_, inner) in find_parts(definition).items():
-        content[name] = build(inner.definition, values)
+        content[name] = build(inner.definition, _only(values, inner))
     return definition(**content)
+
+
+def _only(values: Mapping[str, Any], inner: Part) -> Mapping[str, Any]:
+    """Return the values that are a part's: options that it leaves out may be others' of the same name."""
+    return values if inner.only is None else {name: value for name, value in values.items() if name in inner.only}
 
 
 def _as_value(value: Any) -> Any:
@@ -80,8 +85,13 @@ def _as_value(value: Any) -> Any:
 
 
 def values_of(options: Any) -> Iterator[tuple[str, Any]]:
-    """Yield name and value of each option of a built object, those of its parts included."""
+    """Yield name and value of each option of a built object, those of its parts included; of one name the first."""
+    known = set()
     for name in find_options(type(options)):
+        known.add(name)
         yield name, getattr(options, name)
     for name in find_parts(type(options)):
-        yield from values_of(getattr(options, name))
+        for inner, value in values_of(getattr(options, name)):
+            if inner not in known:
+                known.add(inner)
+                yield inner, value

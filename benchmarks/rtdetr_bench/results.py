@@ -67,7 +67,7 @@ def shown(value: object) -> object:
     """Return an option's value for a JSON file, paths by their last part."""
     if isinstance(value, tuple):
         return [shown(item) for item in value]
-    return portable(str(value)) if isinstance(value, (str, Path)) else value
+    return value if value is None or isinstance(value, (bool, int, float)) else portable(str(value))
 
 
 def read_results(path: Path) -> Json:

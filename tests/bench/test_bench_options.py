@@ -43,6 +43,9 @@ TAKEN = {
     "roofline": f"--engine --against --gpu --batch --top {WRITTEN}",
     "precision": f"--weights --annotations --images --calibration --against {WRITTEN}",
     "profile": "--engine --runtime --precision --runs --top --threads --json",
+    "sweep": "--weights --annotations --images --output --calibration --layers --queries --cascade --size --precision "
+    "--runtime --batch --only --within --budget --min-ap --max-images --rounds --time-all --retry --dry-run --device "
+    "--threads --report",
     "report": "--output",
     "insert-nms": "--engine --output --kind --threshold --iou --size",
 }
@@ -57,6 +60,7 @@ REQUIRED = {
     "precision": "--weights w.pth --annotations val.json --images val",
     "roofline": "--engine m.onnx",
     "profile": "--engine m.onnx",
+    "sweep": "--weights w.pth --annotations val.json --images val --output sweep",
     "report": "a.json --output a.html",
     "insert-nms": "--engine y.onnx --output z.onnx",
 }
@@ -104,6 +108,13 @@ def test_the_overview_lists_every_verb_with_a_line(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out.startswith("rtdetr-bench ")
+
+
+def test_options_of_one_name_in_two_parts_stay_apart() -> None:
+    options = _options(f"sweep {REQUIRED['sweep']} --precision fp32 --runtime openvino")
+    assert options.grid.precision == ("fp32",)
+    assert options.where == RuntimeOptions()
+    assert dict(values_of(options))["precision"] == ("fp32",)
 
 
 def test_without_a_verb_the_latency_is_measured() -> None:

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rtdetr_bench.sweep.axes import Candidate, ModelFile, Subject
 from rtdetr_bench.sweep.options import SweepOptions
@@ -49,21 +50,28 @@ def _time_torch(options: SweepOptions, size: tuple[int, int]) -> float:
     image = np.zeros((*size, 3), np.uint8)
     with Predictor(options.weights, runtime="torch", size=size) as predictor:
         predictor.detect(image)
-        start = time.perf_counter()
-        predictor.detect(image)
-        return time.perf_counter() - start
+        return min(_timed(predictor, image) for _ in range(3))
+
+
+def _timed(predictor: Predictor, image: NDArray[np.uint8]) -> float:
+    start = time.perf_counter()
+    predictor.detect(image)
+    return time.perf_counter() - start
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of each step, for a checkpoint and so many `images`."""
+    """Seconds of each step, for a checkpoint and so many `images`; `measured` are those of one image, once known."""
 
     subject: Subject
     options: SweepOptions
     images: int
+    measured: float | None = None
 
     def image(self, candidate: Candidate) -> float:
         """Seconds of an image."""
+        if self.measured is not None:
+            return self.measured
         file = candidate.file
         area = file.size[0] * file.size[1] / (self.subject.size[0] * self.subject.size[1])
         lower = min(SPEEDUP.get(name, 1.0) for name in (file.precision, candidate.way.arithmetic))

@@ -41,7 +41,7 @@ def recommend(rows: Sequence[Row], limits: LimitOptions) -> Recommendation:
     """
     known = [Measured(row, row.ap, row.speed) for row in rows if row.point and row.ap is not None and row.speed]
     if not known:
-        return Recommendation(None, "Nothing was measured: every candidate failed; the reasons are listed above.")
+        return Recommendation(None, "Nothing was measured at length; the reasons are listed above.")
     best = max(known, key=lambda one: (one.ap, -one.speed.p90))
     if limits.budget is not None:
         return _within_budget(known, limits.budget)
@@ -107,5 +107,9 @@ def ratio(one: Measured, base: Measured) -> Ratio:
 
 def _facts(one: Measured) -> str:
     row = one.row
-    kept = "" if row.match_rate is None else f", {100 * row.match_rate:.1f} % of the whole model's detections kept"
+    kept = (
+        ""
+        if row.match_rate is None
+        else f", {100 * row.match_rate:.1f} % of the whole model's detections found within 2 px"
+    )
     return f"p90 {one.speed.p90:.1f} ms, AP {one.ap:.4f}{kept}"

@@ -13,7 +13,7 @@ evaluated either. Both are rows with a note.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rtdetr_bench.machine import describe_machine
@@ -52,7 +52,7 @@ class Sweep:
 
     def __str__(self) -> str:
         chosen = self.recommendation.row
-        parts = [format_rows(self.rows, chosen and chosen.name), "", self.recommendation.text]
+        parts = [format_rows(self.rows, None if chosen is None else chosen.name), "", self.recommendation.text]
         if chosen is not None:
             parts += [f"  {chosen.export_command}", f"  {chosen.run_hint}   # the file lies in the sweep's folder"]
         return "\n".join(parts)
@@ -94,7 +94,7 @@ def study_sweep(options: SweepOptions) -> Sweep | str:
     progress.say(format_plan(plan, sum(expected.values())))
     state = State(options.output)
     _begin(state, options, subject.digest, truth, progress)
-    sweep = _Run(options, plan, truth, state, progress)
+    sweep = _Run(options, plan, truth, state, progress, estimate)
     try:
         return sweep.run()
     except KeyboardInterrupt:
@@ -138,8 +138,12 @@ def _begin(state: State, options: SweepOptions, digest: str, truth: Annotations,
 class _Run:
     """The steps of a sweep, each kept in the state when it is done."""
 
-    def __init__(self, options: SweepOptions, plan: Plan, truth: Annotations, state: State, progress: Progress) -> None:
+    def __init__(
+        self, options: SweepOptions, plan: Plan, truth: Annotations, state: State, progress: Progress,
+        estimate: Estimate,
+    ) -> None:  # fmt: skip
         self._options, self._plan, self._truth, self._state, self._progress = options, plan, truth, state, progress
+        self._estimate = estimate
         self._notes: dict[str, str] = {}
         self._images = [path for _, path in truth.images]
 
@@ -200,8 +204,17 @@ class _Run:
         for group in speed.make_groups(self._contenders(missing)):
             with self._progress.steps(BRIEF, [one.candidate.name for one in group]) as line:
                 found = speed.time_briefly(group, self._options, self._images, _shown_in(line, BRIEF, group))
-            for one in group:
-                self._put("speed", one.candidate, found[one.candidate.name], BRIEF_SUFFIX)
+            for timed in group:
+                self._put("speed", timed.candidate, found[timed.candidate.name], BRIEF_SUFFIX)
+                self._expect(timed.candidate)
+
+    def _expect(self, candidate: Candidate) -> None:
+        """Correct what is expected of a candidate's steps by how long an image really takes."""
+        median = self._brief(candidate)
+        if median is not None:
+            estimate = replace(self._estimate, measured=median / 1000.0)
+            self._progress.expect(EVALUATE, candidate.name, estimate.evaluate(candidate))
+            self._progress.expect(TIME, candidate.name, estimate.time(candidate))
 
     def _brief(self, candidate: Candidate) -> float | None:
         kept = self._known("speed", candidate, BRIEF_SUFFIX)
@@ -271,8 +284,8 @@ class _Run:
         for group in speed.make_groups(self._contenders(missing)):
             with self._progress.steps(TIME, [one.candidate.name for one in group]) as line:
                 found = speed.time_fully(group, self._options, self._images, _shown_in(line, TIME, group))
-            for one in group:
-                self._put("speed", one.candidate, found[one.candidate.name])
+            for timed in group:
+                self._put("speed", timed.candidate, found[timed.candidate.name])
 
     def _row(self, candidate: Candidate) -> Row:
         options, failed = self._options, self._failure(candidate)
