@@ -1,8 +1,8 @@
 """Arrays whose memory is used again once nobody refers to them.
 
-Fresh memory costs more than what is written into it: the system hands it over page by page, which for the float input
-of 640x640 took longer than resizing a 1920x1080 frame. A pool can't tell when a caller is done with an array, but the
-array itself can: it keeps a lease alive, and its end gives the memory back.
+Inputs are megabytes, which the system may hand over page by page each time. A pool can't tell when a caller is done
+with an array, but the array itself can: it keeps a lease alive, and its end gives the memory back. So arrays are their
+holders' as if they were fresh. (Where the C library recycles large blocks by itself, calls are as fast either way.)
 """
 
 from __future__ import annotations
