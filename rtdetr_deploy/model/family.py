@@ -65,8 +65,8 @@ class Family(Generic[Model]):
         `use_cascade(model, (K, N))`: only the N best queries go on after layer K, None: all do. Raises `OptionError`
         where the model has no such layer, or fewer queries.
     Precision
-        `fp32_scopes(model)`: see `Fp32Scope`; `bf16_scopes(model)`: those of BF16 on CPUs. `quantization_blocks(model)`: globs of the parts that go to INT8 as a
-        whole; the first that matches a module names its block. `unquantized(model)`: globs of what stays out of INT8,
+        `fp32_scopes(model)`: see `Fp32Scope`; `bf16_scopes(model)`: those where CPUs compute the rest in BF16.
+        `quantization_blocks(model)`: globs of the parts that go to INT8 as a whole; the first that matches a module names its block. `unquantized(model)`: globs of what stays out of INT8,
         besides the scopes. Of all three, each must match something in the model. Three functions change a folded model
         in place into another form of the same computation: `fuse_for_gpu(model)` as GPUs fuse it, for files for
         TensorRT and those with FP16 in them, `to_cpu_form(model, precision)` as CPUs run it fastest, for all

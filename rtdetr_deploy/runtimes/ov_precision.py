@@ -80,7 +80,7 @@ def _durable(node: Any) -> list[Any]:
 
 
 def _matmul(node: Any) -> list[Any]:
-    """A product with constant weights becomes FullyConnected; with its two sides exchanged it doesn't."""
+    """Exchange the sides of a product with constant weights, which would become FullyConnected."""
     from openvino import opset13 as ops
 
     x, weights = node.input_values()
@@ -95,7 +95,7 @@ def _matmul(node: Any) -> list[Any]:
 
 
 def _reshape(node: Any) -> list[Any]:
-    """Unsqueeze and Squeeze become Reshape, which stays; with more than one dynamic axis they are left alone."""
+    """Write Unsqueeze and Squeeze as Reshape, which stays; with several dynamic axes they are left alone."""
     from openvino import opset13 as ops
 
     shape = [axis.get_length() if axis.is_static else -1 for axis in node.get_output_partial_shape(0)]
@@ -105,7 +105,7 @@ def _reshape(node: Any) -> list[Any]:
 
 
 def _slice(node: Any) -> list[Any]:
-    """Slices of one tensor become VariadicSplit; a Gather of the same places along one axis doesn't."""
+    """Gather the places of a slice: several Slices of one tensor would become VariadicSplit."""
     from openvino import opset13 as ops
 
     numbers = [_number(value.get_node()) for value in node.input_values()[1:]]

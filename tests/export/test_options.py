@@ -88,7 +88,10 @@ def test_default_name_says_what_is_inside(changes: dict[str, Any], name: str) ->
         ({"keep_fp32": ("a",)}, '`keep_fp32` is for lower precisions; add `precision="fp16"`'),
         ({"engine": EngineOptions()}, '`engine` is for engines; add `output="NAME.engine"`'),
         ({"keep_fp32": "a"}, "`keep_fp32` is a single text"),
-        ({"output": Path("model.pt")}, "`output` is model.pt, expected a name that ends in .onnx, .xml, .engine or .plan"),
+        (
+            {"output": Path("model.pt")},
+            "`output` is model.pt, expected a name that ends in .onnx, .xml, .engine or .plan",
+        ),
     ],
 )
 def test_values_outside_their_range_are_refused(changes: dict[str, Any], message: str) -> None:
