@@ -18,7 +18,7 @@ from onnx import parser  # noqa: E402
 from rtdetr_deploy.artifacts.metadata import METADATA_KEY  # noqa: E402
 from rtdetr_deploy.runtimes import open_runtime  # noqa: E402
 from rtdetr_export.pipeline import TracedCheckpoint, trace_checkpoint  # noqa: E402
-from rtdetr_export.precision.int8 import TensorRtScheme, QuantizableNode, find_quantizable, quantize  # noqa: E402
+from rtdetr_export.precision.int8 import QuantizableNode, TensorRtScheme, find_quantizable, quantize  # noqa: E402
 from rtdetr_export.precision.reduce import make_scheme  # noqa: E402
 from rtdetr_export.precision.residual import ResidualAdd, find_residual_adds  # noqa: E402
 from rtdetr_export.simplify import serialize  # noqa: E402
@@ -125,9 +125,7 @@ def test_every_block_of_a_real_graph_can_fuse_and_the_file_runs(traced: TracedCh
 def test_a_residual_stays_where_its_addition_is_kept(traced: TracedCheckpoint, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     patterns = ("/res_layers.2/.*/Add$", "/decoder/", "/encoder/")
-    scheme = make_scheme(
-        traced.graph, traced.placement, traced.info, [tmp_path / "a.png"], patterns, for_cpu=False
-    )
+    scheme = make_scheme(traced.graph, traced.placement, traced.info, [tmp_path / "a.png"], patterns, for_cpu=False)
     assert isinstance(scheme, TensorRtScheme)
     nodes, scales = scheme.nodes, scheme.scales
     kept = {node.add.name.split("/")[3] for node in nodes if node.add is not None}
