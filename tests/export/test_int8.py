@@ -44,6 +44,7 @@ def exported(small_options: Any, photos: Path) -> dict[str, Any]:
             layers=1,
             precision="int8",
             non_int8_precision=rest,
+            target="tensorrt",
             calibration=photos,
             keep_fp32=("/(res_layers|pan_blocks)",),  # fewer blocks to try
             verify=False,
