@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from onnx import TensorProto, numpy_helper  # noqa: E402
 
 from rtdetr_deploy import OptionError, Predictor  # noqa: E402
 from rtdetr_export import ExportOptions, export_onnx  # noqa: E402
-from rtdetr_export.precision.int8 import LEVELS, choose_scale, quantize_weight  # noqa: E402
-from rtdetr_export.precision.sensitivity import QuantizationPlan, TradeOff, count_chosen, sensitivity_of  # noqa: E402
+from rtdetr_export.precision.int8 import LEVELS, QuantizableNode, choose_scale, quantize_weight  # noqa: E402
+from rtdetr_export.precision.sensitivity import QuantizationPlan, TradeOff, choose_blocks, sensitivity_of  # noqa: E402
 from rtdetr_export.trt.lint import lint_file  # noqa: E402
 from rtdetr_export.verify.agreement import Agreement  # noqa: E402
 from rtdetr_export.verify.tolerances import TOLERANCES  # noqa: E402
@@ -43,6 +44,7 @@ def exported(small_options: Any, photos: Path) -> dict[str, Any]:
             layers=1,
             precision="int8",
             non_int8_precision=rest,
+            target="tensorrt",
             calibration=photos,
             keep_fp32=("/(res_layers|pan_blocks)",),  # fewer blocks to try
             verify=False,
@@ -84,9 +86,9 @@ def test_quantized_files_run_and_satisfy_the_rules(
 
 def test_the_file_says_what_was_chosen(exported: dict[str, Any]) -> None:
     plan = exported["fp32"].quantization
-    names = [point.blocks[-1] for point in plan.curve]
-    assert sorted(names) == sorted(plan.curve[-1].blocks)
-    assert len(set(names)) == len(names)
+    assert {point.blocks for point in plan.curve} == {
+        plan.curve[-1].blocks[: len(point.blocks)] for point in plan.curve
+    }
     macs = [point.macs for point in plan.curve]
     assert macs == sorted(macs)
     assert macs[-1] == pytest.approx(1.0)
@@ -136,14 +138,37 @@ def test_sensitivity_counts_what_is_lost_as_one() -> None:
     assert sensitivity_of(_agreement(0, [])) == 0.0
 
 
-def test_as_many_blocks_are_chosen_as_keep_detections() -> None:
-    assert count_chosen([1.0, 0.99, 0.96, 0.98, 0.9]) == 4
-    assert count_chosen([0.5]) == 0
-    assert count_chosen([]) == 0
-    point = TradeOff(("a",), 0.3, _agreement(1, [0.0]))
-    assert QuantizationPlan((point,), 0).blocks == ()
-    assert QuantizationPlan((point,), 0).macs == 0.0
-    assert QuantizationPlan((point,), 1).macs == 0.3
+def test_a_plan_names_the_point_of_as_many_blocks_as_were_chosen() -> None:
+    points = tuple(TradeOff(("a", "b", "c")[:count], 0.3 * count, _agreement(1, [0.0])) for count in (2, 3))
+    assert QuantizationPlan(points, 0).blocks == ()
+    assert QuantizationPlan(points, 0).macs == 0.0
+    assert QuantizationPlan(points, 2).blocks == ("a", "b")
+    assert QuantizationPlan(points, 3).macs == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(("whole", "tried"), [(False, [2, 3]), (True, [1, 2, 3])])
+def test_sensitive_blocks_are_taken_out_until_detections_stay(
+    whole: bool, tried: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three blocks; the one called b loses detections, alone and with others."""
+    nodes = [QuantizableNode(f"node_{name}", "x", "w", 0, name) for name in "abc"]
+
+    class Trials:
+        def __init__(self, *_: Any) -> None: ...
+
+        def detect_reference(self) -> None: ...
+
+        def agreement(self, _: str, chosen: list[QuantizableNode], count: int | None = None) -> Agreement:
+            lost = any(node.block == "b" for node in chosen)
+            return _agreement(10, [0.1] * (5 if lost else 10))
+
+    monkeypatch.setattr("rtdetr_export.precision.sensitivity._Trials", Trials)
+    monkeypatch.setattr("rtdetr_export.precision.sensitivity.count_macs", lambda *_: {node.name: 1.0 for node in nodes})
+    plan = choose_blocks(None, SimpleNamespace(nodes=nodes), [], whole_curve=whole)  # type: ignore[arg-type]
+    assert set(plan.blocks) == {"a", "c"}
+    assert [len(point.blocks) for point in plan.curve] == tried
+    assert plan.curve[-1].blocks[-1] == "b"
+    assert str(plan).count("<- chosen") == 1
 
 
 @pytest.mark.parametrize(

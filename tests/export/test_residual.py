@@ -18,7 +18,7 @@ from onnx import parser  # noqa: E402
 from rtdetr_deploy.artifacts.metadata import METADATA_KEY  # noqa: E402
 from rtdetr_deploy.runtimes import open_runtime  # noqa: E402
 from rtdetr_export.pipeline import TracedCheckpoint, trace_checkpoint  # noqa: E402
-from rtdetr_export.precision.int8 import TensorRtScheme, QuantizableNode, find_quantizable, quantize  # noqa: E402
+from rtdetr_export.precision.int8 import QuantizableNode, TensorRtScheme, find_quantizable, quantize  # noqa: E402
 from rtdetr_export.precision.reduce import make_scheme  # noqa: E402
 from rtdetr_export.precision.residual import ResidualAdd, find_residual_adds  # noqa: E402
 from rtdetr_export.simplify import serialize  # noqa: E402
