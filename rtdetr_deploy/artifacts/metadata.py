@@ -41,8 +41,8 @@ class ArtifactInfo:
     verified (None: FP32, or not verified). `runtime` is what runs the file, and in which arithmetic, where a Predictor
     has opened it (`Predictor.info`); it is not stored.
 
-    `fp32_nodes` are names of nodes, or starts of names that end in "/", that stay in FP32 where a processor computes the
-    rest in BF16; `bf16` says how many detections that keeps (None: not compared, on a machine without BF16 or with
+    `fp32_nodes` are names of nodes, or starts of names that end in "/", that stay in FP32 where a processor computes
+    the rest in BF16; `bf16` says how many detections that keeps (None: not compared, on a machine without BF16 or with
     `verify=False`).
 
     `queries` are those that the encoder selects; in a `cascade` (K, N) only the N best of them go on after layer K.

@@ -66,8 +66,8 @@ class Family(Generic[Model]):
         where the model has no such layer, or fewer queries.
     Precision
         `fp32_scopes(model)`: see `Fp32Scope`; `bf16_scopes(model)`: those where CPUs compute the rest in BF16.
-        `quantization_blocks(model)`: globs of the parts that go to INT8 as a whole; the first that matches a module names its block. `unquantized(model)`: globs of what stays out of INT8,
-        besides the scopes. Of all three, each must match something in the model. Three functions change a folded model
+        `quantization_blocks(model)`: globs of the parts that go to INT8 as a whole; the first that matches a module
+        names its block. `unquantized(model)`: globs of what stays out of INT8, besides the scopes. Of all four, each must match something in the model. Three functions change a folded model
         in place into another form of the same computation: `fuse_for_gpu(model)` as GPUs fuse it, for files for
         TensorRT and those with FP16 in them, `to_cpu_form(model, precision)` as CPUs run it fastest, for all
         others, and

@@ -108,8 +108,9 @@ def _slice(node: Any) -> list[Any]:
     """Gather the places of a slice: several Slices of one tensor would become VariadicSplit."""
     from openvino import opset13 as ops
 
-    numbers = [_number(value.get_node()) for value in node.input_values()[1:]]
-    if len(numbers) != 4 or None in numbers:
+    found = [_number(value.get_node()) for value in node.input_values()[1:]]
+    numbers = [number for number in found if number is not None]
+    if len(numbers) != 4:
         return []
     start, stop, step, axis = numbers
     size = node.get_input_partial_shape(0)[axis]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from rtdetr_deploy.artifacts.bf16 import MIN_BF16_MATCH_RATE, Bf16Check
 from rtdetr_deploy.artifacts.metadata import METADATA_KEY, ArtifactInfo, read_metadata
-from rtdetr_deploy.errors import ArtifactError
-from rtdetr_export.precision.bf16 import shorten
+from rtdetr_deploy.errors import ArtifactError, ExportError
+from rtdetr_deploy.model.fp32_scope import Fp32Scope
+from rtdetr_export.module_map import ModuleMap
+from rtdetr_export.precision.bf16 import find_fp32_nodes, shorten
 from rtdetr_export.verify.agreement import Agreement
 from rtdetr_export.verify.arithmetics import ArithmeticsReport
 from rtdetr_export.verify.tolerances import TOLERANCES
@@ -45,6 +49,14 @@ def agreement(matched: int) -> Agreement:
 def test_names_are_as_short_as_what_is_not_kept_allows() -> None:
     kept = ("/model/box/Add", "/model/box/layers.2/MatMul", "/model/box/layers.2/Add", "/post/TopK")
     assert shorten(kept, ("/model/box/Mul", "/model/Conv")) == ("/model/box/Add", "/model/box/layers.2/", "/post/")
+
+
+def test_a_scope_of_bf16_that_matches_nothing_is_refused() -> None:
+    node = ir.node("Relu", [ir.Value(name="x")], name="/model/act/Relu")
+    graph = ir.Model(ir.Graph([], [], nodes=[node]), ir_version=8)
+    deployed = SimpleNamespace(bf16_scopes=(Fp32Scope("heads", "model.heads", "a reason"),))
+    with pytest.raises(ExportError, match=r"no node is in the scope 'heads' \(model\.heads\), which BF16"):
+        find_fp32_nodes(graph, deployed, ModuleMap({"": "", "/model": "model", "/model/act": "model.act"}))  # type: ignore[arg-type]
 
 
 def test_metadata_keep_what_stays_in_fp32_and_what_was_found() -> None:

@@ -203,6 +203,7 @@ CENTRES: Family[_Centres] = Family(
     use_sampler=lambda *_: None,
     use_cascade=lambda *_: None,
     fp32_scopes=lambda _: (Fp32Scope("boxes", "boxes", "coordinates"),),
+    bf16_scopes=lambda _: (Fp32Scope("boxes", "boxes", "coordinates"),),
     quantization_blocks=lambda _: ("body", "scores"),
     unquantized=lambda _: (),
     fuse_for_gpu=lambda _: None,
