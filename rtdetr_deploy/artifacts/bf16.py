@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rtdetr_deploy.artifacts.fields import find_wrong_field
 from rtdetr_deploy.errors import ArtifactError
 
-MIN_BF16_MATCH_RATE = 0.998
+MIN_BF16_MATCH_RATE = 0.999
 """Share of FP32's detections that BF16 must keep within 2 px and 0.05 of score for `precision="auto"` to choose it."""
 
 

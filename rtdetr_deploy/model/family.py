@@ -67,11 +67,11 @@ class Family(Generic[Model]):
     Precision
         `fp32_scopes(model)`: see `Fp32Scope`; `bf16_scopes(model)`: those where CPUs compute the rest in BF16.
         `quantization_blocks(model)`: globs of the parts that go to INT8 as a whole; the first that matches a module
-        names its block. `unquantized(model)`: globs of what stays out of INT8, besides the scopes. Of all four, each must match something in the model. Three functions change a folded model
-        in place into another form of the same computation: `fuse_for_gpu(model)` as GPUs fuse it, for files for
-        TensorRT and those with FP16 in them, `to_cpu_form(model, precision)` as CPUs run it fastest, for all
-        others, and
-        `to_fp16_form(model)` as FP16 needs it.
+        names its block. `unquantized(model)`: globs of what stays out of INT8, besides the scopes. Of all four, each
+        must match something in the model. Three functions change a folded model in place into another form of the same
+        computation: `fuse_for_gpu(model)` as GPUs fuse it, for files for TensorRT and those with FP16 in them,
+        `to_cpu_form(model, precision)` as CPUs run it fastest, for all others, and `to_fp16_form(model)` as FP16 needs
+        it.
     Verification
         `encode(model, images)` gives feature maps and `decode(model, maps)` the raw output: the model in two parts, of
         which the second is run on slightly disturbed maps too, of one image; what files are compared with: a cascade is
