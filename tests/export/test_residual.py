@@ -104,7 +104,7 @@ def test_an_addition_with_another_residual_is_a_warning() -> None:
 
 @pytest.fixture(scope="module")
 def traced(small_options: Any) -> TracedCheckpoint:
-    return trace_checkpoint(small_options("residual.onnx", layers=1))
+    return trace_checkpoint(small_options("residual.onnx", layers=1, target="tensorrt", raw_input=False))
 
 
 def test_every_block_of_a_real_graph_can_fuse_and_the_file_runs(traced: TracedCheckpoint) -> None:
