@@ -26,7 +26,7 @@ def test_ten_thousand_predictions_leave_no_memory_behind(small_options: Any, tmp
     from rtdetr_export import export_onnx
 
     path = tmp_path / "tiny.onnx"
-    export_onnx(small_options("tiny.onnx", output=path, size=(64, 64), verify=False))
+    export_onnx(small_options("tiny.onnx", output=path, size=(64, 64), layers=1, queries=10, verify=False))
     frame = np.random.default_rng(0).integers(0, 256, (72, 128, 3), dtype=np.uint8)
     process = psutil.Process()
     with Predictor(path, 0.0, runtime="onnxruntime", threads=1) as predictor:
