@@ -24,6 +24,7 @@ from rtdetr_bench.sweep.state import NAME
 from rtdetr_deploy import OptionError
 from rtdetr_deploy.errors import ExportError
 from rtdetr_deploy.evaluate.coco import read_annotations
+from rtdetr_export import export
 
 
 @pytest.fixture
@@ -94,8 +95,6 @@ def test_a_sweep_recommends_and_a_second_call_has_nothing_left_to_do(
 def test_a_failing_export_is_a_row_and_is_tried_again_when_asked(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export = files.export
-
     def refuse(options: Any, progress: Any = None) -> Any:
         if options.layers == 1:
             raise ExportError("the exported file disagrees with the torch model")
