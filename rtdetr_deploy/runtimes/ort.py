@@ -129,6 +129,10 @@ def _settings(onnxruntime: Any, options: RuntimeOptions, graph: Graph, slots: in
     if graph.dequantizes_to_half():
         # Its QDQ optimizer breaks INT8 that meets FP16: half of the detections were lost (docs/precision.md).
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
+    if graph.dequantizes():
+        # Without VNNI its faster kernels add pairs of products in 16 bits, and saturate in silence. Where there is VNNI
+        # nothing changes.
+        settings.add_session_config_entry("session.x64quantprecision", "1")
     threads = options.threads or default_threads() or (usable_cores() if slots > 1 else None)
     if threads is not None:
         # Each call brings its caller's thread.

@@ -14,7 +14,7 @@ pytest.importorskip("onnxruntime")
 
 from rtdetr_deploy import OptionError, Predictor, open_runtime
 from rtdetr_deploy.runtimes import ParallelRuntime, RuntimeOptions, cores, ort
-from rtdetr_deploy.runtimes.onnx_file import Graph
+from rtdetr_deploy.runtimes.onnx_file import Graph, Node
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,10 @@ def test_the_process_s_affinity_counts() -> None:
     assert cores.bound_cores() == len(os.sched_getaffinity(0))
 
 
-def _settings(options: RuntimeOptions, slots: int) -> Any:
+def _settings(options: RuntimeOptions, slots: int, graph: Graph | None = None) -> Any:
     import onnxruntime
 
-    return ort._settings(onnxruntime, options, Graph(), slots)
+    return ort._settings(onnxruntime, options, graph or Graph(), slots)
 
 
 @pytest.mark.parametrize(("threads", "slots", "expected"), [(4, 1, 4), (4, 2, 3), (4, 4, 1), (2, 4, 1)])
@@ -125,3 +125,11 @@ def test_as_many_calls_run_as_there_are_slots(small_onnx: Path) -> None:
         assert most == predictor.slots == 2
         for frame, one in zip(frames, found, strict=True):
             assert np.allclose(one.boxes, predictor.detect(frame).boxes, atol=1e-3)
+
+
+def test_integer_sums_are_exact_on_processors_that_would_let_them_saturate() -> None:
+    key = "session.x64quantprecision"
+    int8 = Graph(makers={"x": Node("DequantizeLinear", ("x_int8", "scale"), ("x",))})
+    assert _settings(RuntimeOptions(), 1, int8).get_session_config_entry(key) == "1"
+    with pytest.raises(RuntimeError):  # not set
+        _settings(RuntimeOptions(), 1).get_session_config_entry(key)
