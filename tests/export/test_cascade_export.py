@@ -232,7 +232,7 @@ def test_queries_that_the_input_does_not_have_are_told_once(
     )
     assert text.count(" queries") == 2
     assert main(["--weights", str(small_checkpoint), "--size", "128x160", *output]) == 0
-    assert "queries" not in capsys.readouterr().out
+    assert " queries" not in capsys.readouterr().out
 
 
 def test_a_checkpoint_runs_on_few_tokens(small_checkpoint: Path, picture: NDArray[np.uint8]) -> None:
