@@ -42,7 +42,7 @@ TAKEN = {
     "encoder": f"--variant --encoders {TIMED} {OPENED} --threshold {WRITTEN}",
     "roofline": f"--engine --against --gpu --batch --top {WRITTEN}",
     "precision": f"--weights --annotations --images --calibration --against {WRITTEN}",
-    "profile": "--engine --runtime --precision --runs --top --threads --json",
+    "profile": f"--engine --runtime --precision --runs --top --threads {WRITTEN}",
     "sweep": "--weights --annotations --images --output --calibration --layers --queries --cascade --size --precision "
     "--runtime --batch --only --within --budget --min-ap --max-images --rounds --time-all --retry --dry-run --device "
     "--threads --report",

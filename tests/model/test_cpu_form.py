@@ -29,13 +29,19 @@ WIDE = (64, 416)
 
 
 def _forms(
-    name: str, sampler: str = "gather", layers: int = 2, queries: int = 20, precision: str = "fp32"
+    name: str,
+    sampler: str = "gather",
+    layers: int = 2,
+    queries: int = 20,
+    precision: str = "fp32",
+    cascade: tuple[int, int] | None = None,
 ) -> tuple[RTDETR, RTDETR]:
     """Return a folded model and its form for CPUs, both float64: what differs is not rounding then."""
     model = RTDETR(replace(VARIANTS[name], queries=queries), layers).eval()
     fill_randomly(model)
     folded = reparameterize(model)
     folded.use_sampler(sampler)
+    RTDETR_FAMILY.use_cascade(folded, cascade)
     changed = copy.deepcopy(folded)
     RTDETR_FAMILY.to_cpu_form(changed, precision)
     return folded.double(), changed.double()
@@ -159,3 +165,12 @@ def test_the_model_that_was_folded_stays_as_it_is() -> None:
     folded = reparameterize(model)
     RTDETR_FAMILY.to_cpu_form(folded, "fp32")
     assert [name for name, _ in model.named_parameters()] == names
+
+
+def test_a_cascade_goes_on_with_the_same_queries() -> None:
+    before, after = _forms("r18", layers=3, queries=30, cascade=(1, 12))
+    logits, boxes = _differences(before, after, (64, 96))
+    assert logits < 1e-4
+    assert boxes < 1e-6
+    with torch.no_grad():
+        assert after(_images((64, 96))).boxes.shape == (2, 12, 4)
