@@ -94,6 +94,19 @@ def _matmul(node: Any) -> list[Any]:
     return [product, ops.transpose(product, ops.constant(np.array(axes, np.int64)))]
 
 
+def _convolution(node: Any) -> list[Any]:
+    """Divide the weights in place of the pixels: OpenVINO does that too, and makes a convolution without mark."""
+    from openvino import opset13 as ops
+
+    divide, weights = (value.get_node() for value in node.input_values())
+    if divide.get_type_name() == "Divide" and weights.get_type_name() == "Constant":
+        by = divide.input_value(1).get_node()
+        if by.get_type_name() == "Constant" and by.data.size == 1:
+            node.set_argument(1, ops.constant(weights.data / by.data.reshape(-1)[0]).output(0))
+            node.set_argument(0, divide.input_value(0))
+    return []
+
+
 def _reshape(node: Any) -> list[Any]:
     """Write Unsqueeze and Squeeze as Reshape, which stays; with several dynamic axes they are left alone."""
     from openvino import opset13 as ops
@@ -130,6 +143,7 @@ def _number(node: Any) -> int | None:
 
 
 _FORMS: dict[str, Callable[[Any], list[Any]]] = {
+    "Convolution": _convolution,
     "MatMul": _matmul,
     "Unsqueeze": _reshape,
     "Squeeze": _reshape,
