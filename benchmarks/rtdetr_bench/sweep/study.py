@@ -271,10 +271,8 @@ class _Run:
         other = beats_clearly(candidate.name, points)
         if other is None:
             return False
-        (median, ap), (less, more) = points[candidate.name], points[other]
-        self._notes[candidate.name] = (
-            f"AP {ap:.4f}, about {median:.1f} ms: clearly beaten by {other} ({more:.4f}, {less:.1f} ms)"
-        )
+        median, ap = points[candidate.name]
+        self._notes[candidate.name] = f"AP {ap:.4f}, about {median:.1f} ms: clearly beaten by {other}"
         return True
 
     def _time(self, candidates: Sequence[Candidate]) -> None:
