@@ -183,3 +183,24 @@ def test_outliers_are_clipped() -> None:
     span = choose_range(values)
     assert span.zero_point == 0
     assert span.scale * 255 < 15
+
+
+def test_a_weight_of_several_readers_is_stored_for_each_so_that_exact_kernels_load() -> None:
+    text = "g (float[4,8] x) => (float[4,8] y) { a = MatMul(x, w) b = Add(a, c) y2 = MatMul(b, w) y = Add(y2, c) }"
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    rng = np.random.default_rng(0)
+    for node in proto.graph.node:
+        node.name = f"make_{node.output[0]}"
+    for name, shape in (("w", (8, 8)), ("c", (8,))):
+        proto.graph.initializer.append(numpy_helper.from_array(rng.normal(0, 1, shape).astype(np.float32), name))
+    graph = ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto))
+    nodes = [QuantizableNode(f"make_{name}", read, "w", 1, "block") for name, read in (("a", "x"), ("y2", "b"))]
+    content = proto.SerializeToString()
+    make_cpu_scheme(graph.graph, nodes, content, [np.ones((4, 8), np.float32)]).quantize(graph, nodes)
+    quantized = ir.serde.serialize_model(graph)
+    names = Counter(value.name for value in quantized.graph.initializer)
+    assert {"w_int8", "w_1_int8"} <= names.keys()
+    assert max(names.values()) == 1
+    settings = onnxruntime.SessionOptions()
+    settings.add_session_config_entry("session.x64quantprecision", "1")
+    onnxruntime.InferenceSession(quantized.SerializeToString(), settings, providers=["CPUExecutionProvider"])

@@ -7,6 +7,7 @@ ONNX Runtime (MLAS) and OpenVINO (oneDNN) their kernels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -47,7 +48,7 @@ class CpuScheme:
         found = {str(value.name): value for value in (*graph.inputs, *(node.outputs[0] for node in graph))}
         ranges = {name: self._range(name, values.kinds) for name in values.kinds}
         readers = {str(node.name) for node in chosen}
-        weights: dict[str, ir.Value] = {}
+        copies: Counter[str] = Counter()
         for name, span in ranges.items():
             _add_pair(
                 graph, found[name], span, None if name in values.from_integers else readers | _integer(values, graph)
@@ -55,9 +56,11 @@ class CpuScheme:
         for target in chosen:
             node, weight = by_name[target.name], by_name[target.name].inputs[1]
             assert weight is not None
-            if target.weight not in weights:
-                weights[target.weight] = store_weight(graph, node, weight, target.axis, self.stored)
-            node.replace_input_with(1, weights[target.weight])
+            # A copy for each reader: where ONNX Runtime is asked for exact sums, it changes weights in place, and fails
+            # at those that two nodes share.
+            restored = store_weight(graph, node, weight, target.axis, self.stored, copies[target.weight])
+            copies[target.weight] += 1
+            node.replace_input_with(1, restored)
             bias = bias_of(node)
             if bias is not None:
                 steps = np.float32(ranges[target.activation].scale) * self.stored[target.weight][1]

@@ -199,13 +199,19 @@ def _add_pair(graph: ir.Graph, value: ir.Value, scale: float) -> ir.Value:
     return restored.outputs[0]
 
 
-def store_weight(graph: ir.Graph, reader: ir.Node, weight: ir.Value, axis: int, stored: StoredWeights) -> ir.Value:
-    """Store `weight` as INT8 with a DQ per channel before `reader`, and return what DQ gives."""
+def store_weight(
+    graph: ir.Graph, reader: ir.Node, weight: ir.Value, axis: int, stored: StoredWeights, copy: int = 0
+) -> ir.Value:
+    """Store `weight` as INT8 with a DQ per channel before `reader`, and return what DQ gives.
+
+    `copy` counts the copies of a weight that several nodes read, each its own.
+    """
     assert weight.const_value is not None
     name = str(weight.name)
     if name not in stored:
         stored[name] = quantize_weight(weight.const_value.numpy(), axis)
     levels, scale = stored[name]
+    name = f"{name}_{copy}" if copy else name
     inputs = [
         constant(graph, f"{name}_int8", levels),
         constant(graph, f"{name}_scale", scale),
