@@ -18,6 +18,7 @@ from rtdetr_deploy.runtimes.cores import default_threads, usable_cores
 from rtdetr_deploy.runtimes.feed import check_feed, closed
 from rtdetr_deploy.runtimes.onnx_file import Graph, read_graph
 from rtdetr_deploy.runtimes.options import MAX_SLOTS, RuntimeOptions, cpu_or_cuda
+from rtdetr_deploy.runtimes.processor import instruction_sets
 from rtdetr_deploy.runtimes.protocol import Array, Feed, TensorSpec
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -129,9 +130,9 @@ def _settings(onnxruntime: Any, options: RuntimeOptions, graph: Graph, slots: in
     if graph.dequantizes_to_half():
         # Its QDQ optimizer breaks INT8 that meets FP16: half of the detections were lost (docs/precision.md).
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
-    if graph.dequantizes():
-        # Without VNNI its faster kernels add pairs of products in 16 bits, and saturate in silence. Where there is VNNI
-        # nothing changes.
+    if graph.dequantizes() and "VNNI" not in (instruction_sets() or ()):
+        # Without VNNI its fast kernels add pairs of products in 16 bits, and saturate in silence. With VNNI they don't,
+        # and these would take more than twice as long.
         settings.add_session_config_entry("session.x64quantprecision", "1")
     threads = options.threads or default_threads() or (usable_cores() if slots > 1 else None)
     if threads is not None:

@@ -127,9 +127,20 @@ def test_as_many_calls_run_as_there_are_slots(small_onnx: Path) -> None:
             assert np.allclose(one.boxes, predictor.detect(frame).boxes, atol=1e-3)
 
 
-def test_integer_sums_are_exact_on_processors_that_would_let_them_saturate() -> None:
+@pytest.mark.parametrize(
+    ("processor", "exact"),
+    [({"AVX2"}, True), ({"AVX2", "AVX-512"}, True), (None, True), ({"AVX2", "AVX-512", "VNNI"}, False)],
+)
+def test_integer_sums_are_exact_where_fast_ones_would_saturate(
+    processor: set[str] | None, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key = "session.x64quantprecision"
+    monkeypatch.setattr(ort, "instruction_sets", lambda: processor)
     int8 = Graph(makers={"x": Node("DequantizeLinear", ("x_int8", "scale"), ("x",))})
-    assert _settings(RuntimeOptions(), 1, int8).get_session_config_entry(key) == "1"
-    with pytest.raises(RuntimeError):  # not set
-        _settings(RuntimeOptions(), 1).get_session_config_entry(key)
+    for graph, expected in ((int8, exact), (Graph(), False)):
+        settings = _settings(RuntimeOptions(), 1, graph)
+        if expected:
+            assert settings.get_session_config_entry(key) == "1"
+        else:
+            with pytest.raises(RuntimeError):  # not set
+                settings.get_session_config_entry(key)
