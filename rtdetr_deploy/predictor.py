@@ -299,7 +299,7 @@ class Predictor:
         """Run the model on black images, so that the first real call is as fast as the next.
 
         `batches` are the batch sizes that will be used, by default the one of `detect`. Each is run `runs` times, in
-        each slot of an engine, where the second run records its CUDA graph. Each kind of call has one of its own: with
+        each slot; of an engine the second run records its CUDA graph. Each kind of call has one of its own: with
         `on_device` it is that of `infer(..., on_device=True)`, without it that of `detect`. For frames and inputs on
         the GPU open the engine with `resizer="cuda"`: then what resizes them is warmed, and their graph, not the one of
         inputs that lie in the CPU's memory.

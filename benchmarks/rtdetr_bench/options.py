@@ -133,7 +133,7 @@ class RunOptions:
 OPENED = ("size", "resizer", "runtime", "device", "threads", "precision", "hint", "slots", "cache")
 """Options of `RunOptions` for studies that set the thresholds themselves."""
 
-PIPELINE_RUN = (*OPENED, "precision", "hint", "slots", "cache", "spinning", "blocking_sync")
+PIPELINE_RUN = (*OPENED, "spinning", "blocking_sync")
 """All that says how a model is opened."""
 
 

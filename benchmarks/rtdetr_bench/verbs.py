@@ -72,7 +72,7 @@ VERBS: Mapping[str, Verb] = {
     ),
     "pipeline": Verb(
         "time what is around a model, its stream beside the runtime alone, and watch memory", PipelineOptions,
-        ("json",), commands.pipeline,
+        ("json", "report"), commands.pipeline,
     ),
     "roofline": Verb(
         "estimate what ONNX files cost on a GPU that is not at hand, part by part", RooflineOptions,

@@ -31,7 +31,8 @@ _STRIP = 1 << 18
 def reduce_jpeg(image: Image, enough: Enough) -> int:
     """Let an opened JPEG be decoded at 1/2, 1/4 or 1/8 where that leaves `enough`; return the divisor, 1 if none does.
 
-    Sizes that the divisor doesn't divide are not reduced: the last pixels would reach beyond the picture.
+    Sizes that the divisor doesn't divide are not reduced: the last pixels would reach beyond the picture. What is
+    returned is what the decoder took on: it may decode a picture larger than it was asked to, or whole.
     """
     if image.format not in ("JPEG", "MPO"):
         return 1
@@ -44,7 +45,7 @@ def reduce_jpeg(image: Image, enough: Enough) -> int:
         whole = width % divisor == 0 and height % divisor == 0
         if whole and width // divisor >= columns and height // divisor >= rows:
             image.draft(None, (width // divisor, height // divisor))
-            return divisor
+            return width // image.size[0]
     return 1
 
 

@@ -94,7 +94,7 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> OnnxRuntime:
     file = model.name if isinstance(model, Path) else "the ONNX model"
     graph = read_graph(model)
     slots = _count_slots(options)
-    settings = _settings(onnxruntime, options, graph, slots)
+    settings = session_options(options, graph, slots)
     chosen = provider if number is None else (provider, {"device_id": number})
     content = str(model) if isinstance(model, Path) else model
     try:
@@ -114,12 +114,19 @@ def _count_slots(options: RuntimeOptions) -> int:
     return min(MAX_SLOTS, options.threads or usable_cores())
 
 
-def _settings(onnxruntime: Any, options: RuntimeOptions, graph: Graph, slots: int) -> Any:
+def session_options(options: RuntimeOptions, graph: Graph, slots: int = 1) -> Any:
+    """Return ONNX Runtime's `SessionOptions` for a file with this `graph`, for `slots` calls that run side by side.
+
+    What measures a file in a session of its own takes them from here, so that it measures what a Predictor runs.
+    Raises `OptionError` for devices that ONNX Runtime doesn't have.
+    """
+    onnxruntime = require("onnxruntime", "running .onnx files", "cpu")
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
-    # Without it a call takes 35 MB less (R18 at 640x640), and as long: it would keep room for a whole call's tensors
-    # besides what the first call used (docs/pipeline.md).
-    settings.enable_mem_pattern = False
+    if cpu_or_cuda(options.device or "cpu", "ONNX Runtime")[0] == "cpu":
+        # Without it a call takes 35 MB less (R18 at 640x640), and as long: it would keep room for a whole call's
+        # tensors besides what the first call used (docs/pipeline.md). On a GPU this was not measured.
+        settings.enable_mem_pattern = False
     if not options.spinning:
         # Threads that wait for their part of a call by spinning take the cores from other work, and that work from the
         # call: beside one busy process it took 1.7 times as long, alone it is as fast either way (docs/pipeline.md).

@@ -138,15 +138,27 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> OpenVinoRuntime:
     core = openvino.Core()
     device = find_device(options.device or "CPU", core.available_devices)
     loaded = Loaded(openvino, core, model)
+    compiled = compile_as_asked(loaded, core, device, options)
+    version = openvino.__version__.partition("-")[0]
+    return OpenVinoRuntime(loaded, compiled, f"OpenVINO {version} ({device})", count_slots(options, compiled))
+
+
+def compile_as_asked(
+    loaded: Loaded, core: Any, device: str, options: RuntimeOptions, extra: Mapping[str, Any] | None = None
+) -> Any:
+    """Return the compiled model, with the arithmetic, hint, threads and cache that `options` ask for.
+
+    `extra` are further settings of OpenVINO: what measures a file in a model of its own compiles it here, so that it
+    measures what a Predictor runs. Raises what `open_model` does once the file is loaded.
+    """
     precision = choose_precision(options, device, core, loaded.info)
     if precision == "bf16" and loaded.info is not None:
         keep_fp32(loaded.model, loaded.info.fp32_nodes)
-    compiled = loaded.compile(core, device, make_settings(options, device, precision))
+    compiled = loaded.compile(core, device, {**make_settings(options, device, precision), **(extra or {})})
     if precision is not None and read_arithmetic(compiled) != precision:
         found = read_arithmetic(compiled) or "something else"
         raise DeviceError(f"{loaded.file} was to be computed in {precision}, but {device} computes in {found}")
-    version = openvino.__version__.partition("-")[0]
-    return OpenVinoRuntime(loaded, compiled, f"OpenVINO {version} ({device})", count_slots(options, compiled))
+    return compiled
 
 
 def _spec(port: Any, named: Any, file: str) -> TensorSpec:

@@ -98,9 +98,9 @@ DECISIONS = (
 )
 """The first that fits counts. Measured with ONNX Runtime 1.31.1 and OpenVINO 2026.4.1 on two cores of an AMD EPYC.
 
-Files without INT8 stay with ONNX Runtime although OpenVINO is faster: it takes 0.3 s longer to open an `.onnx` file and
-40 MB more at its peak (R18 at 640x640: 372 MB against 332), which is above this project's limit of 350 MB. OpenVINO's
-own `.xml` files stay below it.
+Files without INT8 stay with ONNX Runtime although OpenVINO is faster: it takes 0.3 s longer to open an `.onnx` file, and
+its peak (R18 at 640x640: 374 MB) is above this project's limit of 350 MB, while that of ONNX Runtime (281 MB) is not
+(docs/pipeline.md). OpenVINO's own `.xml` files stay below it.
 """
 UNMEASURED = "onnxruntime"
 

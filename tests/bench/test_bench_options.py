@@ -33,8 +33,8 @@ TIMED = "--runs --duration --warmup --pause"
 WRITTEN = "--json --report"
 OPENED = "--size --resizer --runtime --device --threads --arithmetic --hint --slots --cache"
 TAKEN = {
-    "latency": f"--engine --against --batch --scenario --images --annotations {TIMED} {OPENED} --blocking-sync "
-    f"--threshold --iou --nms {WRITTEN}",
+    "latency": f"--engine --against --batch --scenario --images --annotations {TIMED} {OPENED} --spinning "
+    f"--blocking-sync --threshold --iou --nms {WRITTEN}",
     "accuracy": f"--engine --annotations --images {OPENED} {WRITTEN}",
     "ablation": f"--weights --annotations --images --cascade {TIMED} --size --device --threads {WRITTEN}",
     "nms": f"--engine --against --images --annotations {OPENED} {WRITTEN}",
@@ -42,6 +42,7 @@ TAKEN = {
     "encoder": f"--variant --encoders {TIMED} {OPENED} --threshold {WRITTEN}",
     "roofline": f"--engine --against --gpu --batch --top {WRITTEN}",
     "precision": f"--weights --annotations --images --calibration --against {WRITTEN}",
+    "pipeline": f"--engine --batch --runs --calls --seconds {OPENED} --spinning --blocking-sync {WRITTEN}",
     "profile": f"--engine --runtime --precision --runs --top --threads {WRITTEN}",
     "sweep": "--weights --annotations --images --output --calibration --layers --queries --cascade --size --precision "
     "--runtime --batch --only --within --budget --min-ap --max-images --rounds --time-all --retry --dry-run --device "
@@ -59,6 +60,7 @@ REQUIRED = {
     "encoder": "",
     "precision": "--weights w.pth --annotations val.json --images val",
     "roofline": "--engine m.onnx",
+    "pipeline": "--engine m.onnx",
     "profile": "--engine m.onnx",
     "sweep": "--weights w.pth --annotations val.json --images val --output sweep",
     "report": "a.json --output a.html",

@@ -16,7 +16,10 @@ from rtdetr_bench.verbs import parse
 from rtdetr_deploy.runtimes import RUNTIMES
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/measurements.md", "docs/precision.md", "demo/blood-cells-r18.md")
+DOCUMENTS = (
+    "README.md", "docs/benchmarks.md", "docs/measurements.md", "docs/pipeline.md", "docs/precision.md",
+    "demo/blood-cells-r18.md",
+)  # fmt: skip
 
 
 def _commands() -> list[str]:

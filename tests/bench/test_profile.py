@@ -16,7 +16,9 @@ from rtdetr_bench.profiling import peak, study
 from rtdetr_bench.profiling.nodes import profile
 from rtdetr_bench.profiling.peak import convolutions, measure_peaks
 from rtdetr_bench.profiling.study import read_work
-from rtdetr_deploy import ArtifactError, OptionError
+from rtdetr_deploy import ArtifactError, DeviceError, OptionError, open_runtime
+from rtdetr_deploy.runtimes import RuntimeOptions, cores, ov_settings
+from rtdetr_deploy.runtimes.processor import instruction_sets
 
 PEAKS = {"fp32": 100.0, "bf16": 200.0, "int8": 400.0}
 
@@ -87,6 +89,91 @@ def test_peaks_are_rates_of_the_convolutions(runtime: str, monkeypatch: pytest.M
     assert all(np.isfinite(rate) and rate > 0 for rate in peaks.values())
 
 
+THREADS = 1
+SEEN = ("session.force_spinning_stop", "session.intra_op.allow_spinning", "session.disable_quant_qdq",
+        "session.x64quantprecision")  # fmt: skip
+
+
+def _ort_settings(settings: Any) -> dict[str, Any]:
+    """Return what can be read of ONNX Runtime's settings, but for the profile itself."""
+    skipped = ("enable_profiling", "profile_file_prefix")
+    names = [name for name in dir(settings) if not name.startswith("_") and name not in skipped]
+    values = {name: getattr(settings, name) for name in names if not callable(getattr(settings, name))}
+    for name in SEEN:
+        try:
+            values[name] = settings.get_session_config_entry(name)
+        except RuntimeError:  # not set
+            values[name] = None
+    return values
+
+
+@pytest.mark.parametrize("threads", [None, THREADS])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_onnx_runtime_s_profile_and_peak_are_of_the_predictor_s_session(
+    quantized: bool, threads: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(cores, "cpu_quota", lambda: 1.0)  # as in a container: `default_threads` limits them
+    for name, value in (("CHANNELS", 16), ("CELLS", 8), ("CALLS", 1)):
+        monkeypatch.setattr(peak, name, value)
+    path = tmp_path / "model.onnx"
+    onnx.save(convolutions(quantized=quantized), path)
+    original, seen = onnxruntime.InferenceSession, []
+
+    def session(model: Any, settings: Any, **options: Any) -> Any:
+        seen.append((_ort_settings(settings), options["providers"]))
+        return original(model, settings, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    open_runtime(path, "onnxruntime", RuntimeOptions(threads=threads)).close()
+    profile(path, "onnxruntime", 1, threads=threads)
+    peak._rate_onnxruntime(path, threads)
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0][0]["session.intra_op.allow_spinning"] == "0"
+    assert seen[0][0]["intra_op_num_threads"] == 1
+    assert (seen[0][0]["session.x64quantprecision"] == "1") is quantized
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_openvino_s_profile_is_of_the_predictor_s_model(
+    precision: Any, small_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    from rtdetr_deploy.runtimes import ov
+
+    if precision == "bf16" and "BF16" not in (instruction_sets() or ()):
+        pytest.skip("the processor has no BF16")
+    original, keep_fp32, seen, kept = ov.Loaded.compile, ov.keep_fp32, [], []
+
+    def compile(self: ov.Loaded, core: Any, device: str, settings: Any) -> Any:
+        seen.append((device, dict(settings)))
+        return original(self, core, device, settings)
+
+    def keep(model: Any, names: Any) -> int:
+        kept.append(keep_fp32(model, names))
+        return kept[-1]
+
+    monkeypatch.setattr(ov.Loaded, "compile", compile)
+    monkeypatch.setattr(ov, "keep_fp32", keep)
+    open_runtime(small_onnx, "openvino", RuntimeOptions(threads=THREADS, precision=precision)).close()
+    profile(small_onnx, "openvino", 1, threads=THREADS, precision=precision)
+    (device, plain), measured = seen
+    assert measured == (device, {**plain, "PERF_COUNT": True})
+    assert plain["INFERENCE_NUM_THREADS"] == THREADS
+    if precision == "bf16":
+        assert kept[0] == kept[1] > 0
+    else:
+        assert kept == []
+
+
+def test_bf16_is_not_profiled_where_it_would_be_emulated(small_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(ov_settings, "instruction_sets", lambda: frozenset({"AVX-512"}))
+    with pytest.raises(DeviceError, match='`precision="bf16"` needs BF16 arithmetic, which the CPU here has not'):
+        profile(small_onnx, "openvino", 1, precision="bf16")
+
+
 def test_both_forms_of_the_convolutions_are_valid_models() -> None:
     onnx.checker.check_model(convolutions())
     onnx.checker.check_model(convolutions(quantized=True))
@@ -97,10 +184,26 @@ def test_a_damaged_file_is_named(runtime: str, tmp_path: Path) -> None:
     pytest.importorskip(runtime)
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"\x08\x01broken")
-    with pytest.raises(ArtifactError, match=f"broken.onnx can't be profiled in {runtime}"):
+    with pytest.raises(ArtifactError, match="broken.onnx is not a loadable ONNX model: its content is damaged"):
         profile(path, runtime, 1)
     with pytest.raises(ArtifactError, match=r"broken.onnx is not an ONNX model"):
         study_profile(ProfileOptions(path))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "told"),
+    [
+        ("onnxruntime", "strange.onnx can't be profiled in onnxruntime: .*Unheard"),
+        ("openvino", "strange.onnx can't be loaded by OpenVINO"),
+    ],
+)
+def test_a_file_that_the_runtime_can_not_load_is_named(runtime: str, told: str, tmp_path: Path) -> None:
+    pytest.importorskip(runtime)
+    model, path = convolutions(), tmp_path / "strange.onnx"
+    model.graph.node[0].op_type = "Unheard"
+    onnx.save(model, path)
+    with pytest.raises(ArtifactError, match=told):
+        profile(path, runtime, 1)
 
 
 def test_an_open_input_size_is_refused(tmp_path: Path) -> None:

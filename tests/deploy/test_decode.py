@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from fake_runtime import SIDE, FakeRuntime
 from rtdetr_deploy import ImageError, OptionError, Predictor
@@ -50,6 +51,19 @@ def test_a_jpeg_is_decoded_as_small_as_is_enough(
     assert frame.reduction == reduction
     assert frame.size == size[::-1]
     assert frame.pixels.shape == (size[1] // reduction, size[0] // reduction, 3)
+
+
+@pytest.mark.parametrize("taken", [1, 2])
+def test_the_divisor_is_the_one_that_the_decoder_took_on(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = JpegImageFile.draft
+
+    def draft(self: JpegImageFile, mode: str | None, _: tuple[int, int]) -> object:
+        return None if taken == 1 else original(self, mode, (self.width // taken, self.height // taken))
+
+    monkeypatch.setattr(JpegImageFile, "draft", draft)
+    frame = load_frame(_encoded(_picture()), enough=lambda _: (12, 20))
+    assert (frame.reduction, frame.size) == (taken, (96, 160))
+    assert frame.pixels.shape == (96 // taken, 160 // taken, 3)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

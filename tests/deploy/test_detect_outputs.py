@@ -17,6 +17,7 @@ import pytest
 from rtdetr_deploy import ArtifactError, Predictor
 from rtdetr_deploy.cli.detect import main
 from rtdetr_deploy.cli.json_lines import _write_whole
+from rtdetr_deploy.images.intake import Intake
 
 pytest_plugins = ("detect_folder",)
 
@@ -152,7 +153,7 @@ def test_json_lines_are_kept_when_the_model_fails_later(
 
     def infer(self: Predictor, batch: Any, **options: Any) -> Any:
         calls.append(batch)
-        if len(calls) == 4:  # the first is the warm-up
+        if len(calls) == 3:
             raise ArtifactError("broken")
         return original(self, batch, **options)
 
@@ -225,15 +226,15 @@ def test_json_to_a_closed_standard_output_is_refused(small_onnx: Path, folder: P
 def test_interrupt_keeps_what_was_done(
     small_onnx: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original, calls = Predictor.load, []
+    original, calls = Intake.load, []
 
-    def load(self: Predictor, images: Any, **options: Any) -> Any:
-        calls.append(images)
+    def load(self: Intake, image: Any, *arguments: Any, **options: Any) -> Any:
+        calls.append(image)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return original(self, images, **options)
+        return original(self, image, *arguments, **options)
 
-    monkeypatch.setattr(Predictor, "load", load)
+    monkeypatch.setattr(Intake, "load", load)
     lines = tmp_path / "found.jsonl"
     assert main([str(small_onnx), str(folder), "--json", str(lines)]) == 130
     assert len(lines.read_text().splitlines()) == 2
@@ -246,7 +247,7 @@ def test_an_interrupt_before_anything_is_done_leaves_an_earlier_file(
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Predictor, "load", interrupt)
+    monkeypatch.setattr(Intake, "load", interrupt)
     lines = tmp_path / "found.jsonl"
     lines.write_text("earlier\n")
     assert main([str(small_onnx), str(folder), "--json", str(lines)]) == 130

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from rtdetr_deploy import ArtifactError, Detections, ImageError, OptionError, Pr
 from rtdetr_deploy.cli.detect_files import detect_files
 from rtdetr_deploy.images.frame import Frame
 from rtdetr_deploy.images.intake import Intake
+from rtdetr_deploy.runtimes.protocol import Feed
 from rtdetr_deploy.stream import AHEAD, THREAD_NAME, Found, Unreadable
 
 pytest_plugins = ("detect_folder",)
@@ -238,6 +240,61 @@ def test_arguments_are_looked_at_before_anything_is_read(runtime: FakeRuntime, o
 def test_one_image_is_not_a_stream() -> None:
     with pytest.raises(OptionError, match="expected several images .*; for a single one call detect"):
         Predictor(FakeRuntime()).stream(cast("Any", "a.jpg"))
+
+
+@dataclass
+class ParallelFake(FakeRuntime):
+    """Runs `slots` calls side by side."""
+
+    slots: int = 2
+
+    def run_in_each_slot(self, feed: Feed) -> None:
+        self.run(feed)
+
+
+@pytest.mark.parametrize("slots", [2, 3])
+def test_all_slots_are_busy_until_the_source_ends(slots: int) -> None:
+    meet, lock = threading.Barrier(slots), threading.Lock()
+    running = most = 0
+
+    def work() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        meet.wait(30)  # a call that is left alone fails here
+        with lock:
+            running -= 1
+
+    runtime = ParallelFake(1, on_run=work, slots=slots)
+    levels = list(range(8 * slots))
+    assert _levels(list(Predictor(runtime, 0.0).stream(map(gray, levels)))) == levels
+    assert (most, len(runtime.batches)) == (slots, len(levels))
+
+
+def test_the_next_images_are_ready_when_the_model_has_worked(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, ready, count = Intake.prepare, threading.Condition(), 12
+    prepared = 0
+    waited: list[bool] = []
+
+    def prepare(self: Intake, *arguments: Any) -> Any:
+        nonlocal prepared
+        made = original(self, *arguments)
+        with ready:
+            prepared += 1
+            ready.notify_all()
+        return made
+
+    def work() -> None:
+        """Work until the image after this one is prepared: without overlap that would be for ever."""
+        wanted = min(count, len(waited) + 2)
+        with ready:
+            waited.append(ready.wait_for(lambda: prepared >= wanted, 30))
+
+    monkeypatch.setattr(Intake, "prepare", prepare)
+    predictor = Predictor(FakeRuntime(1, on_run=work), 0.0)
+    assert _levels(list(predictor.stream(map(gray, range(count))))) == list(range(count))
+    assert waited == [True] * count
 
 
 def test_rtdetr_detect_fills_the_batches_of_a_file(tmp_path: Path) -> None:

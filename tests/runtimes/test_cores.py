@@ -63,14 +63,18 @@ def test_the_process_s_affinity_counts() -> None:
 
 
 def _settings(options: RuntimeOptions, slots: int, graph: Graph | None = None) -> Any:
-    import onnxruntime
-
-    return ort._settings(onnxruntime, options, graph or Graph(), slots)
+    return ort.session_options(options, graph or Graph(), slots)
 
 
 @pytest.mark.parametrize(("threads", "slots", "expected"), [(4, 1, 4), (4, 2, 3), (4, 4, 1), (2, 4, 1)])
 def test_calls_side_by_side_bring_threads_of_their_own(threads: int, slots: int, expected: int) -> None:
     assert _settings(RuntimeOptions(threads=threads), slots).intra_op_num_threads == expected
+
+
+def test_the_cpu_alone_keeps_no_plan_of_a_call_s_memory() -> None:
+    assert not _settings(RuntimeOptions(), 1).enable_mem_pattern
+    assert not _settings(RuntimeOptions(device="cpu"), 1).enable_mem_pattern
+    assert _settings(RuntimeOptions(device="cuda:1"), 1).enable_mem_pattern
 
 
 def test_threads_sleep_unless_spinning_is_asked_for() -> None:

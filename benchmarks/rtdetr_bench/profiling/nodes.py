@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from rtdetr_deploy.errors import ArtifactError, OptionError
+from rtdetr_deploy.errors import ArtifactError, RtdetrError
 from rtdetr_deploy.packages import require
+from rtdetr_deploy.runtimes.onnx_file import read_graph
+from rtdetr_deploy.runtimes.options import Arithmetic, RuntimeOptions
 
-PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 WARMUP = 3
 _KERNEL = "_kernel_time"
 _FOLDED = "undef"
@@ -45,13 +46,15 @@ class Profile:
 def profile(path: Path, runtime: str, runs: int, *, threads: int | None = None, precision: str = "fp32") -> Profile:
     """Return what the nodes of `path` took in `runs` calls with noise as images; in OpenVINO with `precision`.
 
-    Raises `ArtifactError` for a file that the runtime can't load, or whose input sizes are open but for the batch.
+    It is opened as the Predictor opens it, with the runtime's profile switched on. Raises `ArtifactError` for a file
+    that the runtime can't load, or whose input sizes are open but for the batch, and `DeviceError` for BF16 where the
+    processor doesn't have it.
     """
     try:
         if runtime == "openvino":
             return _profile_openvino(path, runs, threads, precision)
         return _profile_onnxruntime(path, runs, threads)
-    except (ArtifactError, OptionError):
+    except RtdetrError:
         raise
     except Exception as error:  # runtimes raise types of their own
         line = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
@@ -60,13 +63,11 @@ def profile(path: Path, runtime: str, runs: int, *, threads: int | None = None, 
 
 def _profile_onnxruntime(path: Path, runs: int, threads: int | None) -> Profile:
     onnxruntime = require("onnxruntime", "profiling in ONNX Runtime", "cpu")
+    from rtdetr_deploy.runtimes.ort import session_options
+
     with TemporaryDirectory() as folder:
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 4
+        settings = session_options(RuntimeOptions(threads=threads), read_graph(path))
         settings.enable_profiling, settings.profile_file_prefix = True, str(Path(folder, "profile"))
-        settings.add_session_config_entry("session.force_spinning_stop", "1")
-        if threads is not None:
-            settings.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
         dtypes = {"tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
         feed = {
@@ -88,17 +89,17 @@ def _profile_onnxruntime(path: Path, runs: int, threads: int | None) -> Profile:
 
 def _profile_openvino(path: Path, runs: int, threads: int | None, precision: str) -> Profile:
     openvino = require("openvino", "profiling in OpenVINO", "openvino")
+    from rtdetr_deploy.runtimes.ov import Loaded, compile_as_asked
+
     core = openvino.Core()
-    model = core.read_model(str(path))
-    settings: dict[str, Any] = {"PERF_COUNT": True, "INFERENCE_PRECISION_HINT": PRECISIONS[precision]}
-    if threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    loaded = Loaded(openvino, core, path)
+    options = RuntimeOptions(threads=threads, precision=cast("Arithmetic", precision))
+    request = compile_as_asked(loaded, core, "CPU", options, {"PERF_COUNT": True}).create_infer_request()
     feed = [
         _noise(
             path, [n.get_length() if n.is_static else None for n in port.partial_shape], port.element_type.to_dtype()
         )
-        for port in model.inputs
+        for port in loaded.model.inputs
     ]
     calls, times = [], defaultdict(list)
     for _ in range(WARMUP + runs):

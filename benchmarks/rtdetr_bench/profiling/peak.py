@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper, save
 
-from rtdetr_bench.profiling.nodes import PRECISIONS
 from rtdetr_deploy.packages import require
+from rtdetr_deploy.runtimes.onnx_file import read_graph
+from rtdetr_deploy.runtimes.options import Arithmetic, RuntimeOptions
 
 CHANNELS, CELLS, LAYERS, CALLS = 256, 80, 4, 4
 GFLOP = 2 * CHANNELS * CHANNELS * 9 * CELLS * CELLS * LAYERS / 1e9
@@ -81,19 +82,19 @@ def convolutions(*, quantized: bool = False) -> ModelProto:
 
 def _rate_onnxruntime(path: Path, threads: int | None) -> float:
     onnxruntime = require("onnxruntime", "measuring ONNX Runtime", "cpu")
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4
-    if threads is not None:
-        settings.intra_op_num_threads = threads
+    from rtdetr_deploy.runtimes.ort import session_options
+
+    settings = session_options(RuntimeOptions(threads=threads), read_graph(path))
     session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     images = _images()
     return _rate(lambda: session.run(None, {"images": images}))
 
 
 def _rate_openvino(core: Any, path: Path, precision: str, threads: int | None) -> float:
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision]}
-    if threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = threads
+    from rtdetr_deploy.runtimes.ov_settings import make_settings
+
+    options = RuntimeOptions(threads=threads, precision=cast("Arithmetic", precision))
+    settings = make_settings(options, "CPU", precision)
     request = core.compile_model(str(path), "CPU", settings).create_infer_request()
     images = _images()
     return _rate(lambda: request.infer([images]))

@@ -23,6 +23,7 @@ from rtdetr_bench.report.sections.accuracy import ablation_section, accuracy_sec
 from rtdetr_bench.report.sections.decoder import decoder_section, encoder_section
 from rtdetr_bench.report.sections.latency import ACCURACY, comparison_section, scenarios_section
 from rtdetr_bench.report.sections.nms import nms_section
+from rtdetr_bench.report.sections.pipeline import pipeline_section
 from rtdetr_bench.report.sections.precision import precision_section
 from rtdetr_bench.report.sections.profile import profile_section
 from rtdetr_bench.report.sections.published import published_section
@@ -43,6 +44,7 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
     "precision": precision_section,
     "ablation": ablation_section,
     "accuracy": accuracy_section,
+    "pipeline": pipeline_section,
     "profile": profile_section,
     "roofline": roofline_section,
 }
