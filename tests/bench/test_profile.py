@@ -143,9 +143,11 @@ def test_openvino_s_profile_is_of_the_predictor_s_model(
 
     if precision == "bf16" and "BF16" not in (instruction_sets() or ()):
         pytest.skip("the processor has no BF16")
-    original, keep_fp32, seen, kept = ov.Loaded.compile, ov.keep_fp32, [], []
+    original, keep_fp32 = ov.Loaded.compile, ov.keep_fp32
+    seen: list[Any] = []
+    kept: list[int] = []
 
-    def compile(self: ov.Loaded, core: Any, device: str, settings: Any) -> Any:
+    def compiled(self: ov.Loaded, core: Any, device: str, settings: Any) -> Any:
         seen.append((device, dict(settings)))
         return original(self, core, device, settings)
 
@@ -153,7 +155,7 @@ def test_openvino_s_profile_is_of_the_predictor_s_model(
         kept.append(keep_fp32(model, names))
         return kept[-1]
 
-    monkeypatch.setattr(ov.Loaded, "compile", compile)
+    monkeypatch.setattr(ov.Loaded, "compile", compiled)
     monkeypatch.setattr(ov, "keep_fp32", keep)
     open_runtime(small_onnx, "openvino", RuntimeOptions(threads=THREADS, precision=precision)).close()
     profile(small_onnx, "openvino", 1, threads=THREADS, precision=precision)
