@@ -132,14 +132,15 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> OpenVinoRuntime:
 
     Raises `ArtifactError` when OpenVINO can't load it, `DeviceError` for devices that are not there and for arithmetic
     that they don't have, `OptionError` for devices that it doesn't know, and for threads of others than the CPU,
-    `OutputError` for a cache that can't be written.
+    `OutputError` for a cache that can't be written, `MissingPackageError` for lower precisions in versions of OpenVINO that
+    can't keep parts of a model in FP32.
     """
     openvino = require("openvino", "running models with OpenVINO", "openvino")
     core = openvino.Core()
     device = find_device(options.device or "CPU", core.available_devices)
     loaded = Loaded(openvino, core, model)
     precision = choose_precision(options, device, core, loaded.info)
-    if precision == "bf16" and loaded.info is not None:
+    if precision != "fp32" and loaded.info is not None:  # None: an NPU's own, which is FP16
         keep_fp32(loaded.model, loaded.info.fp32_nodes)
     compiled = loaded.compile(core, device, make_settings(options, device, precision))
     if precision is not None and read_arithmetic(compiled) != precision:
