@@ -132,8 +132,8 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> OpenVinoRuntime:
 
     Raises `ArtifactError` when OpenVINO can't load it, `DeviceError` for devices that are not there and for arithmetic
     that they don't have, `OptionError` for devices that it doesn't know, and for threads of others than the CPU,
-    `OutputError` for a cache that can't be written, `MissingPackageError` for lower precisions in versions of OpenVINO that
-    can't keep parts of a model in FP32.
+    `OutputError` for a cache that can't be written, `MissingPackageError` for lower precisions in versions of OpenVINO
+    whose marks for what stays in FP32 are not known.
     """
     openvino = require("openvino", "running models with OpenVINO", "openvino")
     core = openvino.Core()

@@ -166,8 +166,8 @@ def _mark() -> Any:
             return dict(node.get_rt_info().items())[MARK]
     raise MissingPackageError(
         f"OpenVINO {openvino.__version__.partition('-')[0]} does not mark what stays in FP32 beside lower precisions "
-        f"as OpenVINO 2026.4 does; install that version: {install_command('openvino', whole=True)}; or compute in FP32: "
-        '`precision="fp32"`'
+        f"as OpenVINO 2026.4 does; install that version: {install_command('openvino', whole=True)}; or "
+        'compute in FP32: `precision="fp32"`'
     )
 
 
