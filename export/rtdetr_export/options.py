@@ -65,7 +65,7 @@ class ExportOptions:
     `precision.sensitivity`), with `non_int8_precision` "fp32" or "fp16" for what is not INT8 (default: "fp16" for
     TensorRT, else "fp32"). `keep_fp32` are patterns of node names that stay in FP32; `calibration` is a folder of
     images on which lower precisions and engines are measured and compared: needed for "int8", else synthetic ones
-    serve. With `target` "cpu" BF16 is compared with FP32 on them, and not at all without them. `opset` None is 17, or 19
+    serve. With `target` "cpu" BF16 is compared with FP32 on them, and not at all without. `opset` None is 17, or 19
     where INT8 and FP16 meet.
 
     Raises `OptionError` for values outside these ranges, and for options that would be ignored.
