@@ -237,7 +237,7 @@ def test_what_was_found_is_stored_and_decides_what_auto_runs(
 def _all_kept(*_: object) -> Any:
     from rtdetr_export.verify.reduced_precision import ReducedPrecisionReport
 
-    return ReducedPrecisionReport("int8", 4, {"openvino": agreement(1000)})
+    return ReducedPrecisionReport("openvino", "int8", 5, {"openvino": agreement(1000)})
 
 
 def test_a_few_images_are_compared_and_allow_nothing(small_options: Any, folder: Path) -> None:

@@ -151,7 +151,8 @@ def test_what_runs_is_shown(small_onnx: Path, tmp_path: Path) -> None:
 
     model = onnx.load(small_onnx)
     with Predictor(small_onnx) as predictor:
-        stored: Any = replace(predictor.info, bf16=Bf16Check(1.0, 64, 1280))  # type: ignore[type-var]
+        found: Any = predictor.info
+    stored = replace(found, bf16=Bf16Check(1.0, 64, 1280))
     next(entry for entry in model.metadata_props if entry.key == METADATA_KEY).value = stored.to_json()
     allowed = tmp_path / "allowed.onnx"
     onnx.save(model, allowed)
