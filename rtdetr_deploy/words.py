@@ -1,8 +1,9 @@
-"""Words for people: plurals, and text that can't steer a terminal."""
+"""Words for people: plurals, lists, and text that can't steer a terminal."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -16,3 +17,9 @@ def plural(count: int, noun: str) -> str:
     """Return "1 image", "2 images", "3 classes"."""
     ending = "es" if noun.endswith("s") else "s"
     return f"{count} {noun}{ending * (count != 1)}"
+
+
+def listed(items: Iterable[str], word: str = "or") -> str:
+    """Return "a", "a or b", "a, b or c"."""
+    *others, last = items
+    return f"{', '.join(others)} {word} {last}" if others else last

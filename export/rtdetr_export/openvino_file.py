@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from rtdetr_deploy.errors import OutputError
 from rtdetr_deploy.files import atomic_write, reason
 from rtdetr_deploy.packages import require
+from rtdetr_deploy.runtimes.ov_xml import WEIGHTS_KEY, describe_weights
 
 SUFFIX = ".xml"
 WEIGHTS = ".bin"
@@ -20,7 +21,8 @@ WEIGHTS = ".bin"
 def write_xml(onnx: bytes, entries: Mapping[str, str], path: Path) -> None:
     """Write the ONNX model as `path`, an `.xml` file, and its `.bin` file; weights stay in the types that they have.
 
-    `entries` are stored in `rt_info`. The same model gives the same bytes.
+    `entries` are stored in `rt_info`, and what the weights are, so that others beside it are found out. The same model
+    gives the same bytes.
     """
     openvino = require("openvino", "writing .xml files", "openvino")
     model = openvino.Core().read_model(onnx)
@@ -31,6 +33,8 @@ def write_xml(onnx: bytes, entries: Mapping[str, str], path: Path) -> None:
     for index, node in enumerate(model.get_ordered_ops()):
         if node.friendly_name == node.name:  # which counts all nodes that the process has ever made
             node.friendly_name = f"{node.get_type_name()}_{index}"
+    openvino.save_model(model, str(path), compress_to_fp16=False)
+    model.set_rt_info(describe_weights(path.with_suffix(WEIGHTS).read_bytes()), [WEIGHTS_KEY])
     openvino.save_model(model, str(path), compress_to_fp16=False)
 
 

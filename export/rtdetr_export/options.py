@@ -65,7 +65,8 @@ class ExportOptions:
     `precision.sensitivity`), with `non_int8_precision` "fp32" or "fp16" for what is not INT8 (default: "fp16" for
     TensorRT, else "fp32"). `keep_fp32` are patterns of node names that stay in FP32; `calibration` is a folder of
     images on which lower precisions and engines are measured and compared: needed for "int8", else synthetic ones
-    serve. `opset` None is 17, or 19 where INT8 and FP16 meet.
+    serve. With `target` "cpu" BF16 is compared with FP32 on them, and not at all without. `opset` None is 17, or 19
+    where INT8 and FP16 meet.
 
     Raises `OptionError` for values outside these ranges, and for options that would be ignored.
     """
@@ -136,8 +137,8 @@ class ExportOptions:
     )  # fmt: skip
     calibration: Path | None = option(
         None,
-        "images like those to detect on, for lower precisions: ranges are measured and detections compared there",
-        type=path_argument, metavar="DIR", default_help="synthetic ones; needed for int8",
+        "images like those to detect on: lower precisions are measured and compared there, and for CPUs BF16 with FP32",
+        type=path_argument, metavar="DIR", default_help="synthetic ones, BF16 is not compared; needed for int8",
     )  # fmt: skip
     verify: bool = option(True, "skip the comparison with torch; the file records that")
     format: str | None = option(
@@ -229,7 +230,15 @@ class ExportOptions:
         if self.precision == "fp32" and self.keep_fp32:
             raise OptionError('`keep_fp32` is for lower precisions; add `precision="fp16"`')
         if self.precision == "fp32" and self.calibration is not None and not self.is_engine:
-            raise OptionError('`calibration` is for lower precisions and engines; add `precision="fp16"`')
+            if self.target != "cpu":
+                raise OptionError(
+                    '`calibration` is for lower precisions, engines, and `target="cpu"`; add `precision="fp16"`'
+                )
+            if not self.verify:
+                raise OptionError(
+                    "`calibration` has the images on which BF16 is compared with FP32, which `verify=False` leaves "
+                    "out; give one of them"
+                )
         if self.precision == "int8" and self.calibration is None:
             raise OptionError('`precision="int8"` needs `calibration`, a folder of images like those to detect on')
         if self.non_int8_precision is None:

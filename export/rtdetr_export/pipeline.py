@@ -48,7 +48,6 @@ from rtdetr_export.verify.arithmetics import ArithmeticsReport, compare_arithmet
 from rtdetr_export.verify.parity import verify_file
 from rtdetr_export.verify.reduced_precision import ReducedPrecisionReport, verify_reduced_precision
 from rtdetr_export.verify.report import Report
-from rtdetr_export.verify.synthetic_images import synthetic_images
 
 OUTPUTS = {False: ("labels", "boxes", "scores"), True: ("logits", "boxes")}
 
@@ -74,7 +73,7 @@ def export_onnx(
         fp32_copy.write_bytes(_to_file(graph, replace(info, precision="fp32", verified=False)))
     fp16, quantization = None, None
     images: list[ImageLike] = []
-    if options.precision != "fp32":
+    if options.precision != "fp32" or options.calibration is not None:
         images = choose_images(options.calibration, *options.input_size)
     if options.precision == "int8":
         with step(f"choose INT8 blocks on {plural(len(images), 'image')}"), _enough_memory(options):
@@ -106,8 +105,9 @@ def export_onnx(
             if isinstance(report, ReducedPrecisionReport):
                 info = replace(info, match_rate=round(report.agreement.match_rate(-1), 4))
                 _write(beside, graph, info)
-            with step("compare BF16 with FP32"), _enough_memory(options):
-                arithmetics = compare_arithmetics(beside, info, images or synthetic_images(*info.size))
+            if options.target == "cpu":
+                with step("compare BF16 with FP32"), _enough_memory(options):
+                    arithmetics = compare_arithmetics(beside, info, images if options.calibration is not None else ())
             if arithmetics is not None and arithmetics.check is not None:
                 info = replace(info, bf16=arithmetics.check)
                 _write(beside, graph, info)

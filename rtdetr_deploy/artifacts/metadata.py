@@ -42,8 +42,8 @@ class ArtifactInfo:
     has opened it (`Predictor.info`); it is not stored.
 
     `fp32_nodes` are names of nodes, or starts of names that end in "/", that stay in FP32 where a processor computes
-    the rest in BF16; `bf16` says how many detections that keeps (None: not compared, on a machine without BF16 or with
-    `verify=False`).
+    the rest in BF16; `bf16` says how many detections that keeps (None: not compared, on a machine without BF16, without
+    images, or with `verify=False`).
 
     `queries` are those that the encoder selects; in a `cascade` (K, N) only the N best of them go on after layer K.
 

@@ -13,6 +13,7 @@ import numpy as np
 from rtdetr_deploy.artifacts.input_size import check_input_size
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.options import option, path_argument
+from rtdetr_deploy.words import listed
 
 THREADS_PER_CORE = 4
 """More threads than this do nothing but wait for each other: 64 on two cores took five seconds per image."""
@@ -23,7 +24,7 @@ Arithmetic = Literal["fp32", "bf16", "fp16"]
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 Hint = Literal["latency", "throughput"]
 
-_DEVICE = re.compile(r"[a-z]+([:.][\w.:,()]+)?", re.IGNORECASE | re.ASCII)
+_DEVICE = re.compile(r"[a-z]+([:.][-\w.:,()]+)?", re.IGNORECASE | re.ASCII)
 _CPU_OR_CUDA = re.compile(r"(cpu|cuda)(?:(?<=cuda):(\d{1,4}))?", re.IGNORECASE | re.ASCII)
 
 
@@ -43,7 +44,8 @@ class RuntimeOptions:
     for: "latency" of one call, which has all of them, or "throughput" of several. `cache` is a folder where
     OpenVINO keeps compiled models, so that a file opens faster the next time; nobody else should write to it.
 
-    `slots` is how many calls run side by side; further ones wait. Engines have 1 or 2: copies of one overlap with the
+    `slots` is how many calls run side by side; further ones wait. On a CPU each needs a thread: OpenVINO runs no more
+    than it has. Engines have 1 or 2: copies of one overlap with the
     work of the other, and each has GPU memory of its own for the maximum batch. None is two, or one, with a warning,
     where two would leave less than a tenth of the GPU's memory. For OpenVINO None is one, or as many as it finds best
     with `hint="throughput"`, which more than one imply; for ONNX Runtime one, or then one per thread. `spinning` lets
@@ -110,9 +112,11 @@ class RuntimeOptions:
             raise OptionError(f"`slots` is {self.slots!r}, expected a whole number from 1 to {MAX_SLOTS}")
         for name, choices in (("precision", get_args(Precision)), ("hint", get_args(Hint))):
             if getattr(self, name) not in (None, *choices):
-                raise OptionError(f"`{name}` is {getattr(self, name)!r}, expected {' or '.join(choices)}")
+                raise OptionError(f"`{name}` is {getattr(self, name)!r}, expected {listed(choices)}")
         if self.hint == "latency" and (self.slots or 1) > 1:
             raise OptionError(f'`slots` is {self.slots}, but `hint="latency"` gives all cores to one call')
+        if self.threads is not None and self.threads < (self.slots or 1):
+            raise OptionError(f"`slots` is {self.slots}, but `threads` is {self.threads}: each call needs a thread")
         if self.cache is not None:
             object.__setattr__(self, "cache", Path(self.cache))
         for name in ("spinning", "blocking_sync"):

@@ -41,10 +41,12 @@ class OnnxRuntime:
 
     arithmetic = "fp32"
 
-    def __init__(self, session: Any, file: str, name: str, graph: Graph, slots: int = 1) -> None:
+    def __init__(
+        self, session: Any, file: str, name: str, graph: Graph, slots: int = 1, *, waits: bool = False
+    ) -> None:
         self._session: Any = session
         self.slots = slots
-        self._turns = BoundedSemaphore(slots) if slots > 1 else nullcontext()
+        self._turns = BoundedSemaphore(slots) if waits else nullcontext()
         self.file, self.name = file, name
         self.inputs = tuple(_spec(node, file) for node in session.get_inputs())
         self.outputs = tuple(
@@ -103,8 +105,9 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> OnnxRuntime:
         raise ArtifactError(f"{file} is not a loadable ONNX model: {_first_line(error)}") from error
     if session.get_providers()[0] != provider:  # ONNX Runtime goes on with the CPU when CUDA can't be started
         raise ArtifactError(f'{provider} could not be started; check the driver, or use `device="cpu"`')
+    waits = options.slots is not None or slots > 1
     device = kind.upper() if number is None else f"{kind.upper()}:{number}"
-    return OnnxRuntime(session, file, f"ONNX Runtime {onnxruntime.__version__} ({device})", graph, slots)
+    return OnnxRuntime(session, file, f"ONNX Runtime {onnxruntime.__version__} ({device})", graph, slots, waits=waits)
 
 
 def _count_slots(options: RuntimeOptions) -> int:

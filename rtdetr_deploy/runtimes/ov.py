@@ -132,7 +132,8 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> OpenVinoRuntime:
 
     Raises `ArtifactError` when OpenVINO can't load it, `DeviceError` for devices that are not there and for arithmetic
     that they don't have, `OptionError` for devices that it doesn't know, and for threads of others than the CPU,
-    `OutputError` for a cache that can't be written.
+    `OutputError` for a cache that can't be written, `MissingPackageError` for lower precisions in versions of OpenVINO
+    whose marks for what stays in FP32 are not known.
     """
     openvino = require("openvino", "running models with OpenVINO", "openvino")
     core = openvino.Core()
@@ -152,7 +153,7 @@ def compile_as_asked(
     measures what a Predictor runs. Raises what `open_model` does once the file is loaded.
     """
     precision = choose_precision(options, device, core, loaded.info)
-    if precision == "bf16" and loaded.info is not None:
+    if precision != "fp32" and loaded.info is not None:  # None: an NPU's own, which is FP16
         keep_fp32(loaded.model, loaded.info.fp32_nodes)
     compiled = loaded.compile(core, device, {**make_settings(options, device, precision), **(extra or {})})
     if precision is not None and read_arithmetic(compiled) != precision:

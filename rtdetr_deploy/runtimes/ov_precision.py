@@ -16,6 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from rtdetr_deploy.errors import MissingPackageError
+from rtdetr_deploy.packages import install_command
+
 MARK = "DisablePrecisionConversion_0"
 _CARRIER = """<?xml version="1.0"?>
 <net name="mark" version="11">
@@ -40,7 +43,8 @@ def keep_fp32(model: Any, names: Sequence[str]) -> int:
 
     `names` are those of the file's metadata (`ArtifactInfo.fp32_nodes`): a node's name, or the start of several
     ("/model/decoder/refinement/"). Nodes without a name in the file, which stand for a part of one that has, stay in
-    FP32 with what they are for. Without names nothing is marked.
+    FP32 with what they are for. Without names nothing is marked. Raises `MissingPackageError` for versions of OpenVINO
+    that have another mark.
     """
     starts, exact = tuple(name for name in names if name.endswith("/")), frozenset(names)
     if not names:
@@ -153,10 +157,18 @@ _FORMS: dict[str, Callable[[Any], list[Any]]] = {
 
 @lru_cache(maxsize=1)
 def _mark() -> Any:
+    """Return OpenVINO's mark. Raises `MissingPackageError` where its version has another one."""
     import openvino
 
     carrier = openvino.Core().read_model(io.BytesIO(_CARRIER.encode()))
-    return next(dict(node.get_rt_info().items())[MARK] for node in carrier.get_ordered_ops() if _has_mark(node))
+    for node in carrier.get_ordered_ops():
+        if _has_mark(node):
+            return dict(node.get_rt_info().items())[MARK]
+    raise MissingPackageError(
+        f"OpenVINO {openvino.__version__.partition('-')[0]} does not mark what stays in FP32 beside lower precisions "
+        f"as OpenVINO 2026.4 does; install that version: {install_command('openvino', whole=True)}; or "
+        'compute in FP32: `precision="fp32"`'
+    )
 
 
 def _has_mark(node: Any) -> bool:

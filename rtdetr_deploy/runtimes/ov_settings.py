@@ -6,6 +6,7 @@ what a device has is asked first, and what a compiled model does is read back.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from rtdetr_deploy.artifacts.metadata import ArtifactInfo
 from rtdetr_deploy.errors import DeviceError, OptionError, OutputError
 from rtdetr_deploy.files import check_writable, reason
 from rtdetr_deploy.runtimes.cores import default_threads
-from rtdetr_deploy.runtimes.options import RuntimeOptions
+from rtdetr_deploy.runtimes.options import MAX_SLOTS, RuntimeOptions
 from rtdetr_deploy.runtimes.processor import instruction_sets
 
 DEVICES = ("CPU", "GPU", "NPU")
 COMBINED = ("AUTO", "MULTI", "HETERO")
 """Devices that stand for several ("AUTO:GPU,CPU"), or for OpenVINO's own choice ("AUTO")."""
+_ISA_SETTINGS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""Environment variables that limit the instruction sets that OpenVINO's kernels use; the first that is set counts."""
+_ISA_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 _TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 """OpenVINO's names."""
 
@@ -35,7 +39,11 @@ def find_device(given: str, available: list[str]) -> str:
         if kind not in DEVICES + COMBINED:
             known = ", ".join(DEVICES + COMBINED)
             raise OptionError(f"`device` is {given!r}, but OpenVINO runs on {known}")
-        if kind in DEVICES and not any(there.partition(".")[0] == kind for there in available):
+        if (
+            kind in DEVICES
+            and not name.startswith("-")
+            and not any(there.partition(".")[0] == kind for there in available)
+        ):
             raise DeviceError(f"OpenVINO finds no {kind} here, only {', '.join(available)}; is its driver installed?")
     return device
 
@@ -43,18 +51,20 @@ def find_device(given: str, available: list[str]) -> str:
 def choose_precision(options: RuntimeOptions, device: str, core: Any, info: ArtifactInfo | None) -> str | None:
     """Return what to compute in; None where that is left to a device without FP32.
 
-    "auto" is BF16 where all devices have it and the file's `info` says that it keeps the detections. Raises
-    `DeviceError` for what a device lacks.
+    "auto" is BF16 where all devices are known to have it and the file's `info` says that it keeps the detections.
+    Raises `DeviceError` for what a device lacks.
     """
     asked = options.precision
     if asked == "auto":
         allowed = info is not None and "bf16" in info.arithmetics
-        return "bf16" if allowed and _lacking("bf16", device, core) is None else _plain(device, core)
+        return "bf16" if allowed and _lacking("bf16", device, core, sure=True) is None else _plain(device, core)
     if asked is None:
         return _plain(device, core)
     lacking = _lacking(asked, device, core)
     if lacking is not None:
-        raise DeviceError(f'`precision="{asked}"` needs {asked.upper()} arithmetic, which the {lacking} here has not')
+        raise DeviceError(
+            f'`precision="{asked}"` needs {asked.upper()} arithmetic, which the {lacking} here doesn\'t have'
+        )
     return asked
 
 
@@ -82,10 +92,18 @@ def find_hint(options: RuntimeOptions) -> str:
 
 
 def count_slots(options: RuntimeOptions, compiled: Any) -> int:
-    """Return how many calls run side by side."""
+    """Return how many calls run side by side: what was asked for, or the CPU's streams where they are fewer."""
     if options.slots is not None or find_hint(options) == "latency":
-        return options.slots or 1
+        return min(options.slots or 1, _streams(compiled))
     return int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+
+
+def _streams(compiled: Any) -> int:
+    """Return how many calls OpenVINO computes at once; a maximum for devices that don't tell."""
+    try:
+        return max(1, int(compiled.get_property("NUM_STREAMS")))
+    except RuntimeError:  # AUTO, MULTI and HETERO
+        return MAX_SLOTS
 
 
 def read_arithmetic(compiled: Any) -> str | None:
@@ -103,22 +121,29 @@ def _plain(device: str, core: Any) -> str | None:
     return "fp32" if _lacking("fp32", device, core) is None else None
 
 
-def _lacking(precision: str, device: str, core: Any) -> str | None:
-    """Return the first of the devices that doesn't compute in `precision` by itself; None where all do."""
-    named = [name.lstrip("-").partition("(")[0] for name in _named(device)]
-    members = [name for name in named if _kind(name) in DEVICES] or list(core.available_devices)
+def _lacking(precision: str, device: str, core: Any, *, sure: bool = False) -> str | None:
+    """Return the first of the devices that doesn't compute in `precision` by itself; None where all do.
+
+    Where nobody tells what the processor has, OpenVINO's word is taken, unless it has to be `sure`.
+    """
+    named = [name.partition("(")[0] for name in _named(device)]
+    members = [name for name in named if name.partition(".")[0] in DEVICES]
+    members = members or [name for name in core.available_devices if f"-{name}" not in named]
     for name in members:
         known = core.get_property(name, "OPTIMIZATION_CAPABILITIES")
-        emulated = precision == "bf16" and _kind(name) == "CPU" and not _has_bf16()
+        emulated = precision == "bf16" and _kind(name) == "CPU" and _has_bf16() in ((False, None) if sure else (False,))
         if precision.upper() not in known or emulated:
             return name
     return None
 
 
-def _has_bf16() -> bool:
-    """Tell whether the processor computes in BF16; with AVX-512 alone OpenVINO would emulate it."""
+def _has_bf16() -> bool | None:
+    """Tell whether OpenVINO computes in BF16 here; with AVX-512 alone it would emulate it. None where nobody tells."""
+    limit = next((os.environ[name] for name in _ISA_SETTINGS if name in os.environ), "")
+    if limit.upper() in _ISA_WITHOUT_BF16:
+        return False
     there = instruction_sets()
-    return there is None or "BF16" in there
+    return None if there is None else "BF16" in there
 
 
 def _named(device: str) -> list[str]:

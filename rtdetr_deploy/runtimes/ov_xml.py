@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from rtdetr_deploy.errors import ArtifactError
 from rtdetr_deploy.files import reason, require_file
 
 SUFFIX = ".xml"
+WEIGHTS_KEY = "rtdetr_deploy_weights"
+"""Entry of `rt_info`: size in bytes and digest of the `.bin` file that an `.xml` file was written with."""
+_WEIGHTS_ENTRY = re.compile(rf'<{WEIGHTS_KEY} value="(\d+) ([0-9a-f]+)" ?/>')
 
 
 class Weights:
@@ -32,14 +37,40 @@ class Weights:
 def read_xml(openvino: Any, core: Any, path: Path) -> tuple[Any, Weights | None]:
     """Return the model in an `.xml` file, and its weights, if it has any.
 
-    Raises `ArtifactError` for a file that is not XML, and weights that can't be read; OpenVINO's errors are its own.
+    Raises `ArtifactError` for a file that is not XML, and weights that can't be read or belong to another file;
+    OpenVINO's errors are its own.
     """
     content = _read_text(path)
     weights = path.with_suffix(".bin")
     if not weights.exists() or require_file(weights, ArtifactError) == 0:
         return _read_without_weights(core, path), None
     kept = Weights(weights)
+    _check_weights(content, kept, path)
     return core.read_model(content, openvino.Tensor(kept.array, shared_memory=True)), kept
+
+
+def describe_weights(content: Any) -> str:
+    """Return size and digest (CRC-32: a mistake is to be found, not an attack) of the content of a `.bin` file."""
+    return f"{len(content)} {zlib.crc32(content):08x}"
+
+
+def _check_weights(xml: str, kept: Weights, path: Path) -> None:
+    """Raise `ArtifactError` for weights that are not those that the `.xml` file was written with, where it says so."""
+    entry = _WEIGHTS_ENTRY.search(xml)
+    if entry is None:
+        return
+    size, there = int(entry[1]), len(kept.array)
+    if there == size:
+        if describe_weights(kept.array.data).split()[1] == entry[2]:
+            kept.forget()
+            return
+        found = "other content"
+    else:
+        found = f"{there} bytes instead of {size}"
+    raise ArtifactError(
+        f"{path.with_suffix('.bin').name} is not what {path.name} was written with: it has {found}; copy both files of "
+        f"one export (who changes such a model has to delete `{WEIGHTS_KEY}` in its rt_info)"
+    )
 
 
 def _read_without_weights(core: Any, path: Path) -> Any:

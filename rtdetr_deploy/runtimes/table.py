@@ -9,9 +9,11 @@ from pathlib import Path
 
 from rtdetr_deploy.artifacts.weights_file import CHECKPOINT_SUFFIXES
 from rtdetr_deploy.errors import ArtifactError, OptionError
+from rtdetr_deploy.packages import install_commands
 from rtdetr_deploy.runtimes.onnx_file import read_graph
 from rtdetr_deploy.runtimes.options import RuntimeOptions
 from rtdetr_deploy.runtimes.processor import instruction_sets
+from rtdetr_deploy.words import listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +157,11 @@ def refuse_unused(name: str, options: RuntimeOptions) -> None:
             raise OptionError(f"`size` is for checkpoints; what {name} opens has its own")
         value = f'="{options.precision}"' if field == "precision" else ""
         takers = [other for other, known in RUNTIMES.items() if _takes(known, field, options)]
-        raise OptionError(f"`{field}{value}` is for {' and '.join(takers)}; {name} runs this model")
+        told = f"`{field}{value}` is for {listed(takers, 'and')}; {name} runs this model"
+        missing = [RUNTIMES[other].extra for other in takers if find_spec(RUNTIMES[other].package) is None]
+        if len(missing) == len(takers):
+            told += f"; {takers[0]} is not installed: {install_commands(*missing)}"
+        raise OptionError(told)
 
 
 def _unused(name: str, options: RuntimeOptions) -> list[str]:

@@ -135,7 +135,7 @@ def test_patterns_keep_more_in_fp32(small_options: Any) -> None:
     [
         ({"precision": "fp8"}, "`precision` is 'fp8', expected fp32, fp16 or int8"),
         ({"keep_fp32": ("a",)}, 'add `precision="fp16"`'),
-        ({"calibration": Path("x")}, 'add `precision="fp16"`'),
+        ({"calibration": Path("x"), "target": "tensorrt"}, 'add `precision="fp16"`'),
     ],
 )
 def test_options_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:

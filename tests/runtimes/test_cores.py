@@ -104,6 +104,17 @@ def test_throughput_is_a_call_per_thread(small_onnx: Path) -> None:
         runtime.close()
 
 
+@pytest.mark.parametrize(("slots", "waits"), [(None, False), (1, True), (2, True)])
+def test_calls_wait_where_their_number_was_given(slots: int | None, waits: bool, small_onnx: Path) -> None:
+    runtime: Any = open_runtime(small_onnx, "onnxruntime", RuntimeOptions(slots=slots))
+    with runtime._turns:
+        for _ in range(runtime.slots - 1):
+            runtime._turns.acquire()
+        free = not waits or runtime._turns.acquire(blocking=False)
+    assert free == (not waits)
+    runtime.close()
+
+
 def test_as_many_calls_run_as_there_are_slots(small_onnx: Path) -> None:
     with Predictor(small_onnx, 0.0, runtime="onnxruntime", slots=2) as predictor:
         runtime: Any = predictor._runtime

@@ -100,9 +100,9 @@ def test_options_that_one_alone_takes_choose_it(
         ("onnxruntime", {"cache": Path("x")}, "`cache` is for openvino; onnxruntime runs this model"),
         ("torch", {"hint": "latency"}, "`hint` is for onnxruntime and openvino; torch runs this model"),
         ("torch", {"cache": Path("x")}, "`cache` is for openvino; torch runs this model"),
-        ("torch", {"slots": 2}, "`slots` is for onnxruntime and openvino and tensorrt; torch runs this model"),
+        ("torch", {"slots": 2}, "`slots` is for onnxruntime, openvino and tensorrt; torch runs this model"),
         ("openvino", {"blocking_sync": True}, "`blocking_sync` is for tensorrt; openvino runs this model"),
-        ("tensorrt", {"precision": "fp32"}, '`precision="fp32"` is for onnxruntime and openvino and torch; tensorrt'),
+        ("tensorrt", {"precision": "fp32"}, '`precision="fp32"` is for onnxruntime, openvino and torch; tensorrt'),
         ("openvino", {"size": (64, 64)}, "`size` is for checkpoints; what openvino opens has its own"),
     ],
 )
@@ -130,3 +130,10 @@ def test_choosing_imports_no_runtime(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_runtime_that_an_option_needs_and_is_missing_is_named_with_its_command(installed: Any) -> None:
+    installed("onnxruntime")
+    told = r"is for openvino; onnxruntime runs this model; openvino is not installed: pip install .*openvino"
+    with pytest.raises(OptionError, match=told):
+        refuse_unused("onnxruntime", RuntimeOptions(precision="bf16"))

@@ -62,6 +62,21 @@ def test_files_that_are_not_models_are_one_clear_line(small_onnx: Path, tmp_path
         open_runtime(path)
 
 
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda content: content[:-1], r"it has \d+ bytes instead of \d+"),
+        (lambda content: bytes([content[0] ^ 1]) + content[1:], "it has other content"),
+    ],
+)
+def test_weights_of_another_file_are_found_out(damage: Any, found: str, small_xml: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.xml"
+    path.write_bytes(small_xml.read_bytes())
+    path.with_suffix(".bin").write_bytes(damage(small_xml.with_suffix(".bin").read_bytes()))
+    with pytest.raises(ArtifactError, match=f"^m.bin is not what m.xml was written with: {found}; copy both files"):
+        open_runtime(path)
+
+
 def test_types_without_one_in_numpy_are_named() -> None:
     from onnx import TensorProto, helper
 
@@ -72,7 +87,7 @@ def test_types_without_one_in_numpy_are_named() -> None:
         open_runtime(content, "openvino")
 
 
-@pytest.mark.parametrize("device", ["auto", "AUTO:CPU", "hetero:cpu"])
+@pytest.mark.parametrize("device", ["auto", "AUTO:CPU", "hetero:cpu", "AUTO:-GPU", "AUTO:CPU,-GPU"])
 def test_devices_that_stand_for_others_may_be_named(device: str, small_onnx: Path) -> None:
     runtime: Any = open_runtime(small_onnx, "openvino", RuntimeOptions(device=device))
     assert device.upper() in runtime.name

@@ -12,6 +12,8 @@ import pytest
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
 from rtdetr_deploy import DeviceError, OptionError, OutputError, Predictor, open_runtime  # noqa: E402
+from rtdetr_deploy.artifacts.bf16 import Bf16Check  # noqa: E402
+from rtdetr_deploy.artifacts.metadata import METADATA_KEY  # noqa: E402
 from rtdetr_deploy.runtimes import RuntimeOptions, ov_settings  # noqa: E402
 from rtdetr_deploy.runtimes.ov_settings import choose_precision, count_slots, make_settings  # noqa: E402
 from rtdetr_deploy.runtimes.processor import CPUINFO, find_instruction_sets, instruction_sets  # noqa: E402
@@ -29,10 +31,17 @@ class Core:
 
 
 class Compiled:
-    """A compiled model that tells its optimal number of requests."""
+    """A compiled model that tells its streams, if it has any, and its optimal number of requests."""
 
-    def get_property(self, _: str) -> int:
-        return 4
+    def __init__(self, streams: int | None = 4) -> None:
+        self.streams = streams
+
+    def get_property(self, name: str) -> int:
+        if name == "OPTIMAL_NUMBER_OF_INFER_REQUESTS":
+            return 4
+        if self.streams is None:
+            raise RuntimeError("not supported property NUM_STREAMS")
+        return self.streams
 
 
 class Info:
@@ -65,6 +74,8 @@ def bf16(monkeypatch: pytest.MonkeyPatch) -> None:
         ("auto", "CPU", (), "fp32"),
         ("auto", "GPU", ("bf16",), "fp32"),
         ("auto", "MULTI:CPU,GPU", ("bf16",), "fp32"),
+        ("auto", "AUTO:-GPU,-GPU.0,-NPU", ("bf16",), "bf16"),
+        ("auto", "AUTO:-GPU", ("bf16",), None),
         ("auto", "NPU", ("bf16",), None),
     ],
 )
@@ -82,7 +93,7 @@ def test_arithmetic_is_what_devices_have_and_the_file_bears(
     [("fp16", "CPU", "CPU"), ("bf16", "GPU", "GPU"), ("fp32", "NPU", "NPU"), ("bf16", "AUTO", "GPU")],
 )
 def test_arithmetic_that_a_device_lacks_is_refused(precision: Any, device: str, lacking: str) -> None:
-    told = f'`precision="{precision}"` needs {precision.upper()} arithmetic, which the {lacking} here has not'
+    told = f'`precision="{precision}"` needs {precision.upper()} arithmetic, which the {lacking} here doesn\'t have'
     with pytest.raises(DeviceError, match=told):
         choose_precision(RuntimeOptions(precision=precision), device, INTEL, None)
 
@@ -91,7 +102,7 @@ def test_bf16_that_would_be_emulated_is_refused_and_not_chosen(monkeypatch: pyte
     monkeypatch.setattr(ov_settings, "instruction_sets", lambda: frozenset({"AVX-512"}))
     info: Any = Info("bf16")
     assert choose_precision(RuntimeOptions(precision="auto"), "CPU", INTEL, info) == "fp32"
-    with pytest.raises(DeviceError, match="needs BF16 arithmetic, which the CPU here has not"):
+    with pytest.raises(DeviceError, match="needs BF16 arithmetic, which the CPU here doesn't have"):
         choose_precision(RuntimeOptions(precision="bf16"), "CPU", INTEL, info)
 
 
@@ -101,16 +112,57 @@ def test_a_model_that_computes_in_something_else_is_refused(small_onnx: Path, mo
         open_runtime(small_onnx, "openvino")
 
 
+@pytest.mark.parametrize("setting", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+@pytest.mark.parametrize(("limit", "found"), [("avx2", False), ("AVX512_CORE_VNNI", False), ("AVX512_CORE_AMX", True)])
+@pytest.mark.usefixtures("bf16")
+def test_instruction_sets_that_are_switched_off_have_no_bf16(
+    setting: str, limit: str, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setenv(setting, limit)
+    info: Any = Info("bf16")
+    assert choose_precision(RuntimeOptions(precision="auto"), "CPU", INTEL, info) == ("bf16" if found else "fp32")
+
+
+def test_auto_needs_to_know_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ov_settings, "instruction_sets", lambda: None)
+    info: Any = Info("bf16")
+    assert choose_precision(RuntimeOptions(precision="auto"), "CPU", INTEL, info) == "fp32"
+    assert choose_precision(RuntimeOptions(precision="bf16"), "CPU", INTEL, info) == "bf16"
+
+
+@pytest.mark.parametrize(("precision", "marked"), [("fp32", False), ("bf16", True), ("fp16", True), (None, True)])
+def test_what_a_file_keeps_in_fp32_is_marked_for_every_lower_precision(
+    precision: str | None, marked: bool, small_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("rtdetr_deploy.runtimes.ov.choose_precision", lambda *_: precision)
+    monkeypatch.setattr("rtdetr_deploy.runtimes.ov.make_settings", lambda *_: {})
+    monkeypatch.setattr("rtdetr_deploy.runtimes.ov.read_arithmetic", lambda compiled: precision)
+    monkeypatch.setattr("rtdetr_deploy.runtimes.ov.keep_fp32", lambda model, names: given.append(names))
+    runtime: Any = open_runtime(small_onnx, "openvino")
+    assert given == ([runtime.info.fp32_nodes] if marked else [])
+    runtime.close()
+
+
 @pytest.mark.skipif("BF16" not in (instruction_sets() or ()), reason="this processor has no BF16")
-def test_what_runs_is_shown(small_onnx: Path) -> None:
+def test_what_runs_is_shown(small_onnx: Path, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(small_onnx)
+    with Predictor(small_onnx) as predictor:
+        found: Any = predictor.info
+    stored = replace(found, bf16=Bf16Check(1.0, 64, 1280))
+    next(entry for entry in model.metadata_props if entry.key == METADATA_KEY).value = stored.to_json()
+    allowed = tmp_path / "allowed.onnx"
+    onnx.save(model, allowed)
     with Predictor(small_onnx, precision="bf16") as predictor:
         assert predictor.runtime.endswith("(CPU, BF16)")
         assert predictor.arithmetic == "bf16"
         assert predictor.info.runtime == predictor.runtime
-    with Predictor(small_onnx, precision="auto") as predictor:
-        info: Any = predictor.info
-        expected = "bf16" if "bf16" in info.arithmetics else "fp32"
-        assert (predictor.arithmetic, predictor.runtime.partition(" ")[0]) == (expected, "OpenVINO")
+    for path, expected in ((allowed, "bf16"), (small_onnx, "fp32")):
+        with Predictor(path, precision="auto") as predictor:
+            assert (predictor.arithmetic, predictor.runtime.partition(" ")[0]) == (expected, "OpenVINO")
 
 
 @pytest.mark.parametrize(
@@ -136,11 +188,21 @@ def test_the_hint_and_the_calls_side_by_side_fit_each_other(
     assert count_slots(options, Compiled()) == slots
 
 
+def test_slots_are_no_more_than_the_calls_that_are_computed_at_once(small_onnx: Path) -> None:
+    assert count_slots(RuntimeOptions(slots=4), Compiled(2)) == 2
+    assert count_slots(RuntimeOptions(slots=4), Compiled(None)) == 4
+    runtime: Any = open_runtime(small_onnx, "openvino", RuntimeOptions(slots=4, threads=4))
+    assert runtime.slots == runtime._compiled.get_property("NUM_STREAMS")
+    runtime.close()
+
+
 def test_options_that_contradict_each_other_or_are_unknown_are_named() -> None:
     with pytest.raises(OptionError, match='`slots` is 2, but `hint="latency"` gives all cores to one call'):
         RuntimeOptions(slots=2, hint="latency")
+    with pytest.raises(OptionError, match="`slots` is 4, but `threads` is 1: each call needs a thread"):
+        RuntimeOptions(slots=4, threads=1)
     bad: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"precision": "int8"}, "`precision` is 'int8', expected fp32 or bf16 or fp16 or auto"),
+        ({"precision": "int8"}, "`precision` is 'int8', expected fp32, bf16, fp16 or auto"),
         ({"hint": "speed"}, "`hint` is 'speed', expected latency or throughput"),
     )
     for how, message in bad:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rtdetr_deploy import MissingPackageError
+from rtdetr_deploy.runtimes import ov_precision
 from rtdetr_deploy.runtimes.ov_precision import keep_fp32
 
 openvino = pytest.importorskip("openvino")
@@ -62,6 +64,18 @@ def test_nothing_changes_without_names() -> None:
 
 def test_a_name_without_slash_keeps_that_node_alone() -> None:
     assert keep_fp32(small_model(), ["/box/Add"]) == 1
+
+
+def test_a_version_that_marks_otherwise_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ov_precision, "MARK", "another")
+    ov_precision._mark.cache_clear()
+    told = (
+        r"OpenVINO \d+.* does not mark what stays in FP32 .* as OpenVINO 2026.4 does; install that version: pip install"
+    )
+    with pytest.raises(MissingPackageError, match=told):
+        keep_fp32(small_model(), ["/box/"])
+    monkeypatch.undo()
+    assert keep_fp32(small_model(), ["/box/"]) == 4
 
 
 def pixels_model() -> Any:

@@ -279,7 +279,7 @@ def test_calls_run_side_by_side_in_as_many_slots_as_it_has(opening: Opening, run
     if not isinstance(runtime, ParallelRuntime):
         assert opening.runtime in (None, "torch")
         return
-    assert runtime.slots == opening.how.get("slots", runtime.slots)
+    assert runtime.slots <= opening.how.get("slots", runtime.slots)  # OpenVINO: no more than the CPU has cores
     assert runtime.slots >= (2 if opening.how.get("hint") == "throughput" and (os.cpu_count() or 1) > 1 else 1)
     feeds = [feed_of(runtime, seed=seed) for seed in range(3)]
     runtime.run_in_each_slot(feeds[0])
