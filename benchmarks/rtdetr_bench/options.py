@@ -10,7 +10,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from rtdetr_bench.models.contestant import Contestant, contestant_argument
 from rtdetr_bench.models.nms import NmsOptions
@@ -30,6 +30,7 @@ MAX_SECONDS = 86_400
 """Seconds of a day: more rounds, or a longer measurement or pause, are taken for typing errors."""
 RUNS = 100
 NmsKind = Literal["onnx", "tensorrt"]
+Target = Literal["cpu", "tensorrt"]
 PROFILED = ("onnxruntime", "openvino")
 NMS_KINDS: tuple[NmsKind, ...] = ("onnx", "tensorrt")
 
@@ -360,7 +361,10 @@ class EncoderStudyOptions:
 class PrecisionStudyOptions:
     """A checkpoint whose exports in reduced precision are compared with it; INT8 too where there is `calibration`.
 
-    `against` are files that other converters made of its FP32 export.
+    `target` is what INT8 is placed for, as in `ExportOptions`; what is not INT8 is FP32. `against` are files that other
+    converters made of its FP32 export.
+
+    Raises `OptionError` for an unknown target, and for "tensorrt" without `calibration`: it would be ignored.
     """
 
     weights: Path = option(help="checkpoint to export", type=path_argument, metavar="CHECKPOINT")
@@ -368,10 +372,17 @@ class PrecisionStudyOptions:
     calibration: Path | None = option(
         None, "folder of images for calibration: measure INT8 too", type=path_argument, metavar="DIR"
     )
+    target: Target = option("cpu", "what INT8 is placed for; needs --calibration", choices=get_args(Target))
     against: tuple[Path, ...] = option(
         (), "file that another converter made of the checkpoint's FP32 export (may be repeated)",
         type=path_argument, metavar="ONNX", repeated=True,
     )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if self.target not in get_args(Target):
+            raise OptionError(f"`target` is {self.target!r}, expected one of {', '.join(get_args(Target))}")
+        if self.target != "cpu" and self.calibration is None:
+            raise OptionError(f'`target="{self.target}"` is for INT8; add `calibration`')
 
 
 @dataclass(frozen=True)

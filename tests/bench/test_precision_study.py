@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ pytest.importorskip("torch")
 
 from onnx import numpy_helper, parser  # noqa: E402
 
-from rtdetr_bench.options import EvaluationSet  # noqa: E402
+from rtdetr_bench.options import EvaluationSet, PrecisionStudyOptions  # noqa: E402
 from rtdetr_bench.studies import precision as study  # noqa: E402
 from rtdetr_bench.studies.graph_counts import GraphCounts, count_graph  # noqa: E402
-from rtdetr_deploy import ArtifactError  # noqa: E402
+from rtdetr_deploy import ArtifactError, OptionError  # noqa: E402
 from rtdetr_export import export_onnx  # noqa: E402
+from rtdetr_export.precision import reduce  # noqa: E402
+from rtdetr_export.precision.sensitivity import QuantizationPlan, TradeOff  # noqa: E402
+from rtdetr_export.verify.agreement import Agreement  # noqa: E402
+from rtdetr_export.verify.tolerances import TOLERANCES  # noqa: E402
 
 MIXED = """
     <ir_version: 9, opset_import: ["" : 17]>
@@ -92,3 +97,36 @@ def test_a_third_party_file_that_is_refused_has_the_reason_in_its_row(
     assert row.to_json()["refused"] == row.refused
     with pytest.raises(ArtifactError, match="theirs.onnx"):
         study._measure(study._File("ours", broken), expected, data)
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_int8_is_measured_on_the_graph_that_the_export_writes(
+    target: Any, data: EvaluationSet, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    nothing = Agreement(TOLERANCES, 0, (0, 0, 0), 0, np.zeros(0, np.float32), np.zeros(0, np.float32))
+
+    def choose_all(_: Any, scheme: Any, *__: Any, **___: Any) -> QuantizationPlan:
+        """Choose every block without a trial: trials take the most time, and are the same ones for the same nodes."""
+        seen.append(scheme.nodes)
+        blocks = tuple(dict.fromkeys(node.block for node in scheme.nodes))
+        return QuantizationPlan((TradeOff(blocks, 1.0, nothing),), len(blocks))
+
+    for module in (study, reduce):
+        monkeypatch.setattr(module, "choose_blocks", choose_all)
+    options = PrecisionStudyOptions(small_checkpoint, data, calibration=data.images, target=target)
+    export = study._int8_export(options, tmp_path / "trial.onnx")
+    (measured,) = study._quantized(export, tmp_path / "trial.onnx")
+    chosen = onnx.load(str(measured.path)).graph
+    written = onnx.load(str(export_onnx(replace(export, output=tmp_path / "written.onnx", verify=False)).path)).graph
+    assert seen[0] == seen[1]
+    assert {node.block for node in seen[0]} > {"encoder.encoder.0"}
+    assert [node.SerializeToString() for node in chosen.node] == [node.SerializeToString() for node in written.node]
+    assert {i.name for i in chosen.initializer} == {i.name for i in written.initializer}
+
+
+def test_a_target_is_one_that_there_is_and_needs_calibration_images(data: EvaluationSet) -> None:
+    with pytest.raises(OptionError, match="`target` is 'gpu', expected one of cpu, tensorrt"):
+        PrecisionStudyOptions(Path("w.pth"), data, calibration=data.images, target="gpu")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match='`target="tensorrt"` is for INT8; add `calibration`'):
+        PrecisionStudyOptions(Path("w.pth"), data, target="tensorrt")

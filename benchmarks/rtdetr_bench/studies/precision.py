@@ -1,9 +1,9 @@
 """What FP16 does to detections, by how it is placed, and INT8, by how much of the model is in it.
 
 FP16 is placed by rtdetr-export and everywhere. Files that other converters made of our FP32 file are measured beside
-(`against`; see benchmarks/peers). With calibration images follows the curve of INT8 as rtdetr-export draws it, here
-with the AP at each of its points. Every file is run by ONNX Runtime on the CPU and compared with the FP32 torch model,
-detection by detection.
+(`against`; see benchmarks/peers). With calibration images follows the curve of INT8 as rtdetr-export draws it for
+`target`, here with the AP at each of its points; what is not INT8 is FP32 there. Every file is run by ONNX Runtime on
+the CPU and compared with the FP32 torch model, detection by detection.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rtdetr_bench.studies.placements import save, write_placements
 from rtdetr_deploy import ArtifactError, Detections
 from rtdetr_deploy.evaluate.coco import average_precision, require_evaluator
 from rtdetr_export import ExportOptions, export_onnx
-from rtdetr_export.pipeline import TracedCheckpoint, trace_checkpoint
+from rtdetr_export.pipeline import trace_checkpoint
 from rtdetr_export.precision.reduce import choose_images, make_scheme
 from rtdetr_export.precision.sensitivity import choose_blocks
 from rtdetr_export.verify.agreement import Agreement, compare
@@ -104,14 +104,27 @@ def _files(options: PrecisionStudyOptions, folder: Path) -> Iterator[_File]:
     for path in options.against:
         yield _File(path.stem, path, third_party=True)
     if options.calibration is not None:
-        yield from _quantized(trace_checkpoint(ExportOptions(options.weights)), options.calibration, trial)
+        yield from _quantized(_int8_export(options, trial), trial)
 
 
-def _quantized(traced: TracedCheckpoint, calibration: Path, trial: Path) -> Iterator[_File]:
-    """Yield the points of INT8's curve."""
+def _int8_export(options: PrecisionStudyOptions, trial: Path) -> ExportOptions:
+    """Return the export whose curve is measured: its graph has the form that INT8 files of this target have."""
+    return ExportOptions(
+        options.weights,
+        trial,
+        precision="int8",
+        calibration=options.calibration,
+        target=options.target,
+        non_int8_precision="fp32",
+    )
+
+
+def _quantized(export: ExportOptions, trial: Path) -> Iterator[_File]:
+    """Yield the points of INT8's curve of an INT8 export."""
+    traced = trace_checkpoint(export)
     graph, info = traced.graph, traced.info
-    pictures = choose_images(calibration, info.height, info.width)
-    scheme = make_scheme(graph, traced.placement, info, pictures, for_cpu=True)
+    pictures = choose_images(export.calibration, info.height, info.width)
+    scheme = make_scheme(graph, traced.placement, info, pictures, for_cpu=not export.fuses_for_gpu)
     plan = choose_blocks(graph, scheme, pictures, whole_curve=True)
     for count, point in enumerate(plan.curve, start=1):
         changed = graph.clone()
