@@ -146,7 +146,9 @@ def is_as_fast(one: Measured, base: Measured) -> bool:
 
 def _ratio_text(one: Measured, base: Measured) -> str:
     found = ratio(one, base)
-    return f"{one.speed.median / base.speed.median:.3f}, too few rounds for an interval" if found is None else str(found)
+    return (
+        f"{one.speed.median / base.speed.median:.3f}, too few rounds for an interval" if found is None else str(found)
+    )
 
 
 def _times_as_long(one: Measured, base: Measured) -> str:

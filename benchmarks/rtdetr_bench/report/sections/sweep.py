@@ -88,7 +88,9 @@ def _told(study: Json) -> str:
 def plot_latency(study: Json) -> Plot:
     """Return AP against SingleStream's p90 with the front, the limits and the recommended configuration."""
     limits, title = study["limits"], "milliseconds, SingleStream p90"
-    return _plot(study, TIME, LATENCY_FRONT, "AP against latency", title, upright=limits["budget_ms"], level=limits["min_ap"])
+    return _plot(
+        study, TIME, LATENCY_FRONT, "AP against latency", title, upright=limits["budget_ms"], level=limits["min_ap"]
+    )
 
 
 def plot_throughput(study: Json) -> Plot:
