@@ -141,7 +141,9 @@ def is_as_fast(one: Measured, base: Measured) -> bool:
     """Tell whether the measurement can't tell that `one` is slower; what takes much longer never is as fast."""
     found = ratio(one, base)
     value = one.speed.median / base.speed.median
-    return CLEARLY * value < 1.0 and CLEARLY * one.speed.p90 < base.speed.p90 and (found is None or not found.differs)
+    if CLEARLY * value >= 1.0 or CLEARLY * one.speed.p90 >= base.speed.p90:
+        return False
+    return found is None or not found.differs or not one.speed.is_together(base.speed)
 
 
 def _ratio_text(one: Measured, base: Measured) -> str:
