@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rtdetr_deploy.runtimes import processor
 from rtdetr_deploy.words import plural
 
 try:
@@ -35,14 +36,6 @@ GPU_FIELDS = {
     "memory": ("memory.used",),
 }
 """What is asked of nvidia-smi, as drivers call it, by the name that it gets here; MHz, degrees Celsius, W and MiB."""
-INSTRUCTIONS: Mapping[str, tuple[str, ...]] = {
-    "avx2": ("avx2",),
-    "avx512": ("avx512f",),
-    "vnni": ("avx512_vnni", "avx_vnni"),
-    "bf16": ("avx512_bf16",),
-    "amx": ("amx_tile",),
-}
-"""The instruction sets that decide how fast a model runs on a CPU, by what Linux calls any of their flags."""
 CPU_INFO = Path("/proc/cpuinfo")
 LIMITING = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """Variables of the environment by which oneDNN, which OpenVINO and torch compute with, is kept from using them."""
@@ -56,7 +49,7 @@ def today() -> str:
 def describe_machine() -> dict[str, object]:
     """Return processor, its instruction sets, usable cores and their numbers, system, Python and package versions.
 
-    Instruction sets are those of `INSTRUCTIONS` that Linux lists; "limits" are variables that keep some from use.
+    Instruction sets are those of `instruction_sets`; "limits" are variables that keep some from use.
     """
     limits = {name: os.environ[name] for name in LIMITING if name in os.environ}
     return {
@@ -205,9 +198,9 @@ def _is_unknown(value: str) -> bool:
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Return those of `INSTRUCTIONS` that the processor has; none where the system doesn't list them."""
-    flags = set(_cpu_info("flags").split())
-    return tuple(name for name, any_of in INSTRUCTIONS.items() if flags & set(any_of))
+    """Return what `processor.INSTRUCTION_SETS` finds, as results write it: avx2, avx512; none where nobody tells."""
+    found = processor.instruction_sets() or ()
+    return tuple(name.lower().replace("-", "") for name in processor.INSTRUCTION_SETS if name in found)
 
 
 def gpu_name(device: str | None = None) -> str | None:

@@ -94,12 +94,12 @@ def sweep() -> dict[str, Any]:
     ]
     rows.append({
         **sweep_row(1, 100, ("int8", "openvino", "fp32"), 0.0, 0.0), "name": HOSTILE, "failed": "no room for </script>",
-        "front": False,
+        "front": False, "offline_front": False,
     } | dict.fromkeys(FIGURES))  # fmt: skip
     machine = {**all_results()["machine"], "instructions": ["avx2", "avx512", "vnni", "bf16"]}
     return {
         "kind": "sweep", "weights": "r50.pth", "machine": machine, "annotations": "val.json", "images": 87,
-        "limits": {"budget_ms": 90.0, "min_ap": None, "within": 0.005}, "rows": rows, "recommended": rows[5]["name"],
+        "limits": {"budget_ms": 90.0, "min_ap": None, "within": None}, "rows": rows, "recommended": rows[5]["name"],
         "recommendation": "Deploy 1 layer: within 90 ms & <most> accurate.",
     }  # fmt: skip
 
@@ -123,6 +123,7 @@ def sweep_row(layers: int, queries: int, way: tuple[str, str, str], time: float,
         "multi_stream_p99_ms": 8 * time, "offline_images_per_second": 1000 / (time or 1), "AP": ap, "AP50": 1.2 * ap,
         "match_rate": 0.99, "file_mb": 80.0, "export_command": f"rtdetr-export --weights r50.pth --layers {layers}",
         "run_hint": f'Predictor("model.onnx", runtime="{runtime}")', "failed": None, "front": queries == 300,
+        "offline_front": queries == 300, "brief_median_ms": time, "note": None,
     }  # fmt: skip
 
 

@@ -44,7 +44,10 @@ def test_the_recommendation_stands_first_with_the_lines_that_make_and_run_it() -
     assert "within 90 ms &amp; &lt;most&gt; accurate" in told
     assert escape(chosen["export_command"]) in told
     assert escape(chosen["run_hint"]) in told
-    assert "budget 90 ms, within 0.005 AP of the best" in page
+    assert "Limits (dashed): budget 90 ms." in page
+    assert "within 0.005 AP of the best" not in page
+    usual = {"budget_ms": None, "min_ap": None, "within": 0.005}
+    assert "Limits: within 0.005 AP of the best." in sweep_section({**sweep(), "limits": usual})
     nothing = sweep_section({**sweep(), "recommended": None, "recommendation": "Nothing takes less than 1 ms."})
     assert "Nothing takes less than 1 ms.</p>" in nothing
     assert "recommended</td>" not in nothing
@@ -77,6 +80,30 @@ def test_the_front_goes_up_with_time_and_the_recommended_point_is_ringed_and_lab
     wanted = {**study, "limits": {**study["limits"], "min_ap": 0.6}}
     (least,) = plot_throughput(wanted).shapes
     assert (least["y0"], least["y1"], least["xref"]) == (0.6, 0.6, "paper")
+
+
+def test_each_plot_and_the_table_show_the_front_of_its_own() -> None:
+    study = sweep()
+    for row in study["rows"][:-1]:
+        row["offline_front"] = row["queries"] == 100
+    latency, throughput = _named(plot_latency(study).traces)["front"], _named(plot_throughput(study).traces)["front"]
+    few = [row for row in study["rows"][:-1] if row["queries"] == 100]
+    assert sorted(throughput["x"]) == sorted(row["offline_images_per_second"] for row in few)
+    assert sorted(latency["y"]) == sorted(row["AP"] for row in study["rows"][:-1] if row["queries"] == 300)
+    page = sweep_section(study)
+    assert page.count(">latency</td>") == 11
+    assert page.count(">recommended, latency</td>") == 1
+    assert page.count(">throughput</td>") == 12
+    assert ">latency / throughput</td>" in sweep_section(sweep())
+
+
+def test_what_was_timed_briefly_alone_has_a_note_and_no_point() -> None:
+    study = sweep()
+    speeds = dict.fromkeys(("single_stream_p90_ms", "multi_stream_p99_ms", "offline_images_per_second"))
+    study["rows"][0] |= speeds | {"brief_median_ms": 9.5, "note": "clearly beaten in latency by x", "front": False}
+    traces = _named(plot_latency(study).traces)
+    assert sum(len(traces[name]["x"]) for name in traces if name.endswith("file")) == 23
+    assert "clearly beaten in latency by x (median of a brief measurement: 9.5 ms)</td>" in sweep_section(study)
 
 
 def test_what_failed_has_its_reason_and_is_in_no_plot() -> None:

@@ -58,11 +58,12 @@ def choose_images(truth: Annotations, count: int | None) -> Annotations:
 class Evaluation:
     """Evaluates candidates on `truth`, and compares them with the detections of the whole model.
 
-    `folder` holds the files, and the whole model's detections once `look_for` has found them.
+    The output folder holds the files, and the whole model's detections once `look_for` has found them. `made_of` tells
+    the digests of the whole model's file and of the data. Without its detections `match_rate` is None.
     """
 
-    def __init__(self, truth: Annotations, options: SweepOptions) -> None:
-        self._truth, self._options, self._folder = truth, options, options.output
+    def __init__(self, truth: Annotations, options: SweepOptions, made_of: str = "") -> None:
+        self._truth, self._options, self._folder, self._made_of = truth, options, options.output, made_of
         self._expected: list[Detections] = []
         self._samples: dict[str, list[tuple[str, list[Detections], Json]]] = {}
 
@@ -74,10 +75,12 @@ class Evaluation:
         return self._result(reference, found)
 
     def reopen(self) -> bool:
-        """Take what `look_for` kept in an earlier call; tell whether it is there."""
+        """Take what `look_for` kept in an earlier call; tell whether it is there, of the same model and data."""
         path = self._folder / REFERENCE
         try:
             with np.load(path, allow_pickle=False) as content:
+                if str(content["made_of"]) != self._made_of:
+                    return False
                 counts, boxes, scores, labels = (content[name] for name in ("counts", "boxes", "scores", "labels"))
             ends = np.cumsum(counts)[:-1]
             parts = zip(*(np.split(array, ends) for array in (boxes, scores, labels)), strict=True)
@@ -101,8 +104,10 @@ class Evaluation:
 
     def _result(self, candidate: Candidate, found: Sequence[Detections]) -> Json:
         accuracy = average_precision(found, self._truth, found[0].class_names)
-        kept = compare(self._expected, found, TOLERANCES[-1:]).match_rate()
-        result = {"AP": accuracy.metrics["AP"], "AP50": accuracy.metrics["AP50"], "match_rate": round(kept, 4)}
+        kept = None
+        if self._expected:
+            kept = round(compare(self._expected, found, TOLERANCES[-1:]).match_rate(), 4)
+        result = {"AP": accuracy.metrics["AP"], "AP50": accuracy.metrics["AP50"], "match_rate": kept}
         if _is_exact(candidate):
             known = self._samples.setdefault(candidate.file.name, [])
             known.append((candidate.name, list(found[:SAMPLE]), result))
@@ -122,6 +127,7 @@ class Evaluation:
         with atomic_write(self._folder / REFERENCE) as beside, beside.open("wb") as file:
             np.savez_compressed(
                 file,
+                made_of=np.array(self._made_of),
                 counts=np.array([len(one) for one in self._expected]),
                 boxes=_joined((one.boxes for one in self._expected), (0, 4)),
                 scores=_joined((one.scores for one in self._expected), (0,)),

@@ -173,8 +173,9 @@ class LimitOptions:
             raise OptionError(f"`budget` is {self.budget}, expected milliseconds above 0")
 
     def to_json(self) -> dict[str, float | None]:
-        """Return the limits for a JSON file."""
-        within = WITHIN if self.within is None else self.within
+        """Return the limits for a JSON file; `within` is None where another one decides."""
+        others = self.budget is not None or self.min_ap is not None
+        within = None if others else WITHIN if self.within is None else self.within
         return {"budget_ms": self.budget, "min_ap": self.min_ap, "within": within}
 
 

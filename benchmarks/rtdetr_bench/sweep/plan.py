@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import product
 
-from rtdetr_bench.sweep.axes import AXES, Candidate, ModelFile, Subject, Way, usual_ways
+from rtdetr_bench.sweep.axes import AXES, Candidate, ModelFile, Subject, Way, usual_queries, usual_ways
 from rtdetr_bench.sweep.options import GridOptions, SweepOptions
 from rtdetr_deploy import OptionError
 from rtdetr_deploy.artifacts.input_size import count_tokens
@@ -43,8 +43,9 @@ def build_plan(options: SweepOptions, subject: Subject) -> Plan:
     ways = tuple(way for way in grid.runtime if isinstance(way, Way)) or usual_ways()
     found: list[Candidate] = []
     left_out: dict[str, list[str]] = {}
+    queries = grid.values("queries") or usual_queries(subject)
     for candidate in combine(grid, subject, ways):
-        reason = why_not(candidate, subject)
+        reason = why_not(candidate, queries)
         if reason:
             left_out.setdefault(reason, []).append(candidate.name)
         else:
@@ -80,23 +81,28 @@ def combine(grid: GridOptions, subject: Subject, ways: Sequence[Way]) -> Iterato
             yield Candidate(ModelFile(**{**chosen, **dynamic}, suffix=way.suffix), way)
 
 
-def why_not(candidate: Candidate, subject: Subject) -> str:
-    """Return why a combination can't be; empty where it can."""
+def why_not(candidate: Candidate, queries: Sequence[int]) -> str:
+    """Return why a combination can't be; empty where it can.
+
+    Where an input has no more tokens than queries, all of them are selected: one value of those `queries` is enough.
+    """
     file, way = candidate.file, candidate.way
     tokens = count_tokens(*file.size)
+    everything = next((value for value in queries if value >= tokens), None)
     cascade = None if file.cascade is None else tuple(map(int, file.cascade.split(":")))
     reasons = {
         way.missing(): bool(way.missing()),
         "FP16 files are for engines: CPUs have no arithmetic for them": file.precision == "fp16"
         and way.suffix == ".onnx",
-        "inputs of {}x{} have {} tokens, fewer than the queries".format(*file.size, tokens): tokens < file.queries,
+        "inputs of {}x{} have {} tokens: the same as with {} queries".format(*file.size, tokens, everything): (
+            file.queries >= tokens and file.queries != everything
+        ),
         f"a cascade after layer {cascade and cascade[0]} needs more than {plural(file.layers, 'layer')}": (
             cascade is not None and cascade[0] >= file.layers
         ),
-        f"a cascade to {cascade and cascade[1]} leaves none of {file.queries} queries out": (
-            cascade is not None and cascade[1] >= file.queries
+        f"a cascade to {cascade and cascade[1]} leaves none of {min(file.queries, tokens)} queries out": (
+            cascade is not None and cascade[1] >= min(file.queries, tokens)
         ),
-        "INT8 needs --calibration": file.precision == "int8" and not subject.calibrated,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 

@@ -24,9 +24,10 @@ WIDTHS = (9, 10, 10, 8, 8, 8, 8)
 class Row:
     """A candidate, and what is known of it.
 
-    `export_command` and `run_hint` make and run it. `speed` is None where it was not timed, `ap`, `ap50` and
-    `match_rate` where it was not evaluated; `failed` says why, where something went wrong, `note` where it was not
-    wanted: others clearly beat it, or it is far above the budget.
+    `export_command` and `run_hint` make and run it. `speed` is None where it was not timed at length, `ap`, `ap50`
+    and `match_rate` where it was not evaluated; `failed` says why, where something went wrong, `note` where it was not
+    wanted: others clearly beat it, or it is far above the budget. `brief` is the median of the few queries that come
+    before, in milliseconds.
     """
 
     candidate: Candidate
@@ -40,6 +41,7 @@ class Row:
     failed: str | None = None
     note: str | None = None
     same_as: str | None = None
+    brief: float | None = None
 
     @property
     def name(self) -> str:
@@ -49,7 +51,7 @@ class Row:
     @property
     def point(self) -> Point | None:
         """(SingleStream p90 in ms, AP); None unless both were measured at length."""
-        if self.failed or self.note or self.speed is None or self.ap is None:
+        if self.failed or self.speed is None or self.ap is None:
             return None
         return self.speed.p90, self.ap
 
@@ -68,6 +70,7 @@ class Row:
             "size": list(file.size),
             "runtime": way.runtime,
             "arithmetic": way.arithmetic or None,
+            "brief_median_ms": self.brief,
             "single_stream_p90_ms": None if speed is None else speed.p90,
             "single_stream_bound_ms": None if speed is None else speed.bound,
             "multi_stream_p99_ms": None if speed is None else speed.p99,
@@ -84,6 +87,8 @@ class Row:
             "note": self.note,
             "front": front,
             "offline_front": offline_front,
+            "session": None if speed is None else speed.session,
+            "single_stream_rounds": [] if speed is None else list(speed.rounds),
             "single_stream_ms": [] if speed is None else list(speed.single),
             "multi_stream_ms": [] if speed is None else list(speed.multi),
         }
@@ -105,7 +110,7 @@ def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def to_csv(rows: Sequence[Row]) -> str:
     """Return the rows as CSV, samples left out."""
     table = to_json(rows)
-    names = [name for name in table[0] if not name.endswith("stream_ms")]
+    names = [name for name in table[0] if not name.endswith(("stream_ms", "stream_rounds"))]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)

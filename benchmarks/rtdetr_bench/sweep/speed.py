@@ -11,8 +11,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rtdetr_bench.models.contestant import Contestant
 from rtdetr_bench.models.open import open_timed_model
@@ -37,6 +39,7 @@ except ImportError:  # groups are small then
 SINGLE, MULTI, OFFLINE = SCENARIOS
 QUERIES = {SINGLE: 13, MULTI: 2, OFFLINE: 8}
 """Of a round; those of Offline are images. Five rounds of 13 are the 64 from which a bound of p90 can be told."""
+SESSION, ROUNDS = "session", "single_stream_rounds"
 QUICK_ROUNDS, QUICK_QUERIES = 2, 5
 GROUP = 4
 """Candidates that are open at once where memory is not known."""
@@ -67,8 +70,13 @@ def time_briefly(
 def time_fully(
     group: Sequence[Contender], options: SweepOptions, images: Sequence[ImageLike], on_round: OnRound
 ) -> dict[str, Json]:
-    """Return all scenarios by candidate: milliseconds of each query, and Offline's images and seconds."""
-    return _time_group(group, options, images, options.rounds, QUERIES, on_round)
+    """Return all scenarios by candidate: milliseconds of each query, and Offline's images and seconds.
+
+    Candidates that were timed together have the same `SESSION`.
+    """
+    found = _time_group(group, options, images, options.rounds, QUERIES, on_round)
+    session = uuid4().hex[:12]
+    return {name: one if "failed" in one else {**one, SESSION: session} for name, one in found.items()}
 
 
 def make_groups(contenders: Sequence[Contender]) -> list[list[Contender]]:
@@ -134,22 +142,41 @@ def _ask(
             found[name] = [*before, [flow.images, round(flow.seconds, 6)]]
         else:
             found[name] = [*kept.get(name, []), *result.milliseconds.round(3).tolist()]
+        if name == SINGLE:
+            before = kept.get(ROUNDS, [])
+            found[ROUNDS] = [*before, *[before[-1] + 1 if before else 0] * len(result.milliseconds)]
     return found
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured of a candidate: milliseconds of each query, and images and seconds of Offline's rounds."""
+    """What was measured of a candidate: milliseconds of each query, and images and seconds of Offline's rounds.
+
+    `rounds` has the round of each query of `single`; times of one `session` were taken in turn, round by round.
+    """
 
     single: tuple[float, ...]
     multi: tuple[float, ...] = ()
     offline: tuple[tuple[int, float], ...] = ()
+    rounds: tuple[int, ...] = ()
+    session: str = ""
 
     @classmethod
     def of(cls, kept: Json) -> Speed:
         """Return what a sweep's state keeps."""
         flows = tuple((int(images), float(seconds)) for images, seconds in kept.get(OFFLINE, []))
-        return cls(tuple(kept[SINGLE]), tuple(kept.get(MULTI, [])), flows)
+        rounds, session = tuple(kept.get(ROUNDS, [])), str(kept.get(SESSION, ""))
+        return cls(tuple(kept[SINGLE]), tuple(kept.get(MULTI, [])), flows, rounds, session)
+
+    @property
+    def by_round(self) -> tuple[NDArray[np.float64], ...]:
+        """Milliseconds of SingleStream's queries, an array per round."""
+        single, rounds = np.array(self.single), np.array(self.rounds, int)
+        return tuple(single[rounds == one] for one in np.unique(rounds))
+
+    def is_together(self, other: Speed) -> bool:
+        """Tell whether both were timed in turn, so that what the machine did meanwhile fell on both alike."""
+        return bool(self.session) and self.session == other.session
 
     @property
     def median(self) -> float:

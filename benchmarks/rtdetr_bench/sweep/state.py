@@ -38,6 +38,10 @@ class State:
             self._parts[part] = {"made_of": wanted, "done": {}}
         return changed if stored["done"] else []
 
+    def made_of(self, part: str) -> Json:
+        """Return what the part's results are made of."""
+        return dict(self._parts[part]["made_of"])
+
     def get(self, part: str, name: str) -> Json | None:
         """Return the result of that name; None where there is none."""
         found: Json | None = self._parts[part]["done"].get(name)
@@ -83,8 +87,8 @@ def digest_file(path: Path) -> str:
 
 
 def digest_folder(paths: Iterable[Path]) -> str:
-    """Return what changes when images are added, removed, renamed or get another size in bytes."""
+    """Return what changes when images are added, removed, renamed or get another content."""
     digest = hashlib.sha256()
     for path in sorted(paths):
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+        digest.update(f"{path.name}\0{digest_file(path)}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -5,13 +5,15 @@
 
     print(study_sweep(SweepOptions(Path("r50.pth"), EvaluationSet(Path("val.json"), Path("val")), Path("sweep"))))
 
-All candidates are evaluated. What others clearly beat (at least as accurate, in less than `front.CLEARLY` of the time
-of a brief measurement) can't be on the front and is not timed at length; with a budget, what takes far more is not
-evaluated either. Both are rows with a note.
+All candidates are evaluated. What others clearly beat (at least as accurate, in less than `front.CLEARLY` of the time:
+the full one where there is one, or that of a brief measurement) is not expected on the front of latency and is not
+timed at length; it could be on that of throughput. With a budget, what takes far more is not evaluated either. Both
+are rows with a note. What is on a front at last was timed together, again where it has to be.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +27,7 @@ from rtdetr_bench.sweep.options import SweepOptions
 from rtdetr_bench.sweep.plan import Plan, build_plan, format_plan
 from rtdetr_bench.sweep.progress import Progress
 from rtdetr_bench.sweep.recommend import Recommendation, recommend
-from rtdetr_bench.sweep.rows import Row, format_rows, to_csv, to_json
+from rtdetr_bench.sweep.rows import Row, format_rows, fronts, to_csv, to_json
 from rtdetr_bench.sweep.speed import Contender, Speed
 from rtdetr_bench.sweep.state import NAME, Json, State, digest_file, digest_folder
 from rtdetr_deploy.evaluate.coco import Annotations
@@ -36,6 +38,10 @@ from rtdetr_deploy.words import plural
 CSV = "sweep.csv"
 FAR_ABOVE = 1.5
 """Times the budget beyond which a candidate is not evaluated: half as much again is not noise."""
+TIMING = 2
+"""Changes where earlier timings lack what is needed: 2 has sessions and rounds."""
+TOGETHER = 2
+"""Times that what is on a front is timed again: after the first, others may be on it."""
 EXPORT, BRIEF, EVALUATE, TIME = "export", "time briefly", "evaluate", "time"
 
 
@@ -125,7 +131,7 @@ def _begin(state: State, options: SweepOptions, digest: str, truth: Annotations,
     made_of = {
         "files": {**weights, **({"calibration": digest_folder(calibration)} if calibration else {})},
         "accuracy": {**weights, **data, **how},
-        "speed": {**weights, **data, **how, **hardware, "rounds": options.rounds},
+        "speed": {**weights, **data, **how, **hardware, "rounds": options.rounds, "timing": TIMING},
     }
     for part, content in made_of.items():
         changed = state.begin(part, content)
@@ -144,7 +150,6 @@ class _Run:
     ) -> None:  # fmt: skip
         self._options, self._plan, self._truth, self._state, self._progress = options, plan, truth, state, progress
         self._estimate = estimate
-        self._notes: dict[str, str] = {}
         self._images = [path for _, path in truth.images]
 
     def run(self) -> Sweep:
@@ -152,7 +157,12 @@ class _Run:
         usable = [one for one in self._plan.candidates if not self._failure(one)]
         self._time_briefly(usable)
         self._evaluate([one for one in usable if not self._is_far_above_budget(one)])
-        self._time([one for one in usable if not self._failure(one) and not self._is_beaten(one)])
+        usable = [one for one in usable if not self._failure(one) and not self._is_far_above_budget(one)]
+        while wanted := [one for one in usable if self._known("speed", one) is None and self._beaten_by(one) is None]:
+            self._time(wanted)  # whose full times may let others look better
+        for one in self._plan.candidates:
+            self._progress.skip(TIME, one.name)
+        self._time_front_together()
         return self._result()
 
     def _export(self) -> None:
@@ -222,27 +232,35 @@ class _Run:
 
     def _is_far_above_budget(self, candidate: Candidate) -> bool:
         budget, median = self._options.limits.budget, self._brief(candidate)
-        if budget is None or median is None or median <= FAR_ABOVE * budget:
-            return False
-        self._notes[candidate.name] = f"not evaluated: about {median:.0f} ms, far above the budget"
-        return True
+        return budget is not None and median is not None and median > FAR_ABOVE * budget
 
     def _evaluate(self, candidates: Sequence[Candidate]) -> None:
         """Evaluate the whole model, then the candidates, the fastest first."""
         reference, missing = self._plan.reference, []
         for one in candidates:
-            if not self._failure(one) and self._known("accuracy", one) is None and one != reference:
+            if not self._failure(one) and not self._is_evaluated(one) and one != reference:
                 missing.append(one)
         for one in set(self._plan.candidates) - set(missing) - {reference}:
             self._progress.skip(EVALUATE, one.name)
-        evaluation = accuracy.Evaluation(self._truth, self._options)
+        made_of = json.dumps([self._digest(reference.file), reference.name, self._state.made_of("accuracy")])
+        evaluation = accuracy.Evaluation(self._truth, self._options, made_of)
         kept = self._known("accuracy", reference)
-        if kept is not None and (not missing or evaluation.reopen()):
+        if self._failure(reference) or (kept is not None and (not missing or evaluation.reopen())):
             self._progress.skip(EVALUATE, reference.name)
         else:
             self._run_evaluation(evaluation.look_for, reference)
+        reason = self._failure(reference)
+        if reason:
+            self._progress.say(f"nothing is compared with the whole model, {reference.name}: {reason}")
         for one in sorted(missing, key=lambda one: self._brief(one) or 0.0):
             self._run_evaluation(evaluation.evaluate, one)
+
+    def _is_evaluated(self, candidate: Candidate) -> bool:
+        """Tell whether nothing is missing: an AP, and a match rate where there is a whole model to compare with."""
+        kept = self._known("accuracy", candidate)
+        if kept is None or "failed" in kept:
+            return kept is not None
+        return kept.get("match_rate") is not None or self._failure(self._plan.reference) is not None
 
     def _run_evaluation(self, work: Any, candidate: Candidate) -> None:
         with self._progress.step(EVALUATE, candidate.name) as line:
@@ -254,53 +272,74 @@ class _Run:
             found = files.attempt(lambda: work(candidate, on_image))
         self._put("accuracy", candidate, found)
 
+    def _full(self, candidate: Candidate) -> Speed | None:
+        kept = self._known("speed", candidate)
+        return None if kept is None or "failed" in kept else Speed.of(kept)
+
     def _points(self) -> dict[str, tuple[float, float]]:
-        """Return the brief median and the AP of each candidate that has both."""
+        """Return the median, of the full measurement if there is one, and the AP of each candidate that has both."""
         points = {}
         for one in self._plan.candidates:
-            kept, median = self._known("accuracy", one), self._brief(one)
-            if kept is not None and "AP" in kept and median is not None:
+            kept, full, brief = self._known("accuracy", one), self._full(one), self._brief(one)
+            median = brief if full is None else full.median
+            if kept is not None and "AP" in kept and median is not None and not self._failure(one):
                 points[one.name] = (median, float(kept["AP"]))
         return points
 
-    def _is_beaten(self, candidate: Candidate) -> bool:
-        """Tell whether a candidate needs no more timing; note why."""
+    def _beaten_by(self, candidate: Candidate) -> str | None:
+        """Return what beats a candidate so clearly that it needs no more timing; None where nothing does."""
         points = self._points()
-        if self._options.time_all or candidate.name not in points:
-            return candidate.name not in points
-        other = beats_clearly(candidate.name, points)
-        if other is None:
-            return False
-        median, ap = points[candidate.name]
-        self._notes[candidate.name] = f"AP {ap:.4f}, about {median:.1f} ms: clearly beaten by {other}"
-        return True
+        if self._options.time_all or candidate.name not in points or self._known("speed", candidate) is not None:
+            return None
+        return beats_clearly(candidate.name, points)
+
+    def _note(self, candidate: Candidate) -> str | None:
+        """Return why a candidate that didn't fail was not measured at length, by what has happened."""
+        if self._failure(candidate) or self._known("speed", candidate) is not None:
+            return None
+        points, median, other = self._points(), self._brief(candidate) or 0.0, self._beaten_by(candidate)
+        if self._is_far_above_budget(candidate):
+            missing = "timed at length" if candidate.name in points else "evaluated"
+            return f"not {missing}: about {median:.0f} ms, far above the budget"
+        if other is not None:
+            ap = points[candidate.name][1]
+            return f"AP {ap:.4f}, about {median:.1f} ms: clearly beaten in latency by {other}"
+        return None
 
     def _time(self, candidates: Sequence[Candidate]) -> None:
-        missing = [one for one in candidates if self._known("speed", one) is None]
-        for one in set(self._plan.candidates) - set(missing):
-            self._progress.skip(TIME, one.name)
-        for group in speed.make_groups(self._contenders(missing)):
+        for group in speed.make_groups(self._contenders(candidates)):
             with self._progress.steps(TIME, [one.candidate.name for one in group]) as line:
                 found = speed.time_fully(group, self._options, self._images, _shown_in(line, TIME, group))
             for timed in group:
                 self._put("speed", timed.candidate, found[timed.candidate.name])
 
+    def _time_front_together(self) -> None:
+        """Time what is on a front again, if it was timed in several groups or calls and fits in memory together."""
+        for _ in range(TOGETHER):
+            single, offline = fronts([self._row(one) for one in self._plan.candidates])
+            members = [one for one in self._plan.candidates if one.name in single | offline]
+            sessions = {full.session for one in members if (full := self._full(one)) is not None}
+            if len(sessions) < 2 or len(speed.make_groups(self._contenders(members))) > 1:
+                return
+            self._progress.say(f"{plural(len(members), 'candidate')} on the fronts, not timed together: timed again")
+            self._time(members)
+
     def _row(self, candidate: Candidate) -> Row:
         options, failed = self._options, self._failure(candidate)
         kept = self._known("accuracy", candidate) or {}
-        timed = self._known("speed", candidate) or self._known("speed", candidate, BRIEF_SUFFIX)
         return Row(
             candidate,
             _command(candidate, options),
             run_hint(candidate, options),
             (self._state.get("files", candidate.file.name) or {}).get("mb"),
-            None if timed is None or "failed" in timed else Speed.of(timed),
+            self._full(candidate),
             kept.get("AP"),
             kept.get("AP50"),
             kept.get("match_rate"),
             failed,
-            self._notes.get(candidate.name),
+            self._note(candidate),
             kept.get("same_as"),
+            self._brief(candidate),
         )
 
     def _result(self) -> Sweep:

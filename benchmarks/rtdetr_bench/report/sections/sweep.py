@@ -23,12 +23,13 @@ from rtdetr_deploy.words import plural
 
 SYMBOLS = {"fp32": "circle", "bf16": "diamond", "fp16": "square", "int8": "triangle-up"}
 OTHER_SYMBOL = "pentagon"
+LATENCY_FRONT, THROUGHPUT_FRONT = "front", "offline_front"
 TIME, MULTI, SPEED = "single_stream_p90_ms", "multi_stream_p99_ms", "offline_images_per_second"
 CONFIGURATION = ("layers", "queries", "cascade", "size", "precision", "runtime", "arithmetic", "batch")
 LABELLED = ("layers", "queries", "cascade", "size", "batch")
 HEAD = (
     "name", *CONFIGURATION, "SingleStream p90, ms", "MultiStream(8) p99, ms", "Offline, images/s", "AP", "AP50", "kept",
-    "MB", "front",
+    "MB", "front", "note",
 )  # fmt: skip
 
 
@@ -71,14 +72,15 @@ def _told(study: Json) -> str:
     known = {
         "budget": None if limits["budget_ms"] is None else f"{limits['budget_ms']:g} ms",
         "minimum AP": None if limits["min_ap"] is None else f"{limits['min_ap']:g}",
-        "within": f"{limits['within']:g} AP of the best",
+        "within": None if limits["within"] is None else f"{limits['within']:g} AP of the best",
     }
     chosen = ", ".join(f"{name} {value}" for name, value in known.items() if value)
     drawn = " (dashed)" if known["budget"] or known["minimum AP"] else ""
     return (
         f"{plural(len(study['rows']), 'configuration')}, AP on {plural(study['images'], 'image')} of "
         f"{study['annotations']}. Limits{drawn}: {chosen}. Kept: the share of the checkpoint's detections that is "
-        "found again. The front: nothing else is both faster and more accurate. Metrics are named as MLPerf "
+        "found again. A front: nothing else that was timed at length is both faster, by latency or by throughput, and "
+        "more accurate. What was timed briefly alone, as its note says, is in no plot. Metrics are named as MLPerf "
         "inference names them and are not MLPerf results."
     )
 
@@ -86,28 +88,32 @@ def _told(study: Json) -> str:
 def plot_latency(study: Json) -> Plot:
     """Return AP against SingleStream's p90 with the front, the limits and the recommended configuration."""
     limits, title = study["limits"], "milliseconds, SingleStream p90"
-    return _plot(study, TIME, "AP against latency", title, upright=limits["budget_ms"], level=limits["min_ap"])
+    return _plot(
+        study, TIME, LATENCY_FRONT, "AP against latency", title, upright=limits["budget_ms"], level=limits["min_ap"]
+    )
 
 
 def plot_throughput(study: Json) -> Plot:
     """Return AP against Offline's images per second."""
-    return _plot(study, SPEED, "AP against throughput", "images per second, Offline", level=study["limits"]["min_ap"])
+    title, level = "images per second, Offline", study["limits"]["min_ap"]
+    return _plot(study, SPEED, THROUGHPUT_FRONT, "AP against throughput", title, level=level)
 
 
 def _plot(
-    study: Json, key: str, title: str, told: str, *, upright: float | None = None, level: float | None = None
-) -> Plot:
+    study: Json, key: str, front: str, title: str, told: str, *, upright: float | None = None,
+    level: float | None = None,
+) -> Plot:  # fmt: skip
     rows = [row for row in study["rows"] if not row["failed"] and row[key] is not None and row["AP"] is not None]
     chosen = _recommended(study)
     marked = [row for row in rows if chosen is not None and row["name"] == chosen["name"]]
-    first = [*marked, *(row for row in rows if row["front"] and row not in marked)]
+    first = [*marked, *(row for row in rows if row[front] and row not in marked)]
     rest = [row for row in rows if row not in first]
     varied = [name for name in LABELLED if len({str(row[name]) for row in rows}) > 1]
     labels = [Label(row[key], row["AP"], _label(row, varied)) for row in first]
     return Plot(
         title,
         f"Points of {plural(len(rows), 'configuration')}; the table below has the figures.",
-        [*_front_line(rows, key), *_traces(rows, key, _ways(study)), *_ring(marked, key)],
+        [*_front_line(rows, key, front), *_traces(rows, key, _ways(study)), *_ring(marked, key)],
         value_axis(told, [row[key] for row in rows]),
         axis("AP"),
         480,
@@ -148,9 +154,9 @@ def _way(row: Json) -> str:
     return " ".join(str(row[name]) for name in ("runtime", "arithmetic") if row[name])
 
 
-def _front_line(rows: Sequence[Json], key: str) -> list[Json]:
+def _front_line(rows: Sequence[Json], key: str, mark: str) -> list[Json]:
     """Return the front as a line, in the order of its figure; nothing where it has fewer than two points."""
-    front = sorted((row for row in rows if row["front"]), key=lambda row: (row[key], row["AP"]))
+    front = sorted((row for row in rows if row[mark]), key=lambda row: (row[key], row["AP"]))
     if len(front) < 2:
         return []
     x, y = [row[key] for row in front], [row["AP"] for row in front]
@@ -195,18 +201,37 @@ def _figures(row: Json) -> list[object]:
     return [
         number(row[TIME], 2), number(row[MULTI], 2), number(row[SPEED], 1), number(row["AP"], 4),
         number(row["AP50"], 4),
-        number(row["match_rate"], 4), number(row["file_mb"], 1), "yes" if row["front"] else "-",
+        number(row["match_rate"], 4), number(row["file_mb"], 1), _on_fronts(row) or "-",
+        _note(row),
     ]  # fmt: skip
 
 
+def _on_fronts(row: Json) -> str:
+    """Return the fronts that a row is on: latency, throughput, both or none."""
+    marks = {"latency": row[LATENCY_FRONT], "throughput": row[THROUGHPUT_FRONT]}
+    return " / ".join(name for name, on in marks.items() if on)
+
+
+def _note(row: Json) -> str:
+    """Return why a row has no figures of speed, with the brief measurement's; "-" where it has them."""
+    note = row["note"]
+    if row[TIME] is None and row["brief_median_ms"] is not None and not note:
+        note = "timed briefly alone"
+    if note and row["brief_median_ms"] is not None:
+        note += f" (median of a brief measurement: {row['brief_median_ms']:.1f} ms)"
+    return note or "-"
+
+
 def _row(row: Json, recommended: Json | None) -> list[object]:
-    *figures, front = _figures(row)
-    return [row["name"], *_configuration(row), *figures, "recommended" if row is recommended else front]
+    *figures, front, note = _figures(row)
+    if row is recommended:
+        front = "recommended" if front == "-" else f"recommended, {front}"
+    return [row["name"], *_configuration(row), *figures, front, note]
 
 
 def _front(rows: Sequence[Json]) -> str:
     """Return the lines that make and run what is on the front, in the order of the rows."""
-    lines = [[row["name"], row["export_command"], row["run_hint"]] for row in rows if row["front"]]
+    lines = [[row["name"], row["export_command"], row["run_hint"]] for row in rows if _on_fronts(row)]
     if not lines:
         return ""
-    return "<h3>How to make the front's</h3>" + table(("name", "export", "run"), lines)
+    return "<h3>How to make the fronts'</h3>" + table(("name", "export", "run"), lines)
