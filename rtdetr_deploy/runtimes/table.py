@@ -100,7 +100,7 @@ DECISIONS = (
 )
 """The first that fits counts. Measured with ONNX Runtime 1.31.1 and OpenVINO 2026.4.1 on two cores of an AMD EPYC.
 
-Files without INT8 stay with ONNX Runtime although OpenVINO is faster: it takes 0.3 s longer to open an `.onnx` file, and
+Files without INT8 stay with ONNX Runtime although OpenVINO is faster: it takes 0.3 s longer to open an `.onnx` file,
 its peak (R18 at 640x640: 400 MB) is above this project's limit of 350 MB, and ONNX Runtime's (319 to 357 MB) is near it
 (docs/pipeline.md). OpenVINO's own `.xml` files stay below it.
 """
