@@ -82,8 +82,8 @@ def test_default_name_says_what_is_inside(changes: dict[str, Any], name: str) ->
         ({"precision": "fp8"}, "`precision` is 'fp8', expected fp32, fp16 or int8"),
         ({"precision": "int8"}, '`precision="int8"` needs `calibration`, a folder of images'),
         (
-            {"calibration": Path("photos")},
-            '`calibration` is for lower precisions and engines; add `precision="fp16"`',
+            {"calibration": Path("photos"), "target": "tensorrt"},
+            'engines, and `target="cpu"`; add `precision="fp16"`',
         ),
         ({"keep_fp32": ("a",)}, '`keep_fp32` is for lower precisions; add `precision="fp16"`'),
         ({"engine": EngineOptions()}, '`engine` is for engines; add `output="NAME.engine"`'),
