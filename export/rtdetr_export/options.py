@@ -16,7 +16,6 @@ from rtdetr_deploy.artifacts.metadata import ArtifactInfo
 from rtdetr_deploy.errors import OptionError
 from rtdetr_deploy.options import cascade_argument, option, path_argument, refuse_options, size_argument
 from rtdetr_export.formats import FORMATS
-from rtdetr_export.openvino_file import SUFFIX as XML_SUFFIX
 from rtdetr_export.trt.options import ENGINE_SUFFIXES, EngineOptions, check_whole_numbers
 
 Sampler = Literal["gather", "grid", "discrete"]
@@ -25,6 +24,8 @@ NonInt8Precision = Literal["fp32", "fp16"]
 Target = Literal["cpu", "tensorrt"]
 
 OPSETS = (17, 18, 19)
+XML_SUFFIX = ".xml"
+"""What OpenVINO's files end in."""
 
 
 def batch_argument(text: str) -> int | Literal["dynamic"]:

@@ -106,7 +106,7 @@ def _find_file(model: str | Path, runtime: str | None) -> Path:
         hint = f"`runtime` may be {' or '.join(others)} for it" if others else "no runtime opens such a file"
         known = ", ".join(RUNTIMES[runtime].suffixes)
         raise OptionError(f'`runtime="{runtime}"` opens {known}, not {path.name}; {hint}')
-    opens_folder = path.is_dir() and any(known.folders for known in RUNTIMES.values() if known.opens(path))
+    opens_folder = runtime is not None and RUNTIMES[runtime].folders and path.is_dir()
     if not opens_folder and require_file(path, ArtifactError) == 0:
         raise ArtifactError(f"{path} is empty; export the model again")
     return path

@@ -41,7 +41,7 @@ TAKEN = {
     "decoder": f"--weights --images --annotations {TIMED} {OPENED} --threshold {WRITTEN}",
     "encoder": f"--variant --encoders {TIMED} {OPENED} --threshold {WRITTEN}",
     "roofline": f"--engine --against --gpu --batch --top {WRITTEN}",
-    "precision": f"--weights --annotations --images --calibration --against {WRITTEN}",
+    "precision": f"--weights --annotations --images --calibration --target --against {WRITTEN}",
     "pipeline": f"--engine --batch --runs --calls --seconds {OPENED} --spinning --blocking-sync {WRITTEN}",
     "profile": f"--engine --runtime --precision --runs --top --threads {WRITTEN}",
     "sweep": "--weights --annotations --images --output --calibration --layers --queries --cascade --size --precision "

@@ -140,10 +140,11 @@ def test_openvino_s_profile_is_of_the_predictor_s_model(
 ) -> None:
     pytest.importorskip("openvino")
     from rtdetr_deploy.runtimes import ov
+    from rtdetr_deploy.runtimes.ov_precision import keep_fp32
 
     if precision == "bf16" and "BF16" not in (instruction_sets() or ()):
         pytest.skip("the processor has no BF16")
-    original, keep_fp32 = ov.Loaded.compile, ov.keep_fp32
+    original = ov.Loaded.compile
     seen: list[Any] = []
     kept: list[int] = []
 
@@ -171,7 +172,7 @@ def test_openvino_s_profile_is_of_the_predictor_s_model(
 def test_bf16_is_not_profiled_where_it_would_be_emulated(small_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino")
     monkeypatch.setattr(ov_settings, "instruction_sets", lambda: frozenset({"AVX-512"}))
-    with pytest.raises(DeviceError, match='`precision="bf16"` needs BF16 arithmetic, which the CPU here has not'):
+    with pytest.raises(DeviceError, match='`precision="bf16"` needs BF16 arithmetic, which the CPU here doesn.t have'):
         profile(small_onnx, "openvino", 1, precision="bf16")
 
 

@@ -224,10 +224,10 @@ def test_equally_fast_models_whose_rounds_differ_are_not_told_apart() -> None:
     rounds = tuple(number // 13 for number in range(65))
     for _ in range(40):  # what the machine does falls on a round as a whole, and not alike on both
         one, other = (np.repeat(rng.normal(20, 1, 5), 13) + rng.normal(0, 0.1, 65) for _ in range(2))
-        measured = [
+        first, second = (
             Measured(row(1, 20, 0.5), 0.5, Speed(tuple(times), rounds=rounds, session="a")) for times in (one, other)
-        ]
-        found = ratio(*measured)
+        )
+        found = ratio(first, second)
         assert found is not None
         differing += found.differs
     assert differing <= 10  # five rounds are few: more than 5 %, and far from the 53 % of single queries
@@ -252,7 +252,7 @@ def test_what_was_not_timed_together_is_not_taken_for_equal_and_is_named() -> No
 
 
 def test_a_slow_runtime_is_never_recommended_before_a_fast_one_of_the_same_ap() -> None:
-    noisy = {"spread": 0.5}
+    noisy: dict[str, Any] = {"spread": 0.5}
     fast, slow = (
         [row(4, 176, 0.6, **noisy), row(3, 183, 0.6, **noisy)],
         [row(6, 282, 0.60001, **noisy), row(5, 415, 0.6)],

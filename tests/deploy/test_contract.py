@@ -163,14 +163,14 @@ def test_missing_onnx_runtime_is_named(small_onnx: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingPackageError, match=r"needs onnxruntime, .*: pip install 'onnxruntime>="):
-        Predictor(small_onnx)
+        Predictor(small_onnx, runtime="onnxruntime")
 
 
 def test_a_device_that_is_not_there_is_never_replaced(small_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
     with pytest.raises(OptionError, match="`device` is 'npu', but ONNX Runtime runs on cpu, cuda or cuda:1"):
-        Predictor(small_onnx, device="npu")
+        Predictor(small_onnx, device="npu", runtime="onnxruntime")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(MissingPackageError, match=r"no CUDAExecutionProvider; .*pip install 'onnxruntime-gpu>="):
         Predictor(small_onnx, device="cuda")

@@ -235,9 +235,10 @@ def test_threads_are_honoured_or_refused(opening: Opening) -> None:
     before = torch.get_num_threads()
     try:
         if opening.takes_threads:
-            runtime = opening.open(threads=1)
+            threads = opening.how.get("slots", 1)  # a thread for each call
+            runtime = opening.open(threads=threads)
             assert len(runtime.run(feed_of(runtime))["boxes"]) == 1
-            assert _threads_of(runtime) == 1
+            assert _threads_of(runtime) == threads
             runtime.close()
         else:
             with pytest.raises(OptionError, match="`threads` is not for engines"):
