@@ -140,10 +140,11 @@ def test_openvino_s_profile_is_of_the_predictor_s_model(
 ) -> None:
     pytest.importorskip("openvino")
     from rtdetr_deploy.runtimes import ov
+    from rtdetr_deploy.runtimes.ov_precision import keep_fp32
 
     if precision == "bf16" and "BF16" not in (instruction_sets() or ()):
         pytest.skip("the processor has no BF16")
-    original, keep_fp32 = ov.Loaded.compile, ov.keep_fp32
+    original = ov.Loaded.compile
     seen: list[Any] = []
     kept: list[int] = []
 
