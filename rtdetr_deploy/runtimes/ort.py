@@ -132,7 +132,7 @@ def session_options(options: RuntimeOptions, graph: Graph, slots: int = 1) -> An
         settings.enable_mem_pattern = False
     if not options.spinning:
         # Threads that wait for their part of a call by spinning take the cores from other work, and that work from the
-        # call: beside one busy process it took 1.7 times as long, alone it is as fast either way (docs/pipeline.md).
+        # call: beside one busy process it took 1.4 times as long, alone it is as fast either way (docs/pipeline.md).
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Its threads would go on spinning after a call and take the cores from whatever comes next: another model called in
     # turn took 1.5 times as long. A model alone is as fast either way (docs/measurements.md).
