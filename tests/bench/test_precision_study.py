@@ -12,6 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from conftest import slow_except
+
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("torch")
 
@@ -99,7 +101,7 @@ def test_a_third_party_file_that_is_refused_has_the_reason_in_its_row(
         study._measure(study._File("ours", broken), expected, data)
 
 
-@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("target", slow_except(["cpu", "tensorrt"], "cpu"))
 def test_int8_is_measured_on_the_graph_that_the_export_writes(
     target: Any, data: EvaluationSet, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +117,7 @@ def test_int8_is_measured_on_the_graph_that_the_export_writes(
     for module in (study, reduce):
         monkeypatch.setattr(module, "choose_blocks", choose_all)
     options = PrecisionStudyOptions(small_checkpoint, data, calibration=data.images, target=target)
-    export = study._int8_export(options, tmp_path / "trial.onnx")
+    export = replace(study._int8_export(options, tmp_path / "trial.onnx"), size=(128, 160))
     (measured,) = study._quantized(export, tmp_path / "trial.onnx")
     chosen = onnx.load(str(measured.path)).graph
     written = onnx.load(str(export_onnx(replace(export, output=tmp_path / "written.onnx", verify=False)).path)).graph
