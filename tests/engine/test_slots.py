@@ -321,6 +321,8 @@ def test_options_of_slots_are_checked(
         ("slots", {"slots": 2}),
         ("blocking_sync", {"blocking_sync": True}),
     )
+    with pytest.raises(OptionError, match="`blocking_sync` is for tensorrt; onnxruntime runs this model"):
+        Predictor(small_onnx, runtime="onnxruntime", blocking_sync=True)
     for name, given in how:
         opened = open_runtime(small_onnx)
         with pytest.raises(OptionError, match=f"`{name}` would be ignored: small.onnx is open already"):
