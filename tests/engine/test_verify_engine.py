@@ -26,7 +26,7 @@ from rtdetr_deploy.runtimes.trt.runtime import TensorRtRuntime
 from rtdetr_deploy.runtimes.trt.sidecar import sidecar_path
 from rtdetr_export import EngineOptions, ExportOptions, Step, build_engine, export, export_onnx
 from rtdetr_export.cli import main
-from rtdetr_export.precision.int8 import QuantizableNode
+from rtdetr_export.precision.int8 import Scheme
 from rtdetr_export.precision.sensitivity import QuantizationPlan, TradeOff
 from rtdetr_export.verify.agreement import Agreement
 from rtdetr_export.verify.engine import EngineReport
@@ -92,9 +92,9 @@ def quantized(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]
     Image.fromarray(structured_image(128, 160, 0)).save(folder / "0.png")
     nothing = np.empty(0, np.float32)
 
-    def choose(model: Any, nodes: list[QuantizableNode], *_: object) -> QuantizationPlan:
-        blocks = tuple(dict.fromkeys(node.block for node in nodes if not node.block.startswith("decoder")))
-        return QuantizationPlan((TradeOff(blocks, 0.7, Agreement((), 0, (), 0, nothing, nothing)),), 1)
+    def choose(model: Any, scheme: Scheme, *_: object) -> QuantizationPlan:
+        blocks = tuple(dict.fromkeys(node.block for node in scheme.nodes if not node.block.startswith("decoder")))
+        return QuantizationPlan((TradeOff(blocks, 0.7, Agreement((), 0, (), 0, nothing, nothing)),), len(blocks))
 
     monkeypatch.setattr("rtdetr_export.precision.reduce.choose_blocks", choose)
     return {"precision": "int8", "calibration": folder, "verify": False, "layers": 1}
@@ -104,7 +104,8 @@ def quantized(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]
 def test_engines_of_int8_files_have_the_share_of_the_graph(
     rest: str, world: World, small_options: Any, quantized: dict[str, Any], tmp_path: Path
 ) -> None:
-    onnx = export_onnx(small_options(f"engine-int8-{rest}.onnx", **quantized, non_int8_precision=rest)).path
+    quantized |= {"target": "tensorrt", "non_int8_precision": rest}
+    onnx = export_onnx(small_options(f"engine-int8-{rest}.onnx", **quantized)).path
     result = build_engine(onnx, tmp_path / "good" / "int8.engine")
     assert result.info.precision == "int8"
     assert isinstance(result.report, EngineReport)
@@ -123,7 +124,7 @@ def test_int8_engines_are_judged_against_fp32(
     fp32 = export(options).path
     world.instead, world.claims = fp32.read_bytes(), "Int8"
     target = tmp_path / "cells.engine"
-    result = export(replace(options, output=target, **quantized))
+    result = export(replace(options, output=target, target=None, **quantized))
     assert result.report is not None
     assert str(result.report).startswith("TensorRT 10.13.3.9 (Tesla T4) against FP32 (cells-fp32.onnx) on 1 image:")
     assert "extra (at least 90.0% must be, at most 10.0% extra; 3 of each are allowed)" in str(result.report)

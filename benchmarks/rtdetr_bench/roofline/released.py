@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from rtdetr_bench.studies.encoders import build_encoder
 from rtdetr_deploy.model import RTDETR
+from rtdetr_deploy.model.family import family_of
 from rtdetr_deploy.model.layers.tokens import LevelSizes, gather_rows
 from rtdetr_deploy.model.query_selection import QuerySelection, Selection, make_anchors, score_tokens
 from rtdetr_deploy.model.random_weights import fill_randomly
 from rtdetr_deploy.model.variants import find_variant
 from rtdetr_export import ExportOptions
-from rtdetr_export.pipeline import build_deployed, trace
+from rtdetr_export.graph import DeployedModel, PostProcessor
+from rtdetr_export.pipeline import trace
 from rtdetr_export.simplify import serialize, simplify
 
 
@@ -57,5 +59,8 @@ def released_graph(variant: str, layers: int | None = None, encoder: str | None 
     fill_randomly(model)
     model.decoder.query_selection = BoxesOfAllTokens(described.queries)
     options = ExportOptions(Path(f"{variant}.pth"), size=(640, 640), sampler="grid")
-    traced = trace(build_deployed(model.eval(), "grid", options), options)
+    family = family_of(model)
+    folded = family.fold(model.eval())
+    family.use_sampler(folded, "grid")  # and neither our form for CPUs nor that for GPUs
+    traced = trace(DeployedModel(folded, None, PostProcessor(options.max_detections)).eval(), options)
     return onnx.load_from_string(serialize(simplify(traced.content), {}, ""))
