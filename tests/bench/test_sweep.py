@@ -157,9 +157,9 @@ def test_what_looks_beaten_by_a_brief_time_is_timed_when_the_full_one_is_slower(
         def work(group: Any, *_: Any) -> dict[str, Any]:
             together.append([one.candidate.name for one in group])
             return {
-                one.candidate.name: {"SingleStream": [milliseconds[one.candidate.name[:2]][of]] * 65,
-                                     "single_stream_rounds": [number // 13 for number in range(65)],
-                                     "Offline": [[8, 1.0]], "session": str(len(together))}
+                one.candidate.name: {speed.SINGLE: [milliseconds[one.candidate.name[:2]][of]] * 65,
+                                     speed.ROUNDS: [number // 13 for number in range(65)],
+                                     speed.OFFLINE: [[8, 1.0]], speed.SESSION: str(len(together))}
                 for one in group
             }  # fmt: skip
 
@@ -190,7 +190,7 @@ def test_without_the_whole_model_candidates_have_an_ap_and_no_match_rate(
         patch.setattr(files, "export", refuse)
         assert main(command) == 0
     streams = capsys.readouterr()
-    assert streams.err.count("nothing is compared with the whole model, l2-q300-128x160-fp32@onnxruntime: no mem") == 1
+    assert streams.err.count("nothing is compared with the whole model, l3-q300-128x160-fp32@onnxruntime: no mem") == 1
     rows = json.loads((tmp_path / "out" / "sweep.json").read_text())["rows"]
     assert [(row["failed"], row["match_rate"]) for row in rows] == [(None, None)] * 2
     assert all(row["AP"] is not None for row in rows)
@@ -249,8 +249,9 @@ def test_far_above_the_budget_nothing_is_evaluated(command: list[str], capsys: p
 def test_a_reference_above_the_budget_is_evaluated_and_says_so(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = [*command[: command.index("--queries")], "--queries", "300", "--size", "128x160", *command[-6:]]
-    assert main([*whole, "--budget", "0.001ms", "--only", "l2*"]) == 0
+    start, rest = command[: command.index("--layers")], command[command.index("--runtime") :]
+    whole = [*start, "--layers", "3", "--queries", "300", "--size", "128x160", *rest]
+    assert main([*whole, "--budget", "0.001ms"]) == 0
     text = capsys.readouterr().out
     assert "not timed at length: about" in text
     assert "not evaluated" not in text
