@@ -125,7 +125,7 @@ def test_every_option_passes_its_parity_report(
     assert result.report.passed
     assert "maximum difference: box" in str(result.report)
     assert ("mixed, batch 3" in str(result.report)) == (changes.get("batch") == "dynamic")
-    assert sum(step.seconds is not None for step in steps) == 6
+    assert sum(step.seconds is not None for step in steps) == 7
     model, operators = _load(result.path)
     assert model.opset_import[0].version == changes.get("opset", 17)
     assert ("GridSample" in operators) == (changes.get("sampler") == "grid")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from rtdetr_deploy.model.cpu_form.decoder import CpuDecoder
 from rtdetr_deploy.model.cpu_form.encoder import CpuEncoder
+from rtdetr_deploy.model.hybrid_encoder import HybridEncoder
 from rtdetr_deploy.model.rtdetr import RTDETR
 
 __all__ = ["CpuDecoder", "CpuEncoder", "to_cpu_form"]
@@ -25,9 +26,10 @@ __all__ = ["CpuDecoder", "CpuEncoder", "to_cpu_form"]
 def to_cpu_form(model: RTDETR, precision: str) -> None:
     """Change a folded model, its sampler chosen, in place, for a file of `precision`.
 
-    GridSample takes other tables than one for all layers: a model that samples by it keeps its decoder.
+    GridSample takes other tables than one for all layers: a model that samples by it keeps its decoder. Encoders other
+    than RT-DETR's are kept.
     """
-    if precision != "int8":
+    if precision != "int8" and isinstance(model.encoder, HybridEncoder):
         model.encoder = CpuEncoder(model.encoder)
     if model.sampler != "grid":
         model.decoder = CpuDecoder(model.decoder)
