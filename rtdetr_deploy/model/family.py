@@ -33,7 +33,7 @@ class ModelFacts:
     """What a file's metadata say about the model, and how many classes it has.
 
     `variant` is its name, `layers` those of the decoder, `sampler` what it samples by.
-    `queries` are those of one input size: there are no more than an image has tokens. `cascade` (K, N) where only the N
+    `queries` are those of one input size, at most as many as an image has tokens. `cascade` (K, N) where only the N
     best of them go on after layer K.
     """
 

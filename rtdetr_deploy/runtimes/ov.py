@@ -131,7 +131,7 @@ def open_model(model: Path | bytes, options: RuntimeOptions) -> OpenVinoRuntime:
     """Open an `.xml` file with the `.bin` file beside it, an `.onnx` file, or the content of one.
 
     Raises `ArtifactError` when OpenVINO can't load it, `DeviceError` for devices that are not there and for arithmetic
-    that they don't have, `OptionError` for devices that it doesn't know, and for threads of others than the CPU,
+    that they don't have, `OptionError` for devices that it doesn't know, and for threads of devices other than the CPU,
     `OutputError` for a cache that can't be written, `MissingPackageError` for lower precisions in versions of OpenVINO
     whose marks for what stays in FP32 are not known.
     """

@@ -191,7 +191,7 @@ def _stream_rate(predictor: Predictor, images: Iterator[ImageLike], batch: int, 
 
 
 def _peak_memory() -> int | None:
-    """Return the most bytes that the process has held; None where there is no such figure (Windows)."""
+    """Return the maximum of bytes that the process has held; None where the system does not tell it (Windows)."""
     with suppress(ImportError):
         import resource
         import sys

@@ -38,7 +38,7 @@ def make_file(file: ModelFile, options: SweepOptions, progress: Progress | None 
 
 
 def attempt(work: Callable[[], Json]) -> Json:
-    """Return what `work` does; where it fails, the reason: whatever a model meets must not end the sweep of others."""
+    """Return what `work` does, or the reason where it fails: one model must not end the sweep of others."""
     try:
         return work()
     except (OutputError, MissingPackageError):

@@ -12,7 +12,7 @@ Point = tuple[float, float]
 
 
 def is_beaten(point: Point, others: Sequence[Point], factor: float = 1.0) -> bool:
-    """Tell whether one of the `others` is no worse in both and better in one.
+    """Tell whether one of the `others` is at least as good in both and better in one.
 
     With a `factor` below 1 it must take less than that share of the cost, too.
     """

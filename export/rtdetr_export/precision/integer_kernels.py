@@ -6,7 +6,7 @@ is not quantized runs in float behind DequantizeLinear, which is slower than no 
 alone; quantized outputs cost it nothing.
 
     conv -> relu -> Q                 one kernel: with an unsigned range that begins at 0, Q does what the ReLU did
-    conv -> Q -> sigmoid -> Q -> mul -> Q      a table and a product (there is no integer kernel with a SiLU in it)
+    conv -> Q -> sigmoid -> Q -> mul -> Q      a table and a product (integer kernels take no SiLU in)
     add, concat, pool, resize         in integers where all they read is quantized and a quantized node reads them
 """
 
